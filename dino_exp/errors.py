@@ -1,0 +1,52 @@
+"""Typed errors. Each knows the exit code that the command line answers with.
+
+Messages name the thing, what was found, what was expected, and the next command to type.
+"""
+
+
+class DinoExpError(Exception):
+    """Base of every error that is the user's, the disk's or the experiment's, never our own bug."""
+
+    exit_code = 1
+
+
+class UsageError(DinoExpError):
+    """A command was called wrongly: an unknown run, checkpoint or argument."""
+
+    exit_code = 2
+
+
+class ConfigError(DinoExpError):
+    """A setting is unknown, of the wrong type, out of range, or impossible beside another."""
+
+    exit_code = 2
+
+
+class RefusedError(DinoExpError):
+    """The command is understood and refused, because carrying it out would break a promise."""
+
+    exit_code = 3
+
+
+class LockedError(RefusedError):
+    """Another process owns the run directory."""
+
+
+class CheckpointError(DinoExpError):
+    """A checkpoint could not be written, or was used wrongly."""
+
+
+class NoCheckpointError(DinoExpError):
+    """No checkpoint can be loaded, or more steps would be lost than the settings allow."""
+
+    exit_code = 4
+
+
+class CorruptCheckpointError(DinoExpError):
+    """Bytes on disk are not the bytes that were written."""
+
+    exit_code = 4
+
+
+class TrainingError(DinoExpError):
+    """Training cannot go on: a non-finite loss or a collapsed model."""

@@ -1,0 +1,1 @@
+"""Backbone and projection head: plain torch modules with the parameter names of official DINO and timm."""

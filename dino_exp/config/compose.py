@@ -1,0 +1,203 @@
+"""Hydra composes here; what leaves is plain dicts and lists. No other module of the library starts Hydra.
+
+Hydra 1.3 answers a wrong setting with exit code 1, and one job's SystemExit ends a whole sweep. Here a wrong
+setting is a ConfigError with exit code 2, and a job's error is that job's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from dino_exp.config.check import known_keys
+from dino_exp.config.compare import roles_by_key
+from dino_exp.config.explain import HYDRA_ERRORS, conf_directory, explain
+from dino_exp.config.fields import walk_mapping
+from dino_exp.errors import ConfigError, DinoExpError
+
+PRIMARY = "config"
+PRESETS = ("experiment", "debug")  # groups whose choices set keys of many sections
+_REFERENCE = re.compile(r"\$\{\s*([^{}]*?)\s*\}")
+
+Task = Callable[[dict[str, Any], Sequence[str]], int]
+"""Runs one job: its resolved settings (not yet checked), its overrides as typed -> its exit code."""
+
+
+def hydra_main(task: Task) -> int:
+    """Run the command line in `sys.argv`: call `task` once for each job, and return an exit code.
+
+    A DinoExpError, of the composition or of a job, is told on stderr and gives its own exit code; in a sweep
+    the next job runs, and the first code that is not 0 is returned. Any other exception of a task is our bug
+    and is raised. Nothing is written to the working directory (Hydra's record of a sweep goes to
+    `outputs/sweeps`).
+    """
+    jobs = _Jobs(task)
+    main = hydra.main(config_path=str(conf_directory()), config_name=PRIMARY, **version_arguments())
+    with _errors_raised():
+        jobs.codes.append(_exit_code(lambda: jobs.run_all(main(jobs.run))))
+    return next((code for code in jobs.codes if code), 0)
+
+
+class _Jobs:
+    """Keeps the outcomes: Hydra drops what a job returns, and tells what it raises in words of its own."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.num_started = 0
+        self.codes: list[int] = []
+
+    def run(self, composed: DictConfig) -> int:
+        """One job, as Hydra calls it."""
+        self.num_started += 1
+        overrides = list(HydraConfig.get().overrides.task)
+        self.codes.append(_exit_code(lambda: self.task(plain_settings(composed), overrides)))
+        return self.codes[-1]
+
+    def run_all(self, main: Callable[[], None]) -> int:
+        """What Hydra makes of the command line."""
+        try:
+            main()
+        except ValueError as error:
+            if self.num_started:
+                raise
+            raise ConfigError(explain(error)) from error  # options of Hydra that exclude each other
+        return 0
+
+
+def _exit_code(call: Callable[[], int]) -> int:
+    """What `call` returns, or the exit code of the error that it raises, told on stderr."""
+    try:
+        return call()
+    except HYDRA_ERRORS as error:
+        failure: DinoExpError = ConfigError(explain(error))
+    except DinoExpError as error:
+        failure = error
+    except SystemExit as error:
+        return _system_exit_code(error)
+    sys.stderr.write(f"{failure}\n")
+    return failure.exit_code
+
+
+def _system_exit_code(error: SystemExit) -> int:
+    """What the interpreter makes of it: nothing is 0, a message is told and is 1."""
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    sys.stderr.write(f"{error.code}\n")
+    return 1
+
+
+@contextlib.contextmanager
+def _errors_raised() -> Iterator[None]:
+    """Have Hydra raise its errors, by its documented switch; otherwise it prints them and exits with 1."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def version_arguments() -> dict[str, str]:
+    """`version_base` for Hydra 1.3, which warns without it; nothing for later ones, which warn about it."""
+    return {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
+
+
+def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The resolved settings for a list of command-line overrides, as nested plain values, not yet checked.
+
+    Raises ConfigError. Inside a Hydra job it uses that job's search path, and the job is not disturbed.
+    """
+    try:
+        with _initialised():
+            return plain_settings(hydra.compose(config_name=PRIMARY, overrides=list(overrides)))
+    except (*HYDRA_ERRORS, ValueError) as error:  # ValueError: a group override by null or by a dictionary
+        raise ConfigError(explain(error)) from error
+
+
+def plain_settings(composed: DictConfig) -> dict[str, Any]:
+    """Resolved plain values of a composed configuration; a missing value stays `???`.
+
+    Raises ConfigError for an identity setting that would come out otherwise elsewhere: one that interpolates
+    the clock, the environment or anything but other settings. OmegaConfBaseException for a broken reference.
+    """
+    raw = OmegaConf.to_container(composed, resolve=False)
+    leaves = dict(walk_mapping(raw))
+    roles = roles_by_key()
+    impure = [
+        key for key, value in leaves.items() if roles.get(key) == "identity" and _is_impure(value, leaves)
+    ]
+    if impure:
+        lines = [f"{key}: {leaves[key]!r} depends on the machine or the clock" for key in impure]
+        raise ConfigError("configuration: " + "\n  ".join(lines) + "\nGive the value itself")
+    resolved = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def touched_keys(overrides: Sequence[str]) -> frozenset[str]:
+    """The dotted keys that a list of overrides sets.
+
+    A value override sets its key (or all keys below it), a group override all keys of its section; an
+    experiment or debug choice sets what its file states, and whatever comes out differently because of it.
+    Raises ConfigError.
+    """
+    touched: set[str] = set()
+    for override, line in _parse(overrides):
+        key = override.key_or_group
+        if override.is_hydra_override():
+            continue
+        if key in PRESETS:
+            touched |= _preset_keys(key, override.value(), line, overrides)
+        else:
+            touched |= {name for name in known_keys() if name == key or name.startswith(f"{key}.")}
+    return frozenset(touched)
+
+
+@contextlib.contextmanager
+def _initialised() -> Iterator[None]:
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    with hydra.initialize_config_dir(str(conf_directory()), job_name="dino_exp", **version_arguments()):
+        yield
+
+
+def _parse(overrides: Sequence[str]) -> Iterator[tuple[Any, str]]:
+    try:
+        yield from zip(OverridesParser.create().parse_overrides(list(overrides)), overrides, strict=True)
+    except HYDRA_ERRORS as error:
+        raise ConfigError(explain(error)) from error
+
+
+def _preset_keys(group: str, choice: Any, line: str, overrides: Sequence[str]) -> set[str]:
+    with_it = dict(walk_mapping(compose(overrides)))
+    without = dict(walk_mapping(compose([other for other in overrides if other != line])))
+    keys = {key for key in {**with_it, **without} if with_it.get(key) != without.get(key)}
+    file = conf_directory() / group / f"{choice}.yaml"
+    stated = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if file.is_file() else {}
+    return keys | {key for key, _ in walk_mapping(stated) if key in known_keys()}
+
+
+def _is_impure(value: Any, leaves: dict[str, Any], depth: int = 0) -> bool:
+    """Whether a raw value calls a resolver (`${now:...}`), itself or through settings that it refers to."""
+    if isinstance(value, list):
+        return any(_is_impure(item, leaves, depth) for item in value)
+    if not isinstance(value, str) or "${" not in value:
+        return False
+    names = _REFERENCE.findall(value)
+    if not names or depth > 8 or any(":" in name or name.startswith("hydra") for name in names):
+        return True
+    return any(_is_impure(leaves.get(name), leaves, depth + 1) for name in names)

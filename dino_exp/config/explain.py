@@ -1,0 +1,66 @@
+"""Errors of Hydra and OmegaConf in our words: what was found, what there is, and what may have been meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf.errors import OmegaConfBaseException
+
+from dino_exp.config.check import did_you_mean, suggest_keys
+
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+
+
+def conf_directory() -> Path:
+    """`conf/` of the installed package, or of the repository when the package is not installed as a wheel."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def group_choices() -> dict[str, list[str]]:
+    """The choices of every group of `conf/`, both sorted."""
+    folders = sorted(path for path in conf_directory().iterdir() if path.is_dir() and path.name != "hydra")
+    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+
+
+def explain(error: Exception) -> str:
+    """An error of Hydra or OmegaConf in one message: what was found, what is expected, what may be meant."""
+    text = str(error).strip()
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _explain_missing(error.missing_cfg_file, error.options or [])
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read the override {error.override!r}: expected key=value, "
+            "with quotes around text of special characters: 'key=\"value\"'"
+        )
+    unknown = re.match(r"Could not (?:override|delete)(?: from config\.)? '([^']+)'", text)
+    if unknown and isinstance(error, ConfigCompositionException):
+        return f"configuration: {unknown[1]}: there is no such setting{_suggest(unknown[1])}"
+    cause = f": {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    return "configuration: " + " ".join(f"{text}{cause}".split())
+
+
+def _explain_missing(config_file: str, options: Sequence[str]) -> str:
+    group, _, choice = config_file.rpartition("/")
+    if not group:
+        return f"configuration: there is no file {config_file}.yaml in {conf_directory()}"
+    known = (
+        f"; there are {', '.join(options)}" if options else f"; there is no group {group}{_suggest(group)}"
+    )
+    return f"configuration: {group}={choice}: there is no such choice{known}{did_you_mean(choice, options)}"
+
+
+def _suggest(key: str) -> str:
+    groups = list(group_choices())
+    if "." not in key and did_you_mean(key, groups):
+        return did_you_mean(key, groups)
+    return suggest_keys(key)

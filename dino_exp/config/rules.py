@@ -1,0 +1,79 @@
+"""Combinations of settings that cannot work; each message names the keys and says what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dino_exp.config.schema import Config
+
+DIGITS_TRAINING_IMAGES = 1437  # the fixed split of scikit-learn's 1,797 digits
+
+
+def rule_problems(config: Config) -> list[str]:
+    """Everything that is impossible in a configuration whose single values are all valid."""
+    rules = (_model_rules, _data_rules, _augment_rules, _batch_rules, _schedule_rules, _start_and_stop_rules)
+    return [problem for rule in rules for problem in rule(config)]
+
+
+def _model_rules(config: Config) -> Iterator[str]:
+    model = config.model
+    if model.embed_dim % model.num_heads:
+        yield (
+            f"model.num_heads={model.num_heads} does not divide model.embed_dim={model.embed_dim}: "
+            "choose a divisor, so that every head has the same width"
+        )
+
+
+def _data_rules(config: Config) -> Iterator[str]:
+    data = config.data
+    for key, size in (("image_size", data.image_size), ("local_size", data.local_size)):
+        if size % data.patch_size:
+            yield (
+                f"data.{key}={size} is not a multiple of data.patch_size={data.patch_size}: "
+                "crops are cut into whole patches"
+            )
+    if data.local_size > data.image_size:
+        yield f"data.local_size={data.local_size} is larger than data.image_size={data.image_size}"
+    made = data.name == "synthetic"
+    for key, value in (("num_samples", data.num_samples), ("num_classes", data.num_classes)):
+        if made and value is None:
+            yield f"data.{key} is null: data=synthetic needs a whole number"
+        if not made and value is not None:
+            yield f"data.{key}={value} applies to data=synthetic only: set data.{key}=null"
+
+
+def _augment_rules(config: Config) -> Iterator[str]:
+    if config.augment.name == "dino" and config.data.name == "digits":
+        yield "augment=dino needs colour images and data=digits is grey: use augment=digits or data=synthetic"
+
+
+def _batch_rules(config: Config) -> Iterator[str]:
+    batch = config.train.batch_size
+    num_images = DIGITS_TRAINING_IMAGES if config.data.name == "digits" else config.data.num_samples
+    if num_images is not None and batch > num_images:
+        yield (
+            f"train.batch_size={batch} is more than the {num_images} training images "
+            f"of data={config.data.name}: an epoch would have no step"
+        )
+    if config.loss.use_bn and batch < 2:
+        yield "train.batch_size=1 with loss.use_bn=true: batch norm needs at least 2 images"
+
+
+def _schedule_rules(config: Config) -> Iterator[str]:
+    warmups = {
+        "scheduler.warmup_epochs": config.scheduler.warmup_epochs,
+        "loss.warmup_teacher_temp_epochs": config.loss.warmup_teacher_temp_epochs,
+    }
+    for key, epochs in warmups.items():
+        if epochs > config.train.epochs:
+            yield f"{key}={epochs} is longer than train.epochs={config.train.epochs}: shorten the warm-up"
+
+
+def _start_and_stop_rules(config: Config) -> Iterator[str]:
+    train = config.train
+    if train.stop_after_steps is not None and train.stop_after_epochs is not None:
+        yield "train.stop_after_steps and train.stop_after_epochs are both set: set one of them to null"
+    if config.resume is not None and config.fork is not None:
+        yield "resume and fork are both set: resume continues a run, fork starts a new one from it"

@@ -1,0 +1,116 @@
+"""The command line as a user meets it: real processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import sys
+from dino_exp.config.check import config_from_mapping
+from dino_exp.config.compose import hydra_main, touched_keys
+from dino_exp.errors import RefusedError
+
+def task(settings, overrides):
+    config = config_from_mapping(settings)
+    if config.seed == 3:
+        raise RefusedError("no seed 3 here")
+    if config.seed == 4:
+        raise SystemExit(143)
+    if config.seed == 5:
+        raise ValueError("our own bug")
+    print("ran", config.model.name, config.seed, sorted(touched_keys(overrides)), overrides)
+    return 0
+
+sys.exit(hydra_main(task))
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    script = tmp_path / "app.py"
+    script.write_text(SCRIPT)
+    here = tmp_path / "cwd"
+    here.mkdir()
+    root = str(Path(__file__).parents[2])
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(script), *arguments],
+            cwd=here,
+            env={"PYTHONPATH": root, "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert {path.name for path in here.iterdir()} <= {"outputs"}
+        assert "--multirun" in arguments or list(here.iterdir()) == []
+        return done
+
+    return call
+
+
+def test_a_job_gets_its_settings_and_overrides(command):
+    done = command("model=vit_s", "seed=2", "train.stop_after_steps=1")
+    assert done.returncode == 0
+    assert done.stdout.startswith("ran vit_s 2 ['model.depth', ")
+    assert done.stdout.endswith("['model=vit_s', 'seed=2', 'train.stop_after_steps=1']\n")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lrr=1"], "configuration: lrr: there is no such setting; did you mean optimizer.lr?\n"),
+        (["model.num_heads=5"], "configuration: model.num_heads=5 does not divide model.embed_dim=64"),
+        (["model=vit_x"], "configuration: model=vit_x: there is no such choice; there are vit_b"),
+        (["seed=0,1"], "--multirun"),
+        (["--multirun", "--cfg", "job"], "Only one of --run, --multirun"),
+        (["--help", "lrr=1"], "configuration: lrr: there is no such setting; did you mean optimizer.lr?\n"),
+    ],
+)
+def test_a_wrong_command_exits_2_with_one_message(command, arguments, message):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_error_of_the_job_keeps_its_exit_code_and_a_bug_its_traceback(command):
+    refused = command("seed=3")
+    assert (refused.returncode, refused.stderr) == (3, "no seed 3 here\n")
+    assert command("seed=4").returncode == 143
+    bug = command("seed=5")
+    assert bug.returncode == 1
+    assert "ValueError: our own bug" in bug.stderr
+
+
+def test_a_failing_job_does_not_end_the_sweep(command):
+    done = command("--multirun", "seed=1,3,4,-2,2")
+    assert [line.split()[2] for line in done.stdout.splitlines()] == ["1", "2"]
+    assert done.returncode == 3
+    assert done.stderr == "no seed 3 here\nconfiguration: seed: expected at least 0, got -2\n"
+
+
+def test_help_explains_commands_choices_and_settings(command):
+    done = command("--help")
+    assert done.returncode == 0
+    for part in (
+        "checkpoint=rotating model=vit_s",
+        "resume=<run>",
+        "model: vit_b, vit_l",
+        "  batch_size: 64",
+    ):
+        assert part in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--cfg", "job"], ["--info", "defaults"], ["--version"], ["--hydra-help"]]
+)
+def test_hydras_own_options_still_work(command, arguments):
+    done = command(*arguments)
+    assert done.returncode == 0
+    assert done.stdout
+    assert "ran" not in done.stdout.split()

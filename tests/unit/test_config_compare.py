@@ -1,0 +1,83 @@
+import pytest
+from config_examples import config
+
+from dino_exp.config.check import known_keys
+from dino_exp.config.compare import ABSENT, as_mapping, compare, overlay, roles_by_key
+from dino_exp.errors import ConfigError
+
+
+def verdicts(*overrides: str) -> dict[str, str]:
+    return {change.key: change.verdict for change in compare(config(), config(*overrides), known_keys())}
+
+
+@pytest.mark.parametrize(
+    ("override", "verdict"),
+    [
+        ("optimizer.lr=1e-2", "refused"),
+        ("seed=1", "refused"),
+        ("train.epochs=90", "refused"),
+        ("runtime.threads=2", "warned"),
+        ("runtime.device=cpu", "warned"),
+        ("runtime.deterministic=false", "warned"),
+        ("evaluation.batch_size=100", "warned"),
+        ("train.stop_after_epochs=3", "allowed"),
+        ("evaluation.every_epochs=1", "allowed"),
+        ("logger.every_steps=1", "allowed"),
+        ("runtime.workers=2", "allowed"),
+        ("checkpoint.keep.last=9", "allowed"),
+        ("run.note=hi", "allowed"),
+    ],
+)
+def test_the_verdict_follows_the_role(override, verdict):
+    assert verdicts(override) == {override.partition("=")[0]: verdict}
+
+
+def test_equal_settings_and_places_are_no_changes():
+    assert verdicts() == {}
+    assert verdicts("optimizer.lr=3e-3") == {}
+    assert verdicts("paths.outputs=/elsewhere", "resume=last") == {}
+
+
+def test_only_touched_keys_count():
+    now = config("optimizer.lr=1", "train.stop_after_epochs=3")
+    (change,) = compare(config(), now, {"train.stop_after_epochs"})
+    assert (change.key, change.was, change.now, change.role) == ("train.stop_after_epochs", None, 3, "budget")
+
+
+def test_another_choice_shows_the_keys_that_come_and_go():
+    changes = {change.key: change for change in compare(config(), config("optimizer=sgd"), known_keys())}
+    assert (changes["optimizer.betas"].was, changes["optimizer.betas"].now) == ((0.9, 0.999), ABSENT)
+    assert (changes["optimizer.momentum"].was, changes["optimizer.momentum"].now) == (ABSENT, 0.9)
+    assert changes["optimizer.name"].verdict == "refused"
+
+
+def test_overlay_takes_touched_settings_but_never_identity_or_places():
+    now = config("train.stop_after_epochs=3", "optimizer.lr=1", "paths.outputs=/x", "runtime.workers=2")
+    merged = overlay(config(), now, {"train.stop_after_epochs", "optimizer.lr", "paths.outputs"})
+    assert as_mapping(merged) == as_mapping(config("train.stop_after_epochs=3"))
+
+
+def test_overlay_refuses_what_is_impossible_together():
+    with pytest.raises(ConfigError, match=r"stop_after_steps and train\.stop_after_epochs are both set"):
+        overlay(
+            config("train.stop_after_steps=3"),
+            config("train.stop_after_epochs=1"),
+            ["train.stop_after_epochs"],
+        )
+
+
+def test_roles_of_the_whole_schema():
+    roles = roles_by_key()
+    assert set(roles) == set(known_keys())
+    assert {key for key, role in roles.items() if role == "numerics"} == {
+        "evaluation.batch_size",
+        "runtime.device",
+        "runtime.threads",
+        "runtime.deterministic",
+    }
+    assert all(
+        role == "runtime" for key, role in roles.items() if key.startswith(("checkpoint.", "run.", "paths."))
+    )
+    assert all(
+        role == "identity" for key, role in roles.items() if key.startswith(("optimizer.", "augment."))
+    )

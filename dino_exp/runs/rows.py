@@ -1,0 +1,91 @@
+"""`metrics.jsonl`: one row a logging step, no row twice and none missing after any number of kills.
+
+A checkpoint records the position of the file at its step, once those rows are on the disk. A resume cuts the
+file there, and training writes the same rows again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dino_exp.fsio import LOCAL, DamagedFileError
+from dino_exp.runs.jsonl import JsonLines, count_lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowPosition:
+    """How much of the file belongs to a step: rows, and the bytes that they take."""
+
+    num_rows: int
+    num_bytes: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.num_rows <= self.num_bytes:
+            raise ValueError(
+                f"rows: expected 0 <= num_rows <= num_bytes, got {self.num_rows} and {self.num_bytes}"
+            )
+
+
+START = RowPosition(num_rows=0, num_bytes=0)
+
+
+class RowWriter:
+    """Writes rows. Nothing is opened before `open_at`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._num_rows = 0
+        self._lines: JsonLines | None = None
+
+    def open_at(self, num_rows: int, num_bytes: int) -> None:
+        """Open the file and cut it to the position that a checkpoint recorded; (0, 0) for a new run.
+
+        Raises DamagedFileError, and changes nothing, when the file has not these rows any more; OSError.
+        """
+        position = RowPosition(num_rows=num_rows, num_bytes=num_bytes)
+        self._check(position)
+        self.close()
+        self._num_rows = position.num_rows
+        self._lines = JsonLines(self.path, position.num_bytes)
+
+    def append(self, row: Mapping[str, object]) -> None:
+        """Write one row; numbers that are not finite become words (nan, inf, -inf). Durable after `sync`."""
+        self._opened().append(row)
+        self._num_rows += 1
+
+    def sync(self) -> RowPosition:
+        """Return the position once every row so far is on the disk."""
+        lines = self._opened()
+        lines.sync()
+        return RowPosition(num_rows=self._num_rows, num_bytes=lines.num_bytes)
+
+    def close(self) -> None:
+        """Close the file; closing twice is harmless."""
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
+    def _opened(self) -> JsonLines:
+        assert self._lines is not None, "rows are written after open_at"
+        return self._lines
+
+    def _check(self, position: RowPosition) -> None:
+        found_bytes = LOCAL.size(self.path) or 0
+        if found_bytes < position.num_bytes:
+            raise self._damage(position, f"{found_bytes} bytes")
+        if position.num_bytes:
+            found_rows, is_whole = count_lines(self.path, position.num_bytes)
+            if found_rows != position.num_rows or not is_whole:
+                torn = "" if is_whole else " and a torn one"
+                raise self._damage(
+                    position, f"{found_rows} rows{torn} in the first {position.num_bytes} bytes"
+                )
+
+    def _damage(self, position: RowPosition, found: str) -> DamagedFileError:
+        return DamagedFileError(
+            f"{self.path}: found {found}, but the checkpoint was saved after {position.num_rows} rows in "
+            f"{position.num_bytes} bytes. Put the file back, or go on in a new run: "
+            f"`python -m dino_exp.train fork={self.path.parent}`"
+        )

@@ -1,0 +1,69 @@
+"""What a checkpoints folder's files are called: the one place that builds and parses their names.
+
+registry.json                                   derived index
+pins.json                                       pinned steps with notes
+step-000000120.json                             a manifest: this file is the checkpoint
+packs/step-000000120.a003.r00000.safetensors    tensor bytes of step 120 by attempt 3, rank 0
+quarantine/step-000000120.q001/                 what failed verification, with reason.json
+.step-000000120.json.tmp, .trash-step-…         leftovers of a writer that died, swept by the next
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+REGISTRY = "registry.json"
+PINS = "pins.json"
+PACKS = "packs"
+QUARANTINE = "quarantine"
+
+MAX_STEP = 10**9 - 1
+_MANIFEST = re.compile(r"step-(\d{9})\.json", re.ASCII)
+_PACK = re.compile(r"step-(\d{9})\.a(\d{3,6})\.r(\d{5})\.safetensors", re.ASCII)
+_LEFTOVER = re.compile(r"\.(?:step-\d{9}\.json|registry\.json|pins\.json)\.tmp|\.trash-step-\d{9}\.json", re.ASCII)
+
+
+@dataclass(frozen=True, order=True)
+class PackName:
+    """Which step, attempt and rank wrote a pack."""
+
+    step: int
+    attempt: int
+    rank: int
+
+    def __str__(self) -> str:
+        return f"step-{self.step:09d}.a{self.attempt:03d}.r{self.rank:05d}.safetensors"
+
+
+def manifest_name(step: int) -> str:
+    """The file name of a step's manifest."""
+    assert 0 <= step <= MAX_STEP, step
+    return f"step-{step:09d}.json"
+
+
+def parse_manifest_name(name: str) -> int | None:
+    """The step of a manifest's file name; None for any other name."""
+    found = _MANIFEST.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def parse_pack_name(name: str) -> PackName | None:
+    """The parts of a pack's file name; None for any other name, so that none leads out of the folder."""
+    found = _PACK.fullmatch(name)
+    return PackName(*map(int, found.groups())) if found else None
+
+
+def temporary_name(name: str) -> str:
+    """Where a file is written before it is renamed into place."""
+    return f".{name}.tmp"
+
+
+def trash_name(step: int) -> str:
+    """Where a manifest goes in the first moment of being dropped."""
+    return f".trash-{manifest_name(step)}"
+
+
+def is_leftover(name: str) -> bool:
+    """Whether this is a file of a writer that died, safe to remove."""
+    return _LEFTOVER.fullmatch(name) is not None

@@ -1,0 +1,137 @@
+"""The manifest: everything about one checkpoint, as a sealed JSON file. See `manifest_parse` for reading it.
+
+Format 1. Later formats keep the seal, so that an older program can tell a newer file from a damaged one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from dino_exp.checkpoint.canonical import metrics_to_json, seal
+from dino_exp.checkpoint.dtypes import DTYPES
+from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """One box of a tensor (`offset` and `shape`, one number for each dimension), and where its bytes are.
+
+    `stored_bytes` bytes from `start` of `pack` are what `codec` made of the content. `base` is the chunk
+    that a delta was taken against, described in full, so that a manifest never depends on another manifest.
+    """
+
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+    pack: str
+    key: str
+    start: int
+    stored_bytes: int
+    codec: str
+    stored_digest: str
+    content_digest: str
+    base: Chunk | None = None
+
+    @property
+    def num_elements(self) -> int:
+        """Elements in the box."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+    """One tensor: element type, global shape, and the chunks that tile it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its content."""
+        return math.prod(self.shape) * DTYPES[self.dtype].item_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackEntry:
+    """One pack file: its size, and its first bytes (safetensors length and header) with their digest."""
+
+    name: str
+    bytes: int
+    header_bytes: int
+    header_digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """One checkpoint. Never changed after its commit.
+
+    `record` is the caller's account of where the state comes from (run key, hashes, commit, configuration,
+    parent, versions); `state` is JSON that a resume needs and `state_digest` covers; `aside` is JSON that
+    it does not cover; `generators` holds the library generators of each rank. `state_digest` is None where
+    tensors were written in pieces: then it is found by reading.
+    """
+
+    step: int
+    epoch: int
+    samples_seen: int
+    created_at: str
+    reasons: tuple[str, ...]
+    attempt: int
+    world_size: int
+    tensors: Mapping[str, TensorEntry]
+    packs: tuple[PackEntry, ...]
+    state: Mapping[str, JSON]
+    state_digest: str | None
+    record: Mapping[str, JSON] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    health: Mapping[str, JSON] = field(default_factory=dict)
+    healthy: bool = True
+    resumable: bool = True
+    aside: Mapping[str, JSON] = field(default_factory=dict)
+    generators: tuple[JSON, ...] = ()
+    policy: JSON = field(default_factory=list)
+    schedule: Schedule
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the packs that it names."""
+        return sum(pack.bytes for pack in self.packs)
+
+    def info(self, *, verified: bool, num_bytes: int) -> CheckpointInfo:
+        """The facts that policies see."""
+        return CheckpointInfo(
+            step=self.step,
+            epoch=self.epoch,
+            created_at=self.created_at,
+            metrics=self.metrics,
+            reasons=self.reasons,
+            healthy=self.healthy,
+            resumable=self.resumable,
+            verified=verified,
+            bytes=num_bytes,
+        )
+
+
+def chunks_of(manifest: Manifest) -> Iterator[tuple[str, TensorEntry, Chunk]]:
+    """Every chunk with its tensor's name and entry, in the order of their places in the packs."""
+    rows = [(name, entry, chunk) for name, entry in manifest.tensors.items() for chunk in entry.chunks]
+    return iter(sorted(rows, key=lambda row: (row[2].pack, row[2].start, row[0])))
+
+
+def manifest_to_bytes(manifest: Manifest) -> bytes:
+    """The sealed file. Raises ValueError when a JSON part holds NaN."""
+    body = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__}
+    body["tensors"] = {name: asdict(entry) for name, entry in manifest.tensors.items()}
+    body["packs"] = [asdict(pack) for pack in manifest.packs]
+    body["metrics"] = metrics_to_json(manifest.metrics)
+    body["schedule"] = asdict(manifest.schedule)
+    return seal(body)

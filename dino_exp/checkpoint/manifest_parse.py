@@ -1,0 +1,235 @@
+"""Reading manifests that may be damaged, hostile, or from the future. Nothing is trusted before it is
+bounded.
+
+Every problem is a CorruptCheckpointError that says where, except a newer format, which is an
+UnsupportedFormatError: such a file is not damaged, and must not be treated as such. Keys that this version
+does not know are ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+
+from dino_exp.checkpoint.canonical import metrics_from_json, unseal
+from dino_exp.checkpoint.codec import RAW
+from dino_exp.checkpoint.dtypes import DTYPES
+from dino_exp.checkpoint.layout import MAX_STEP, parse_pack_name
+from dino_exp.checkpoint.manifest import FORMAT_VERSION, Chunk, Manifest, PackEntry, TensorEntry
+from dino_exp.checkpoint.types import JSON, Schedule, UnsupportedFormatError
+from dino_exp.errors import ConfigError, CorruptCheckpointError
+
+MAX_MANIFEST_BYTES = 64 << 20
+MAX_TENSORS = 100_000
+MAX_CHUNKS = 1_000  # of one tensor: about as many as ranks
+MAX_CHAIN = 16  # bases below a chunk
+MAX_BYTES = 1 << 50
+MAX_DIMS = 16
+MAX_TEXT = 1_000
+
+_CONTENT_DIGEST = re.compile(r"[0-9a-f]{32}")
+_STATE_DIGEST = re.compile(r"s1:[0-9a-f]{64}")
+_CODEC = re.compile(r"[a-z0-9_+-]{1,40}/\d{1,3}")
+
+
+def parse_manifest(data: bytes, what: str, *, with_tensors: bool = True) -> Manifest:
+    """The manifest in the bytes of a file; for an index its tensors may be left out, which is most of the work.
+
+    Raises CorruptCheckpointError, UnsupportedFormatError.
+    """
+    body = open_body(data, what)
+    packs = {pack.name: pack for pack in (_pack(item, what) for item in _list(body, "packs", what))}
+    tensors = _dict(body, "tensors", what) if with_tensors else {}
+    _need(len(tensors) <= MAX_TENSORS, what, f"{len(tensors)} tensors, expected at most {MAX_TENSORS}")
+    state_digest = body.get("state_digest")
+    if state_digest is not None:
+        state_digest = _matching(body, "state_digest", _STATE_DIGEST, what)
+    return Manifest(
+        step=_whole(body, "step", what, MAX_STEP),
+        epoch=_whole(body, "epoch", what, MAX_STEP),
+        samples_seen=_whole(body, "samples_seen", what),
+        created_at=_text(body, "created_at", what),
+        reasons=_texts(body, "reasons", what),
+        attempt=_whole(body, "attempt", what, 10**6 - 1),
+        world_size=_whole(body, "world_size", what, 10**5),
+        tensors={name: _tensor(name, entry, packs, what) for name, entry in tensors.items()},
+        packs=tuple(packs.values()),
+        state=_dict(body, "state", what),
+        state_digest=state_digest,
+        record=_dict(body, "record", what),
+        metrics=metrics_from_json(body.get("metrics"), f"{what}: metrics"),
+        health=_dict(body, "health", what),
+        healthy=_flag(body, "healthy", what),
+        resumable=_flag(body, "resumable", what),
+        aside=_dict(body, "aside", what),
+        generators=tuple(_list(body, "generators", what)),
+        policy=body.get("policy"),
+        schedule=parse_schedule(body.get("schedule"), what),
+    )
+
+
+def open_body(data: bytes, what: str) -> dict[str, JSON]:
+    """The unsealed object of a format that this version reads."""
+    body = unseal(data, what)
+    version = _whole(body, "format_version", what)
+    if version > FORMAT_VERSION:
+        raise UnsupportedFormatError(
+            f"{what}: format {version}, expected at most {FORMAT_VERSION}; it is of a newer version, "
+            "so install that one to read it: pip install --upgrade dino-exp"
+        )
+    return body
+
+
+def parse_schedule(given: JSON, what: str) -> Schedule:
+    """A recorded schedule. Raises CorruptCheckpointError."""
+    _need(isinstance(given, dict), what, "schedule is no object")
+    try:
+        return Schedule(_whole(given, "horizon_steps", what), _whole(given, "steps_per_epoch", what))
+    except ConfigError as problem:
+        raise CorruptCheckpointError(f"{what}: {problem}") from problem
+
+
+def _tensor(name: str, given: JSON, packs: dict[str, PackEntry], what: str) -> TensorEntry:
+    where = f"{what}: tensor {name[:80]!r}"
+    _need(0 < len(name) <= MAX_TEXT and name != "__metadata__", where, "not a tensor's name")
+    dtype = _text(given, "dtype", where)
+    _need(dtype in DTYPES, where, f"dtype {dtype[:40]!r}, expected one of {', '.join(DTYPES)}")
+    shape = _shape(given, "shape", where)
+    chunks = _list(given, "chunks", where)
+    _need(1 <= len(chunks) <= MAX_CHUNKS, where, f"{len(chunks)} chunks, expected 1 to {MAX_CHUNKS}")
+    entry = TensorEntry(
+        dtype=dtype, shape=shape, chunks=tuple(_chunk(chunk, packs, where, MAX_CHAIN) for chunk in chunks)
+    )
+    _need(entry.num_bytes <= MAX_BYTES, where, f"{entry.num_bytes} bytes of content")
+    _check_tiling(entry, where)
+    for chunk in entry.chunks:
+        _check_raw(chunk, DTYPES[dtype].item_bytes, where)
+    return entry
+
+
+def _chunk(given: JSON, packs: dict[str, PackEntry], where: str, chain_left: int) -> Chunk:
+    pack = _text(given, "pack", where)
+    _need(pack in packs, where, f"pack {pack[:80]!r} is not among the manifest's packs")
+    start = _whole(given, "start", where)
+    stored_bytes = _whole(given, "stored_bytes", where)
+    inside = packs[pack].header_bytes <= start and start + stored_bytes <= packs[pack].bytes
+    _need(inside, where, f"{stored_bytes} bytes at {start} do not lie in the {packs[pack].bytes} of its pack")
+    base = given.get("base")
+    _need(base is None or chain_left > 0, where, f"a chain of more than {MAX_CHAIN} bases")
+    chunk = Chunk(
+        offset=_shape(given, "offset", where),
+        shape=_shape(given, "shape", where),
+        pack=pack,
+        key=_text(given, "key", where),
+        start=start,
+        stored_bytes=stored_bytes,
+        codec=_matching(given, "codec", _CODEC, where),
+        stored_digest=_matching(given, "stored_digest", _CONTENT_DIGEST, where),
+        content_digest=_matching(given, "content_digest", _CONTENT_DIGEST, where),
+        base=None if base is None else _chunk(base, packs, where, chain_left - 1),
+    )
+    same_box = chunk.base is None or (chunk.base.offset, chunk.base.shape) == (chunk.offset, chunk.shape)
+    _need(same_box, where, "its base is another part of the tensor")
+    return chunk
+
+
+def _check_tiling(entry: TensorEntry, where: str) -> None:
+    """Chunks lie inside the tensor, do not overlap, and leave no hole."""
+    for chunk in entry.chunks:
+        _need(len(chunk.offset) == len(chunk.shape) == len(entry.shape), where, "a chunk of other dimensions")
+        ends = [start + length for start, length in zip(chunk.offset, chunk.shape, strict=True)]
+        _need(
+            all(end <= size for end, size in zip(ends, entry.shape, strict=True)),
+            where,
+            "a chunk reaches outside",
+        )
+    boxes = [chunk for chunk in entry.chunks if chunk.num_elements]
+    volume = sum(chunk.num_elements for chunk in boxes)
+    total = TensorEntry(dtype=entry.dtype, shape=entry.shape, chunks=()).num_bytes
+    _need(volume * DTYPES[entry.dtype].item_bytes == total, where, "its chunks do not cover it")
+    _need(not any(_overlap(a, b) for a, b in combinations(boxes, 2)), where, "two chunks overlap")
+
+
+def _overlap(one: Chunk, other: Chunk) -> bool:
+    sides = zip(one.offset, one.shape, other.offset, other.shape, strict=True)
+    return all(a < b + b_size and b < a + a_size for a, a_size, b, b_size in sides)
+
+
+def _check_raw(chunk: Chunk, item_bytes: int, where: str) -> None:
+    if chunk.codec == RAW:
+        expected = chunk.num_elements * item_bytes
+        _need(chunk.stored_bytes == expected, where, f"{chunk.stored_bytes} raw bytes, expected {expected}")
+        _need(chunk.stored_digest == chunk.content_digest, where, "two digests of the same raw bytes")
+    if chunk.base is not None:
+        _check_raw(chunk.base, item_bytes, where)
+
+
+def _pack(given: JSON, what: str) -> PackEntry:
+    name = _text(given, "name", what)
+    _need(parse_pack_name(name) is not None, what, f"{name[:80]!r} is not the name of a pack")
+    pack = PackEntry(
+        name=name,
+        bytes=_whole(given, "bytes", what),
+        header_bytes=_whole(given, "header_bytes", what),
+        header_digest=_matching(given, "header_digest", _CONTENT_DIGEST, what),
+    )
+    _need(8 < pack.header_bytes <= pack.bytes, what, f"pack {name} has a header of {pack.header_bytes} bytes")
+    return pack
+
+
+def _need(condition: bool, where: str, problem: str) -> None:
+    if not condition:
+        raise CorruptCheckpointError(f"{where}: {problem}")
+
+
+def _field(given: JSON, key: str, kind: type, where: str) -> JSON:
+    value = given.get(key) if isinstance(given, dict) else None
+    if type(value) is not kind:
+        raise CorruptCheckpointError(f"{where}: {key} is {str(value)[:40]!r}, expected {kind.__name__}")
+    return value
+
+
+def _whole(given: JSON, key: str, where: str, most: int = MAX_BYTES) -> int:
+    value: int = _field(given, key, int, where)
+    _need(0 <= value <= most, where, f"{key} is {value}, expected 0 to {most}")
+    return value
+
+
+def _flag(given: JSON, key: str, where: str) -> bool:
+    value: bool = _field(given, key, bool, where)
+    return value
+
+
+def _text(given: JSON, key: str, where: str) -> str:
+    value: str = _field(given, key, str, where)
+    _need(len(value) <= MAX_TEXT, where, f"{key} has {len(value)} characters, expected at most {MAX_TEXT}")
+    return value
+
+
+def _matching(given: JSON, key: str, pattern: re.Pattern[str], where: str) -> str:
+    value = _text(given, key, where)
+    _need(pattern.fullmatch(value) is not None, where, f"{key} {value[:80]!r} does not match {pattern.pattern}")
+    return value
+
+
+def _texts(given: JSON, key: str, where: str) -> tuple[str, ...]:
+    values = _list(given, key, where)
+    _need(all(isinstance(value, str) and len(value) <= MAX_TEXT for value in values), where, f"{key}: no texts")
+    return tuple(values)
+
+
+def _list(given: JSON, key: str, where: str) -> list[JSON]:
+    value: list[JSON] = _field(given, key, list, where)
+    return value
+
+
+def _dict(given: JSON, key: str, where: str) -> dict[str, JSON]:
+    value: dict[str, JSON] = _field(given, key, dict, where)
+    return value
+
+
+def _shape(given: JSON, key: str, where: str) -> tuple[int, ...]:
+    sizes = _list(given, key, where)
+    fine = len(sizes) <= MAX_DIMS and all(type(size) is int and 0 <= size <= MAX_BYTES for size in sizes)
+    _need(fine, where, f"{key} is not at most {MAX_DIMS} whole numbers")
+    return tuple(sizes)

@@ -1,0 +1,194 @@
+"""What to keep: rules that each judge all checkpoints, and `plan_retention`, which joins them with a floor.
+
+Everything is a pure function of `CheckpointInfo`s. A plan says for each checkpoint why it stays or goes.
+Below any set of rules lies the floor: the newest checkpoint, the newest healthy one, and the newest that is
+verified and resumable always stay, so that no choice of settings can leave a run without a state to go on
+from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dino_exp.checkpoint.policies.milestones import Milestone, milestone_steps
+from dino_exp.checkpoint.policies.save import MILESTONE
+from dino_exp.checkpoint.types import CheckpointInfo, RetentionPlan, Schedule
+from dino_exp.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One rule's opinion by step: why to keep, and what to say about one that no rule keeps."""
+
+    keep: Mapping[int, str] = field(default_factory=dict)
+    otherwise: Mapping[int, str] = field(default_factory=dict)
+
+
+class KeepRule(Protocol):
+    """One reason for which checkpoints are kept. A rule never drops: what no rule keeps is dropped."""
+
+    def judge(self, infos: Sequence[CheckpointInfo], schedule: Schedule) -> Verdict:
+        """Judge `infos`, which ascend by step."""
+
+
+def _check_count(value: int, setting: str) -> None:
+    if value < 0:
+        raise ConfigError(f"checkpoint.keep.{setting} must be at least 0, got {value}")
+
+
+@dataclass(frozen=True)
+class LatestN:
+    """The `num` newest by step (never by a clock)."""
+
+    num: int
+
+    def __post_init__(self) -> None:
+        _check_count(self.num, "last")
+
+    def judge(self, infos: Sequence[CheckpointInfo], schedule: Schedule) -> Verdict:
+        """See `KeepRule`."""
+        first_kept = max(len(infos) - self.num, 0)
+        return Verdict(
+            {info.step: f"last {self.num}" for info in infos[first_kept:]},
+            {info.step: f"older than last {self.num}" for info in infos[:first_kept]} if self.num else {},
+        )
+
+
+@dataclass(frozen=True)
+class BestN:
+    """The `num` best by one metric. `mode` is "max" or "min". Of equals the earlier step is better.
+
+    NaN, infinite and missing metrics, collapsed models and states without the metric never rank. With `num`
+    0 the rule only says what "best" means.
+    """
+
+    metric: str
+    mode: str = "max"
+    num: int = 1
+
+    def __post_init__(self) -> None:
+        _check_count(self.num, "best")
+        if self.mode not in ("max", "min"):
+            raise ConfigError(f'checkpoint.keep.mode must be "max" or "min", got {self.mode!r}')
+
+    def rank(self, infos: Sequence[CheckpointInfo]) -> list[CheckpointInfo]:
+        """The ones that rank, best first."""
+        sign = -1.0 if self.mode == "max" else 1.0
+        ranked = [info for info in infos if self._unranked_because(info) is None]
+        return sorted(ranked, key=lambda info: (sign * info.metrics[self.metric], info.step))
+
+    def judge(self, infos: Sequence[CheckpointInfo], schedule: Schedule) -> Verdict:
+        """See `KeepRule`."""
+        if self.num == 0:
+            return Verdict()
+        ranked = self.rank(infos)
+        keep = {
+            info.step: f"best {self.metric} {info.metrics[self.metric]:.6g} (rank {rank} of {self.num})"
+            for rank, info in enumerate(ranked[: self.num], start=1)
+        }
+        otherwise = {info.step: f"rank {rank} by {self.metric}" for rank, info in enumerate(ranked, start=1)}
+        unranked = {info.step: self._unranked_because(info) for info in infos}
+        return Verdict(keep, otherwise | {step: why for step, why in unranked.items() if why is not None})
+
+    def _unranked_because(self, info: CheckpointInfo) -> str | None:
+        if not info.healthy:
+            return "collapsed, so never best"
+        if self.metric not in info.metrics:
+            return f"no {self.metric}"
+        value = info.metrics[self.metric]
+        return None if math.isfinite(value) else f"{self.metric} is {value}"
+
+
+@dataclass(frozen=True)
+class Milestones:
+    """The milestones of the schedule, and whatever was saved as a milestone under an earlier setting."""
+
+    milestones: tuple[Milestone, ...] = ()
+
+    def judge(self, infos: Sequence[CheckpointInfo], schedule: Schedule) -> Verdict:
+        """See `KeepRule`."""
+        planned = milestone_steps(self.milestones, schedule)
+        labels = {info.step: _milestone_labels(info, planned.get(info.step, ()), schedule) for info in infos}
+        return Verdict({step: f"milestone {', '.join(texts)}" for step, texts in labels.items() if texts})
+
+
+def _milestone_labels(info: CheckpointInfo, planned: tuple[str, ...], schedule: Schedule) -> list[str]:
+    """For example `25% of 990 steps`; also what it was saved as when the settings were others."""
+    texts = [f"{label} of {schedule.horizon_steps} steps" if "%" in label else label for label in planned]
+    saved_as = [reason.removeprefix(MILESTONE) for reason in info.reasons if reason.startswith(MILESTONE)]
+    return texts + [f"{label} (when it was saved)" for label in saved_as if label not in planned]
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """What somebody pinned."""
+
+    def judge(self, infos: Sequence[CheckpointInfo], schedule: Schedule) -> Verdict:
+        """See `KeepRule`."""
+        return Verdict({info.step: "pinned" for info in infos if info.pinned})
+
+
+@dataclass(frozen=True)
+class EveryNEpochs:
+    """The end of each `num_epochs`-th epoch."""
+
+    num_epochs: int
+
+    def __post_init__(self) -> None:
+        if self.num_epochs < 1:
+            raise ConfigError(f"checkpoint.keep.every_epochs must be at least 1, got {self.num_epochs}")
+
+    def judge(self, infos: Sequence[CheckpointInfo], schedule: Schedule) -> Verdict:
+        """See `KeepRule`."""
+        num_steps = self.num_epochs * schedule.steps_per_epoch
+        text = f"every {self.num_epochs} epochs"
+        return Verdict({info.step: text for info in infos if info.step % num_steps == 0})
+
+
+@dataclass(frozen=True)
+class KeepAny:
+    """The union of several rules: kept if any keeps. The retention policy of a run."""
+
+    rules: tuple[KeepRule, ...]
+
+    def plan(self, infos: Sequence[CheckpointInfo], schedule: Schedule) -> RetentionPlan:
+        """See `plan_retention`."""
+        return plan_retention(infos, self.rules, schedule)
+
+
+def plan_retention(infos: Sequence[CheckpointInfo], rules: Sequence[KeepRule], schedule: Schedule) -> RetentionPlan:
+    """Which checkpoints stay and which go, with every reason. `infos` in any order, one for each step.
+
+    Idempotent; a further rule never drops more; the floor (see the module) always stays.
+    """
+    ordered = sorted(infos, key=lambda info: info.step)
+    verdicts = [Verdict(_floor(ordered)), *(rule.judge(ordered, schedule) for rule in rules)]
+    keeps, drops, reasons = [], [], {}
+    for step in (info.step for info in ordered):
+        why = [verdict.keep[step] for verdict in verdicts[1:] if step in verdict.keep]
+        if not why and step in verdicts[0].keep:
+            why = [verdicts[0].keep[step]]
+        if why:
+            keeps.append(step)
+            reasons[step] = "keep: " + "; ".join(why)
+        else:
+            drops.append(step)
+            against = [verdict.otherwise[step] for verdict in verdicts if step in verdict.otherwise]
+            reasons[step] = "drop: " + (", ".join(against) or "no rule keeps it")
+    return RetentionPlan(tuple(keeps), tuple(drops), reasons)
+
+
+def _floor(ordered: Sequence[CheckpointInfo]) -> dict[int, str]:
+    if not ordered:
+        return {}
+    resumable = [info.step for info in ordered if info.resumable]
+    verified = [info.step for info in ordered if info.resumable and info.verified]
+    healthy = [info.step for info in ordered if info.resumable and info.healthy]
+    # Nothing verified: any of them may be the only good one, so all that a run could go on from stay.
+    floor = dict.fromkeys(() if verified else resumable, "none is verified yet")
+    floor |= dict.fromkeys(healthy[-1:], "the last healthy one")
+    floor |= dict.fromkeys(verified[-1:], "the newest that is verified and resumable")
+    return floor | {ordered[-1].step: "the newest"}

@@ -1,0 +1,188 @@
+"""The reading side: list, show, verify and load checkpoints.
+
+Creates nothing, and imports torch only to load tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dino_exp.checkpoint.canonical import metrics_to_json
+from dino_exp.checkpoint.layout import parse_manifest_name
+from dino_exp.checkpoint.manifest import Manifest
+from dino_exp.checkpoint.pack import PackReader
+from dino_exp.checkpoint.pins import load_pins
+from dino_exp.checkpoint.policies import derive_kinds, rank_best
+from dino_exp.checkpoint.registry import Index, read_index
+from dino_exp.checkpoint.store import Store
+from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule, Stateful
+from dino_exp.checkpoint.verify import find_damage
+from dino_exp.errors import CorruptCheckpointError, NoCheckpointError, UsageError
+from dino_exp.fsio import LOCAL, Files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CheckpointReader:
+    """Looks at the checkpoints folder of one run, which may be in use, damaged, or absent."""
+
+    def __init__(self, directory: Path | str, files: Files = LOCAL) -> None:
+        self._store = Store(Path(directory), files)
+
+    def infos(self) -> list[CheckpointInfo]:
+        """Facts about each readable checkpoint, by step ascending.
+
+        Raises CorruptCheckpointError for bad pins.
+        """
+        return self._infos(read_index(self._store))
+
+    def rows(self) -> list[dict[str, JSON]]:
+        """What `checkpoints list` prints, by step ascending. Unreadable manifests are left to `verify`."""
+        index = read_index(self._store)
+        infos = self._infos(index)
+        kinds = derive_kinds(index.retention(), infos, index.schedule or Schedule(1, 1))
+        return [self._row(index, info, kinds[info.step]) for info in infos]
+
+    def show(self, at: str | int | Path) -> dict[str, JSON]:
+        """What `checkpoints show` prints: the row, its record's `parent`, why it was saved, its tensors."""
+        manifest = self.manifest(at)
+        row = next((row for row in self.rows() if row["step"] == manifest.step), {})
+        return {
+            **row,
+            "parent": manifest.record.get("parent"),
+            "reasons": list(manifest.reasons),
+            "tensors": [
+                {"name": name, "dtype": entry.dtype, "shape": list(entry.shape), "bytes": entry.num_bytes}
+                for name, entry in sorted(manifest.tensors.items())
+            ],
+        }
+
+    def resolve(self, at: str | int | Path) -> int:
+        """The step that "latest", "best", a step, or a manifest's path means.
+
+        Raises NoCheckpointError if there is none such, UsageError for any other word.
+        """
+        if isinstance(at, Path) or (isinstance(at, str) and at.endswith(".json")):
+            return self._resolve_path(Path(at))
+        if isinstance(at, int) or (at.isascii() and at.isdecimal()):
+            return self._known(int(at))
+        if at not in ("latest", "best"):
+            raise UsageError(f"checkpoint {at!r} is unknown, expected latest, best, a step, or a manifest's path")
+        index = read_index(self._store)
+        infos = self._infos(index)
+        found = rank_best(index.retention(), infos)[:1] if at == "best" else infos[-1:]
+        if not found:
+            raise NoCheckpointError(
+                f"{self._store.folder}: no checkpoint is {at}; steps here: {_listed(index.rows)}. "
+                "To see them: dino-exp checkpoints list <run>"
+            )
+        return found[0].step
+
+    def manifest(self, at: str | int | Path = "latest") -> Manifest:
+        """One checkpoint's manifest.
+
+        Raises NoCheckpointError, CorruptCheckpointError, UnsupportedFormatError.
+        """
+        return self._store.read(self.resolve(at))[0]
+
+    def verify(
+        self, steps: Iterable[int] | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, JSON]:
+        """Check every byte of some or all checkpoints: `{ok, checked, damaged: [{step, tensor, pack, reason}]}`.
+
+        `progress(done, total)` hears of bytes read, out of those that the packs hold. Memory is bounded. Raises
+        NoCheckpointError for an unknown step, UnsupportedFormatError, OSError.
+        """
+        chosen = self._store.steps() if steps is None else [self._known(step) for step in steps]
+        rows = read_index(self._store).rows
+        done, total = 0, sum(sum(rows[step].pack_bytes) for step in chosen if step in rows)
+
+        def count(num_bytes: int) -> None:
+            nonlocal done
+            done += num_bytes
+            if progress is not None:
+                progress(done, total)
+
+        damaged = [damage for step in chosen for damage in self._verify_step(step, count)]
+        return {"ok": not damaged, "checked": len(chosen), "damaged": damaged}
+
+    def load_tensors(self, at: str | int | Path = "latest", prefix: str = "") -> dict[str, Tensor]:
+        """Tensors whose names begin with `prefix`, on the CPU, each checked.
+
+        Raises CorruptCheckpointError, OSError.
+        """
+        from dino_exp.checkpoint.tensors import load_tensor  # torch: only here
+
+        manifest = self.manifest(at)
+        with PackReader(self._store.files, self._store.packs_folder, manifest.packs) as packs:
+            wanted = {name: entry for name, entry in manifest.tensors.items() if name.startswith(prefix)}
+            return {name: load_tensor(packs, entry) for name, entry in sorted(wanted.items())}
+
+    def restore(self, state: Stateful, at: str | int | Path = "latest", *, optional: tuple[str, ...] = ()) -> Manifest:
+        """Load one checkpoint into `state` without changing anything on disk: how a fork takes over its parent's.
+
+        Every byte is checked before the state is touched. Raises CorruptCheckpointError, NoCheckpointError,
+        CheckpointError if the state does not fit (names that begin with one of `optional` may be on one side only).
+        """
+        from dino_exp.checkpoint.restoring import load_into, read_verified  # torch: only here and above
+
+        manifest = read_verified(self._store, self.resolve(at))
+        load_into(state, manifest, self._store, optional)
+        return manifest
+
+    def _infos(self, index: Index) -> list[CheckpointInfo]:
+        pins = load_pins(self._store.folder, self._store.files)
+        rows = sorted(index.rows.items())
+        return [replace(row.info, pinned=step in pins) for step, row in rows]
+
+    def _row(self, index: Index, info: CheckpointInfo, kinds: tuple[str, ...]) -> dict[str, JSON]:
+        row = index.rows[info.step]
+        return {
+            "step": info.step,
+            "epoch": info.epoch,
+            "kinds": list(kinds),
+            "metrics": metrics_to_json(info.metrics),
+            "bytes": info.bytes,
+            "created_at": info.created_at,
+            "config_hash": row.config_hash,
+            "git_commit": row.git_commit,
+            "code_id": row.code_id,
+            "state_digest": row.state_digest,
+            "resumable": info.resumable,
+            "verified": info.verified,
+        }
+
+    def _known(self, step: int) -> int:
+        steps = self._store.steps()
+        if step not in steps:
+            raise NoCheckpointError(
+                f"{self._store.folder}: no checkpoint of step {step}; steps here: {_listed(steps)}. "
+                "To see them: dino-exp checkpoints list <run>"
+            )
+        return step
+
+    def _resolve_path(self, path: Path) -> int:
+        step = parse_manifest_name(path.name)
+        if step is None or path.parent.resolve() != self._store.folder.resolve():
+            raise UsageError(
+                f"{path} is not a manifest in {self._store.folder}, expected {self._store.manifest_path(0)}"
+            )
+        return self._known(step)
+
+    def _verify_step(self, step: int, progress: Callable[[int], None]) -> list[dict[str, Any]]:
+        try:
+            manifest, _ = self._store.read(step)
+        except CorruptCheckpointError as damage:
+            return [{"step": step, "tensor": None, "pack": None, "reason": str(damage)}]
+        found = find_damage(manifest, self._store.files, self._store.packs_folder, progress)
+        return [
+            {"step": step, "tensor": damage.tensor, "pack": damage.pack, "reason": damage.reason} for damage in found
+        ]
+
+
+def _listed(steps: Iterable[int]) -> str:
+    return ", ".join(map(str, steps)) or "none"

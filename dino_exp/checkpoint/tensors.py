@@ -1,0 +1,85 @@
+"""Between torch tensors and bytes. The only module of the reading side that imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dino_exp.checkpoint.codec import RAW, find_codec
+from dino_exp.checkpoint.digests import content_digest
+from dino_exp.checkpoint.dtypes import DTYPES
+from dino_exp.checkpoint.manifest import Chunk, Manifest, TensorEntry
+from dino_exp.checkpoint.pack import PackReader
+from dino_exp.errors import CheckpointError, CorruptCheckpointError
+
+
+def dtype_name(tensor: Tensor, name: str) -> str:
+    """The manifest's name of its element type. Raises CheckpointError for a type or layout that has none."""
+    text = str(tensor.dtype).removeprefix("torch.")
+    if text not in DTYPES or tensor.layout != torch.strided:
+        raise CheckpointError(
+            f"{name}: a {tensor.layout} tensor of {tensor.dtype} cannot be saved, expected a dense one of "
+            + ", ".join(DTYPES)
+        )
+    return text
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Row-major bytes on the host. Copies only what is on a device or not contiguous."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def load_tensor(packs: PackReader, entry: TensorEntry) -> Tensor:
+    """Read, decode and check one tensor, on the CPU. Raises CorruptCheckpointError, OSError."""
+    dtype = getattr(torch, entry.dtype)
+    if len(entry.chunks) == 1:
+        return _load_chunk(packs, entry.chunks[0], dtype)
+    whole = torch.empty(entry.shape, dtype=dtype)
+    for chunk in entry.chunks:
+        sides = zip(chunk.offset, chunk.shape, strict=True)
+        whole[tuple(slice(start, start + size) for start, size in sides)] = _load_chunk(packs, chunk, dtype)
+    return whole
+
+
+def _load_chunk(packs: PackReader, chunk: Chunk, dtype: torch.dtype) -> Tensor:
+    content = torch.empty(chunk.shape, dtype=dtype)
+    into = tensor_bytes(content)  # shares memory: the tensor is contiguous and on the host
+    if chunk.codec == RAW:
+        packs.read_stored(chunk, into)
+        return content
+    codec = find_codec(chunk.codec)
+    stored = memoryview(bytearray(chunk.stored_bytes))
+    packs.read_stored(chunk, stored)
+    base = None if chunk.base is None else tensor_bytes(_load_chunk(packs, chunk.base, dtype))
+    codec.decode(stored, content.element_size(), base, into)
+    if content_digest(into) != chunk.content_digest:
+        raise CorruptCheckpointError(f"{chunk.key} in {chunk.pack}: its content's digest differs")
+    return content
+
+
+class SavedState(Mapping[str, Any]):
+    """A checkpoint's state by name: JSON values at once, each tensor read and checked when it is asked for.
+
+    So a restore needs memory for one tensor at a time. A tensor asked for twice is read twice.
+    """
+
+    def __init__(self, manifest: Manifest, packs: PackReader) -> None:
+        self._manifest, self._packs = manifest, packs
+
+    def __getitem__(self, name: str) -> Any:
+        entry = self._manifest.tensors.get(name)
+        return self._manifest.state[name] if entry is None else load_tensor(self._packs, entry)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._manifest.tensors
+        yield from self._manifest.state
+
+    def __len__(self) -> int:
+        return len(self._manifest.tensors) + len(self._manifest.state)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._manifest.tensors or name in self._manifest.state

@@ -1,0 +1,133 @@
+"""From a live state to a pack and the manifest that describes it. Nothing is committed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from torch import Tensor
+
+from dino_exp.checkpoint.canonical import check_json
+from dino_exp.checkpoint.codec import RAW
+from dino_exp.checkpoint.digests import state_digest
+from dino_exp.checkpoint.dtypes import DTYPES
+from dino_exp.checkpoint.layout import MAX_STEP, PackName
+from dino_exp.checkpoint.manifest import Chunk, Manifest, PackEntry, TensorEntry
+from dino_exp.checkpoint.pack import PackWriter
+from dino_exp.checkpoint.store import Store
+from dino_exp.checkpoint.tensors import dtype_name, tensor_bytes
+from dino_exp.checkpoint.types import JSON, Schedule
+from dino_exp.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveRequest:
+    """What to write down with a state, frozen when the save is decided.
+
+    `record` says where the state comes from (its `config_hash`, `git_commit` and `code_id` key the registry);
+    `aside` is kept with the state and not covered by its digest (clocks, hosts).
+    """
+
+    step: int
+    epoch: int
+    schedule: Schedule
+    samples_seen: int = 0
+    reasons: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    health: Mapping[str, JSON] = field(default_factory=dict)
+    healthy: bool = True
+    record: Mapping[str, JSON] = field(default_factory=dict)
+    aside: Mapping[str, JSON] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.step <= MAX_STEP and self.epoch >= 0 and self.samples_seen >= 0):
+            raise CheckpointError(f"a save needs 0 <= step <= {MAX_STEP}, got step {self.step}, epoch {self.epoch}")
+        for name in ("record", "health", "aside"):
+            check_json(dict(getattr(self, name)), name)
+        for name, value in self.metrics.items():
+            if type(value) not in (int, float):
+                raise CheckpointError(f"metric {name}: found {type(value).__name__}, expected a number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """Who writes: the attempt, the policy in force, and the clock (seconds since 1970)."""
+
+    attempt: int
+    policy: JSON
+    now_secs: float
+    generators: JSON
+
+
+def split_state(given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, JSON]]:
+    """Tensors and JSON values of a flat state. Raises CheckpointError for any other value or name."""
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, JSON] = {}
+    for name, value in given.items():
+        if not isinstance(name, str) or not 0 < len(name) <= 1000 or name == "__metadata__":
+            raise CheckpointError(f"{str(name)[:80]!r} cannot name a part of a state")
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        else:
+            check_json(value, name)
+            values[name] = value
+    return tensors, values
+
+
+def write_state(
+    store: Store, pack_name: PackName, given: Mapping[str, Any], request: SaveRequest, by: Writer
+) -> Manifest:
+    """Write one synced pack with all tensors, and return the manifest to commit.
+
+    Raises CheckpointError, OSError.
+    """
+    tensors, values = split_state(given)
+    entries, pack = _write_pack(store, str(pack_name), tensors)
+    rows = ((name, entry.dtype, entry.shape, entry.chunks[0].content_digest) for name, entry in entries.items())
+    return Manifest(
+        step=request.step,
+        epoch=request.epoch,
+        samples_seen=request.samples_seen,
+        created_at=datetime.fromtimestamp(by.now_secs, UTC).isoformat(timespec="milliseconds"),
+        reasons=request.reasons,
+        attempt=by.attempt,
+        world_size=1,
+        tensors=entries,
+        packs=(pack,),
+        state=values,
+        state_digest=state_digest(rows, values),
+        record=dict(request.record),
+        metrics=dict(request.metrics),
+        health=dict(request.health),
+        healthy=request.healthy,
+        aside=dict(request.aside),
+        generators=(by.generators,),
+        policy=by.policy,
+        schedule=request.schedule,
+    )
+
+
+def _write_pack(store: Store, name: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, TensorEntry], PackEntry]:
+    dtypes = {key: dtype_name(tensor, key) for key, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda key: (-DTYPES[dtypes[key]].item_bytes, key))
+    plan = [(key, dtypes[key], tuple(tensors[key].shape)) for key in order]
+    entries = {}
+    with PackWriter(store.files, store.new_pack_path(name), plan) as pack:
+        for key, dtype, shape in plan:
+            content = tensor_bytes(tensors[key])
+            start, digest = pack.add(key, dtype, shape, content)
+            chunk = Chunk(
+                offset=(0,) * len(shape),
+                shape=shape,
+                pack=name,
+                key=key,
+                start=start,
+                stored_bytes=len(content),
+                codec=RAW,
+                stored_digest=digest,
+                content_digest=digest,
+            )
+            entries[key] = TensorEntry(dtype=dtype, shape=shape, chunks=(chunk,))
+        return entries, pack.finish()

@@ -1,0 +1,72 @@
+"""What every data set must hold to. A new one joins by a line in `DATASETS`."""
+
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from dino_exp.data.datasets import Dataset
+from dino_exp.data.digits import load_digits_split
+from dino_exp.data.synthetic import SyntheticDataset
+
+DATASETS: dict[str, Callable[[], Dataset]] = {
+    "digits_train": lambda: load_digits_split("train"),
+    "digits_val": lambda: load_digits_split("val"),
+    "synthetic_train": lambda: SyntheticDataset(split="train", num_samples=100, num_classes=5),
+    "synthetic_val": lambda: SyntheticDataset(split="val", num_samples=100, num_classes=5),
+}
+
+
+@pytest.fixture(params=DATASETS)
+def build(request: pytest.FixtureRequest) -> Callable[[], Dataset]:
+    return DATASETS[request.param]
+
+
+def test_images_are_uint8_of_the_declared_shape(build: Callable[[], Dataset]) -> None:
+    dataset = build()
+    images = dataset.images(np.array([0, len(dataset) - 1]))
+    assert images.dtype == torch.uint8
+    assert images.shape == (2, dataset.channels, *dataset.size)
+    assert images.is_contiguous()
+    assert images.max() > images.min()
+
+
+def test_labels_are_int64_and_every_class_occurs(build: Callable[[], Dataset]) -> None:
+    dataset = build()
+    labels = dataset.labels(np.arange(len(dataset)))
+    assert labels.dtype == torch.int64
+    assert labels.unique().tolist() == list(range(dataset.num_classes))
+
+
+def test_an_image_is_a_pure_function_of_its_index(build: Callable[[], Dataset]) -> None:
+    dataset = build()
+    together = dataset.images(np.array([5, 3, 5, 40]))
+    assert torch.equal(together[0], together[2])
+    for position, index in enumerate([5, 3, 5, 40]):
+        assert torch.equal(build().images(np.array([index]))[0], together[position])
+
+
+def test_images_may_be_written_to_without_harm(build: Callable[[], Dataset]) -> None:
+    dataset = build()
+    before = dataset.images(np.array([1])).clone()
+    dataset.images(np.array([1])).zero_()
+    assert torch.equal(dataset.images(np.array([1])), before)
+
+
+def test_it_survives_pickling(build: Callable[[], Dataset]) -> None:
+    dataset = build()
+    copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301 - our own bytes, of a moment ago
+    assert copy.fingerprint() == dataset.fingerprint()
+
+
+def test_the_fingerprint_is_stable(build: Callable[[], Dataset]) -> None:
+    fingerprint = build().fingerprint()
+    assert fingerprint.startswith("sha256:")
+    assert len(fingerprint) == len("sha256:") + 64
+    assert build().fingerprint() == fingerprint
+
+
+def test_fingerprints_differ() -> None:
+    assert len({build().fingerprint() for build in DATASETS.values()}) == len(DATASETS)

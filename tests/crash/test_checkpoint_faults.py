@@ -1,0 +1,199 @@
+"""The fault at the 1st, 2nd, 3rd ... file operation, until one run finishes without a fault.
+
+After each: the newest acknowledged checkpoint restores (or a newer one), every listed one restores, nothing else is
+listed, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.checkpoints import (
+    Died,
+    FaultyFiles,
+    PowerLossFiles,
+    ToyState,
+    io_error,
+    no_space,
+    open_manager,
+    quick_files,
+    request,
+    save_steps,
+)
+
+from dino_exp.checkpoint.reader import CheckpointReader
+
+STEPS = range(1, 5)
+Stop = type[BaseException] | tuple[type[BaseException], ...]
+Choice = random.Random | bool
+
+
+def check_survival(folder: Path, acknowledged: int | None) -> None:
+    """What must hold after any fault."""
+    reader = CheckpointReader(folder)
+    assert reader.verify()["ok"], reader.verify()
+    listed = [row["step"] for row in reader.rows()]
+    manager = open_manager(folder, attempt=2, files=quick_files())
+    assert [info.step for info in manager.infos()] == listed
+    assert {name.name for name in folder.iterdir()} <= {
+        "packs",
+        "quarantine",
+        "registry.json",
+        *(f"step-{step:09d}.json" for step in listed),
+    }
+    assert len(list((folder / "packs").iterdir())) == len(listed)
+    for step in listed:
+        state = ToyState()
+        manager.restore(state, at=step)
+        assert state.is_of_step(step)
+    if acknowledged is not None:
+        state = ToyState()
+        restored = manager.restore(state)
+        assert restored.manifest.step >= acknowledged
+        assert not restored.quarantined
+    manager.save(ToyState(7), request(7))
+    assert CheckpointReader(folder).verify()["ok"]
+
+
+def save_until_fault(folder: Path, files: object, stop: Stop) -> tuple[int | None, bool]:
+    """Save the steps; the last acknowledged one, and whether all went well."""
+    acknowledged = None
+    try:
+        manager = open_manager(folder, files=files)
+        for step in STEPS:
+            manager.save(ToyState(step), request(step))
+            acknowledged = step
+    except stop:
+        return acknowledged, False
+    return acknowledged, True
+
+
+def test_death_at_every_file_operation(tmp_path: Path) -> None:
+    for fail_at in range(1, 10_000):
+        folder = tmp_path / f"{fail_at}"
+        acknowledged, finished = save_until_fault(folder, FaultyFiles(fail_at), Died)
+        if folder.exists():
+            check_survival(folder, acknowledged)
+            shutil.rmtree(folder)
+        if finished:
+            break
+    assert fail_at > 100  # as many operations as that were failed
+
+
+@pytest.mark.parametrize("error", [no_space, io_error])
+@pytest.mark.parametrize("once", [True, False])
+def test_an_error_at_every_file_operation(tmp_path: Path, error: Callable[[], OSError], once: bool) -> None:
+    """One error, or a disk that stays full: nothing acknowledged is lost, and a later save succeeds."""
+    for fail_at in range(1, 10_000):
+        folder = tmp_path / f"{fail_at}"
+        files = FaultyFiles(fail_at, error, once)
+        acknowledged, _ = save_until_fault(folder, files, OSError)
+        if folder.exists():
+            check_survival(folder, acknowledged)
+            shutil.rmtree(folder)
+        if files.num_calls < fail_at:
+            break
+    assert fail_at > 100
+
+
+def test_the_same_manager_goes_on_after_one_error(tmp_path: Path) -> None:
+    """Training goes on after a failed save: the next one, or the same one again, succeeds."""
+    for fail_at in range(8, 10_000):
+        folder = tmp_path / f"{fail_at}"
+        files = FaultyFiles(fail_at, io_error, once=True)
+        try:
+            manager = open_manager(folder, files=files)
+        except OSError:
+            continue
+        for step in STEPS:
+            try:
+                manager.save(ToyState(step), request(step))
+            except OSError:
+                manager.save(ToyState(step), request(step))
+        check_survival(folder, STEPS[-1])
+        shutil.rmtree(folder)
+        if files.num_calls < fail_at:
+            break
+    assert fail_at > 100
+
+
+def check_power_loss(tmp_path: Path, files: PowerLossFiles, acknowledged: int | None, choices: list[Choice]) -> None:
+    disk = tmp_path / "disk"
+    for choice in choices:
+        files.surviving(disk, choice)
+        if (disk / "live").exists():
+            check_survival(disk / "live", acknowledged)
+        shutil.rmtree(disk)
+    shutil.rmtree(tmp_path / "live", ignore_errors=True)
+
+
+def test_power_loss_at_every_file_operation(tmp_path: Path) -> None:
+    for die_at in range(1, 10_000):
+        files = PowerLossFiles(tmp_path, die_at)
+        acknowledged, finished = save_until_fault(tmp_path / "live", files, Died)
+        check_power_loss(tmp_path, files, acknowledged, [False, random.Random(die_at)])
+        if finished:
+            break
+    assert die_at > 60
+
+
+@pytest.mark.crash
+@pytest.mark.timeout(3000)
+def test_power_loss_with_many_orders(tmp_path: Path) -> None:
+    for die_at in range(1, 10_000):
+        files = PowerLossFiles(tmp_path, die_at)
+        acknowledged, finished = save_until_fault(tmp_path / "live", files, Died)
+        choices: list[Choice] = [True, False, *(random.Random(100 * die_at + n) for n in range(50))]
+        check_power_loss(tmp_path, files, acknowledged, choices)
+        if finished:
+            break
+
+
+@pytest.mark.crash
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("error_first", [True, False])
+def test_power_loss_soon_after_another_fault(tmp_path: Path, error_first: bool) -> None:
+    """A process dies, or gets an I/O error, and the next few operations end in a power loss."""
+    for fault_at in range(1, 10_000):
+        for later in range(1, 14):
+            die_at = fault_at + later if error_first else fault_at
+            files = PowerLossFiles(tmp_path, die_at, fault_at if error_first else 0)
+            acknowledged, finished = save_until_fault(tmp_path / "live", files, (Died, OSError))
+            files.die_at, files.error_at = fault_at + later, 0
+            with contextlib.suppress(Died):
+                manager = open_manager(tmp_path / "live", files=files, attempt=2)
+                manager.save(ToyState(6), request(6))
+            check_power_loss(tmp_path, files, acknowledged, [False, *(random.Random(die_at + n) for n in range(3))])
+        if finished:
+            break
+
+
+def test_death_while_opening_after_death(tmp_path: Path) -> None:
+    """The sweep and the quarantine of a restart may die too."""
+    first = tmp_path / "first"
+    save_steps(first, range(1, 4))
+    (first / "packs" / "step-000000004.a001.r00000.safetensors").write_bytes(b"torn")
+    (first / ".step-000000004.json.tmp").write_bytes(b"{")
+    pack = first / "packs" / "step-000000003.a001.r00000.safetensors"
+    pack.write_bytes(pack.read_bytes()[:-1])
+    for fail_at in range(1, 1000):
+        folder = tmp_path / "again"
+        shutil.copytree(first, folder)
+        files = FaultyFiles(fail_at)
+        try:
+            open_manager(folder, files=files, attempt=2).restore(ToyState())
+        except Died:
+            state = ToyState()
+            assert open_manager(folder, attempt=3, files=quick_files()).restore(state).manifest.step == 2
+            assert state.is_of_step(2)
+            kept = [path.name for path in folder.rglob("step-000000003.*.safetensors")]
+            assert kept, "what is damaged is moved, never lost"
+        shutil.rmtree(folder)
+        if files.num_calls < fail_at:
+            break
+    assert fail_at > 20

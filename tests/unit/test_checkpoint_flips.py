@@ -1,0 +1,103 @@
+"""One changed bit in every byte of every file of a checkpoints folder: noticed or harmless, never a wrong load."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from support.checkpoints import FaultyFiles, ToyState, open_manager, save_steps
+
+from dino_exp.checkpoint.manifest_parse import parse_manifest
+from dino_exp.checkpoint.reader import CheckpointReader
+from dino_exp.checkpoint.restoring import load_into, read_verified
+from dino_exp.checkpoint.store import Store
+from dino_exp.errors import CorruptCheckpointError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    save_steps(folder, [1, 2])
+    return folder
+
+
+def flips(path: Path) -> list[bytes]:
+    data = path.read_bytes()
+    return [data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :] for at in range(len(data))]
+
+
+def test_every_byte_of_a_manifest(folder: Path) -> None:
+    for data in flips(folder / "step-000000002.json"):
+        with pytest.raises(CorruptCheckpointError):
+            parse_manifest(data, "manifest")
+
+
+def test_every_byte_of_a_pack(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "c")
+    (path,) = (tmp_path / "c" / "packs").glob("step-000000002.*")
+    store, num_noticed = Store(tmp_path / "c"), 0
+    variants = flips(path)
+    for data in variants:
+        path.write_bytes(data)
+        state = ToyState()
+        try:
+            load_into(state, read_verified(store, 2), store, ())
+        except CorruptCheckpointError:
+            num_noticed += 1
+        else:
+            assert state.is_of_step(2)
+    assert num_noticed == len(variants)
+
+
+def test_a_flip_between_verification_and_loading_is_noticed(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "c")
+    store = Store(tmp_path / "c")
+    manifest = read_verified(store, 2)
+    (path,) = (tmp_path / "c" / "packs").glob("step-000000002.*")
+    start = min(entry.chunks[0].start for entry in manifest.tensors.values())
+    for data in flips(path)[start:]:
+        path.write_bytes(data)
+        with pytest.raises(CorruptCheckpointError):
+            load_into(ToyState(), manifest, store, ())
+
+
+def test_every_byte_of_the_registry(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "c")
+    path = tmp_path / "c" / "registry.json"
+    expected = [{**row, "verified": None} for row in CheckpointReader(folder).rows()]
+    for data in flips(path):
+        path.write_bytes(data)
+        assert [{**row, "verified": None} for row in CheckpointReader(tmp_path / "c").rows()] == expected
+
+
+def test_the_manager_falls_back_from_any_flip(folder: Path, tmp_path: Path) -> None:
+    """A sample of places through the whole path: open, restore, quarantine."""
+    names = ["step-000000002.json", "packs/step-000000002.a001.r00000.safetensors", "registry.json"]
+    for name in names:
+        for at, data in list(enumerate(flips(folder / name)))[::97]:
+            shutil.copytree(folder, tmp_path / "c")
+            (tmp_path / "c" / name).write_bytes(data)
+            state = ToyState()
+            manager = open_manager(tmp_path / "c", attempt=2, files=FaultyFiles(0, once=True))
+            restored = manager.restore(state)
+            assert state.is_of_step(restored.manifest.step), (name, at)
+            assert restored.manifest.step == (2 if name == "registry.json" else 1), (name, at)
+            shutil.rmtree(tmp_path / "c")
+
+
+def test_a_manifest_cut_at_any_byte(folder: Path) -> None:
+    whole = (folder / "step-000000002.json").read_bytes()
+    for size in range(len(whole)):
+        with pytest.raises(CorruptCheckpointError):
+            parse_manifest(whole[:size], "manifest")
+
+
+def test_a_pack_cut_at_any_byte(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "c")
+    (path,) = (tmp_path / "c" / "packs").glob("step-000000002.*")
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(CorruptCheckpointError):
+            read_verified(Store(tmp_path / "c"), 2)

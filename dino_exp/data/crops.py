@@ -1,0 +1,172 @@
+"""Pieces that augmentations share: random boxes, antialiased resizing, and selecting images of a batch.
+
+Random parameters are drawn on the host, in float64, from `rng.Stream`; the images are processed in batches,
+where they lie. Every operation treats an image by itself, so that a batch can be split anywhere without
+changing a bit.
+
+Shapes: B images or crops of a batch, C channels, H x W pixels, I input and O output pixels along one side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dino_exp.errors import ConfigError
+
+NUM_GLOBAL = 2
+BOX_DRAWS = 22  # numbers that `random_boxes` uses: ten tries of two, and the position
+_TRIES = 10
+_BICUBIC = -0.5  # the coefficient of PIL, and of Catmull and Rom
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Rectangles in whole pixels, each field an array of one shape."""
+
+    top: Ints
+    left: Ints
+    height: Ints
+    width: Ints
+
+
+def check_ranges(**ranges: tuple[float, float]) -> None:
+    """Raises ConfigError for the first range that is not 0 < low <= high."""
+    for name, (low, high) in ranges.items():
+        if not 0 < low <= high:
+            raise ConfigError(f"augment.{name} is [{low}, {high}]; expected 0 < low <= high")
+
+
+def check_areas(*, global_area: tuple[float, float], local_area: tuple[float, float]) -> None:
+    """Raises ConfigError unless both are ranges of a share of the image."""
+    check_ranges(global_area=global_area, local_area=local_area)
+    for name, (_, high) in {"global_area": global_area, "local_area": local_area}.items():
+        if high > 1:
+            raise ConfigError(f"augment.{name} ends at {high}; expected a share of the image, at most 1")
+
+
+def check_probabilities(**probabilities: float) -> None:
+    """Raises ConfigError for the first one outside 0 to 1."""
+    for name, value in probabilities.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"augment.{name} is {value}; expected a probability from 0 to 1")
+
+
+def random_boxes(
+    draws: Floats, *, height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]
+) -> Boxes:
+    """The box of RandomResizedCrop for each row of `draws`, uniform numbers of shape (B, BOX_DRAWS).
+
+    Up to ten tries of an area (share of the image) and a width over height (uniform in its logarithm); when
+    none fits, the largest central part of an allowed ratio. Source: torchvision's RandomResizedCrop.
+    """
+    tries = draws[:, : 2 * _TRIES].reshape(-1, _TRIES, 2)
+    target = height * width * between(area, tries[..., 0])
+    shape = np.exp(between((np.log(ratio[0]), np.log(ratio[1])), tries[..., 1]))
+    widths, heights = np.rint(np.sqrt(target * shape)), np.rint(np.sqrt(target / shape))
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    row, first, found = np.arange(len(draws)), fits.argmax(axis=1), fits.any(axis=1)
+    central_height, central_width = _central_box(height, width, ratio)
+    box_height = np.where(found, heights[row, first], central_height)
+    box_width = np.where(found, widths[row, first], central_width)
+    free_height, free_width = height - box_height, width - box_width
+    top = np.where(found, np.floor(draws[:, -2] * (free_height + 1)), free_height // 2)
+    left = np.where(found, np.floor(draws[:, -1] * (free_width + 1)), free_width // 2)
+    return Boxes(*(part.astype(np.int64) for part in (top, left, box_height, box_width)))
+
+
+def between(limits: tuple[float, float], uniform: Floats) -> Floats:
+    """Numbers from 0 to 1 stretched to `limits`."""
+    low, high = limits
+    return low + (high - low) * uniform
+
+
+def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
+    if width < height * ratio[0]:
+        return round(width / ratio[0]), width
+    if width > height * ratio[1]:
+        return height, round(height * ratio[1])
+    return height, width
+
+
+def resize_matrix(start: Ints, extent: Ints, in_size: int, out_size: int, device: torch.device) -> Tensor:
+    """(B, O, I) float32: the matrices that resize the pixels [start, start + extent) to `out_size`.
+
+    Bicubic with antialiasing, weights normalised inside the interval: PIL's `crop`, then `resize` (BICUBIC).
+    """
+    start_B11 = torch.from_numpy(start).to(device)[:, None, None].float()
+    extent_B11 = torch.from_numpy(extent).to(device)[:, None, None].float()
+    scale_B11 = extent_B11 / out_size
+    out_1O1 = torch.arange(out_size, device=device, dtype=torch.float32)[None, :, None]
+    in_B1I = torch.arange(in_size, device=device, dtype=torch.float32)[None, None, :] - start_B11
+    # PIL widens the kernel when it shrinks a picture, and keeps it when it enlarges one.
+    distance_BOI = (in_B1I + 0.5 - (out_1O1 + 0.5) * scale_B11) / scale_B11.clamp(min=1.0)
+    inside_B1I = (in_B1I >= 0) & (in_B1I < extent_B11)
+    weights_BOI = _bicubic(distance_BOI.abs()).masked_fill(~inside_B1I, 0.0)
+    return weights_BOI / sum_last(weights_BOI)
+
+
+def _bicubic(x: Tensor) -> Tensor:
+    """The cubic convolution kernel at distances x >= 0 (Keys 1981)."""
+    a = _BICUBIC
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+def sum_last(values: Tensor) -> Tensor:
+    """Sum over the last axis, kept, in float64 and rounded once.
+
+    A float32 sum may be ordered differently for another batch size.
+    """
+    return values.double().sum(-1, keepdim=True).to(values.dtype)
+
+
+def crop_and_resize(images_BCHW: Tensor, boxes: Boxes, size: int) -> Tensor:
+    """(B, C, size, size): a box of each image, resized as PIL does, width first, values kept in [0, 1]."""
+    height, width = images_BCHW.shape[-2:]
+    device = images_BCHW.device
+    across_BOI = resize_matrix(boxes.left, boxes.width, width, size, device)
+    down_BOI = resize_matrix(boxes.top, boxes.height, height, size, device)
+    # PIL stores bytes between the two passes and so cuts off what overshoots. Width comes first, as in the
+    # versions that the paper used; since Pillow 13 it is the cheaper pass.
+    rows_BCHO = (images_BCHW @ across_BOI.transpose(1, 2)[:, None]).clamp(0, 1)
+    return (down_BOI[:, None] @ rows_BCHO).clamp(0, 1)
+
+
+def centre_square(images_BCHW: Tensor) -> Boxes:
+    """The largest central square of each image."""
+    num, _, height, width = images_BCHW.shape
+    side = min(height, width)
+    values = ((height - side) // 2, (width - side) // 2, side, side)
+    return Boxes(*(np.full(num, value, np.int64) for value in values))
+
+
+def to_unit(images_BCHW: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1]. Raises TypeError for another type, which would be scaled twice."""
+    if images_BCHW.dtype != torch.uint8:
+        raise TypeError(f"expected images of uint8, found {images_BCHW.dtype}")
+    return images_BCHW.float() / 255
+
+
+def host_ids(sample_ids_B: Tensor) -> Ints:
+    """Numbers of samples as an array on the host, where random parameters are drawn."""
+    return np.asarray(sample_ids_B.cpu().numpy(), np.int64)
+
+
+def on_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
+    """Host parameters as a float32 tensor beside the images."""
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(device)
+
+
+def select(mask: NDArray[np.bool_], device: torch.device) -> Tensor | None:
+    """Positions where `mask` holds, None where it never does. Known on the host: no wait for the device."""
+    chosen = np.flatnonzero(mask)
+    return torch.from_numpy(chosen).to(device) if len(chosen) else None

@@ -1,0 +1,112 @@
+"""k nearest neighbours on frozen features: cosine similarity, votes weighted by exp(similarity / 0.07).
+
+Source: Wu et al. 2018 (arXiv 1805.01978), as DINO's `eval_knn.py` uses it. The same input gives the same
+bits: equally similar neighbours are taken in the order of the training set, and of classes with equal votes
+the first wins.
+
+Shapes: N training and T test images, D features, K neighbours, L classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dino_exp.errors import ConfigError
+from dino_exp.rng import Stream
+
+TEMPERATURE = 0.07
+FEW_SHOT_DRAWS = 10
+_CHUNK = 256  # test images at once; fixed, so that few of them are as welcome as many
+
+
+def knn_predict(
+    train_ND: Tensor, train_labels_N: Tensor, test_TD: Tensor, *, k: int, temperature: float = TEMPERATURE
+) -> Tensor:
+    """The class that each test image's `k` nearest training images vote for, (T,) int64.
+
+    Raises ConfigError when there are fewer than `k` training images.
+    """
+    if not 1 <= k <= len(train_ND):
+        raise ConfigError(
+            f"evaluation: k-NN with k = {k} needs as many training images, and there are {len(train_ND)}; "
+            "choose a larger data.num_samples, or evaluation.every_epochs=null to skip"
+        )
+    train_ND = functional.normalize(train_ND.float(), dim=1)
+    votes_NL = functional.one_hot(train_labels_N.to(train_ND.device)).to(train_ND.dtype)
+    chunks = torch.split(functional.normalize(test_TD.float(), dim=1), _CHUNK)
+    return torch.cat([_vote(chunk @ train_ND.T, votes_NL, k, temperature) for chunk in chunks])
+
+
+def _vote(similarity_TN: Tensor, votes_NL: Tensor, k: int, temperature: float) -> Tensor:
+    nearest_TK = _nearest(similarity_TN, k)
+    weights_TK = (similarity_TN.gather(1, nearest_TK) / temperature).exp()
+    # A sum over one-hot rows instead of scatter_add, whose order of additions is undefined on a GPU.
+    return (weights_TK[..., None] * votes_NL[nearest_TK]).sum(dim=1).argmax(dim=1)
+
+
+def _nearest(similarity_TN: Tensor, k: int) -> Tensor:
+    """Positions of the `k` most similar, the earlier of two equals first: topk alone leaves that open.
+
+    The bits of a float, read as a whole number, are in its order (reversed below zero); with the position in
+    the low half no two keys are equal.
+    """
+    bits = (similarity_TN + 0.0).view(torch.int32).long()  # adding zero turns -0.0 into 0.0
+    order = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
+    position = torch.arange(similarity_TN.shape[1], device=similarity_TN.device)
+    return (order * 2**32 + (0xFFFFFFFF - position)).topk(k, dim=1).indices
+
+
+def knn_accuracy(
+    train_ND: Tensor,
+    train_labels_N: Tensor,
+    test_TD: Tensor,
+    test_labels_T: Tensor,
+    *,
+    k: int,
+    temperature: float = TEMPERATURE,
+) -> float:
+    """Share of test images whose class `knn_predict` finds, 0 to 1."""
+    predicted = knn_predict(train_ND, train_labels_N, test_TD, k=k, temperature=temperature)
+    return float((predicted == test_labels_T.to(predicted.device)).double().mean())
+
+
+def few_shot_accuracy(
+    train_ND: Tensor,
+    train_labels_N: Tensor,
+    test_TD: Tensor,
+    test_labels_T: Tensor,
+    *,
+    labels_per_class: int,
+    seed: int,
+    draws: int = FEW_SHOT_DRAWS,
+) -> float:
+    """Accuracy (0 to 1) of the nearest labelled image when a class has only `labels_per_class` labels.
+
+    The mean over `draws` random choices of the labelled images, which depend on the seed alone. Raises
+    ConfigError when a class has fewer images.
+    """
+    labels_N = train_labels_N.cpu().numpy()
+    total = 0.0
+    for draw in range(draws):
+        chosen = torch.from_numpy(_labelled(labels_N, labels_per_class, seed, draw)).to(train_ND.device)
+        few, few_labels = train_ND[chosen], train_labels_N.to(train_ND.device)[chosen]
+        total += knn_accuracy(few, few_labels, test_TD, test_labels_T, k=1)
+    return total / draws
+
+
+def _labelled(labels_N: np.ndarray, labels_per_class: int, seed: int, draw: int) -> np.ndarray:
+    """Positions of `labels_per_class` random images of each class that occurs."""
+    stream = Stream(seed, "evaluation.few_shot")
+    chosen = []
+    for label in np.unique(labels_N):
+        members = np.flatnonzero(labels_N == label)
+        if len(members) < labels_per_class:
+            raise ConfigError(
+                f"evaluation: class {label} has {len(members)} training images, and {labels_per_class} are "
+                "needed; choose a larger data.num_samples, or evaluation.every_epochs=null to skip"
+            )
+        chosen.append(members[stream.permutation(draw, int(label), num=len(members))[:labels_per_class]])
+    return np.concatenate(chosen)

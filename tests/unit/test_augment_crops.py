@@ -1,0 +1,107 @@
+"""Boxes and resizing, against torchvision's rules and PIL's pixels."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dino_exp.data.crops import BOX_DRAWS, Boxes, centre_square, crop_and_resize, random_boxes, to_unit
+from dino_exp.errors import ConfigError
+from dino_exp.rng import Stream
+
+RATIO = (3 / 4, 4 / 3)
+
+
+def boxes_of(num: int, *, height: int, width: int, area: tuple[float, float]) -> Boxes:
+    draws = Stream(0, "test.boxes").uniform(np.arange(num), num=BOX_DRAWS)
+    return random_boxes(draws, height=height, width=width, area=area, ratio=RATIO)
+
+
+@pytest.mark.parametrize("area", [(0.4, 1.0), (0.05, 0.4), (0.14, 0.14)])
+def test_boxes_lie_inside_and_keep_area_and_ratio(area: tuple[float, float]) -> None:
+    boxes = boxes_of(4000, height=256, width=256, area=area)
+    share = boxes.height * boxes.width / 256**2
+    ratio = boxes.width / boxes.height
+    assert boxes.top.min() >= 0
+    assert boxes.left.min() >= 0
+    assert (boxes.top + boxes.height).max() <= 256
+    assert (boxes.left + boxes.width).max() <= 256
+    assert area[0] - 0.01 < share.min()
+    assert share.max() < area[1] + 0.01
+    assert RATIO[0] - 0.02 < ratio.min() < 0.77
+    assert 1.30 < ratio.max() < RATIO[1] + 0.02
+
+
+def test_areas_are_uniform_and_ratios_uniform_in_their_logarithm() -> None:
+    boxes = boxes_of(20_000, height=512, width=512, area=(0.05, 0.4))
+    share = boxes.height * boxes.width / 512**2
+    assert np.allclose(np.quantile(share, [0.25, 0.5, 0.75]), [0.1375, 0.225, 0.3125], atol=0.005)
+    assert abs(np.median(np.log(boxes.width / boxes.height))) < 0.01
+
+
+def test_positions_reach_every_edge() -> None:
+    boxes = boxes_of(4000, height=32, width=32, area=(0.4, 1.0))
+    assert boxes.top.min() == 0
+    assert boxes.left.min() == 0
+    assert (boxes.top + boxes.height).max() == 32
+    assert (boxes.left + boxes.width).max() == 32
+
+
+def test_an_image_that_no_box_fits_gives_its_central_part() -> None:
+    boxes = boxes_of(50, height=100, width=10, area=(0.9, 1.0))
+    assert set(zip(boxes.top, boxes.left, boxes.height, boxes.width, strict=True)) == {(43, 0, 13, 10)}
+    boxes = boxes_of(50, height=10, width=100, area=(0.9, 1.0))
+    assert set(zip(boxes.top, boxes.left, boxes.height, boxes.width, strict=True)) == {(0, 43, 10, 13)}
+
+
+def pictures(num: int, height: int, width: int) -> np.ndarray:
+    """Smooth patterns with hard edges in them, where resizing overshoots."""
+    noise = Stream(0, "test.pictures").uniform(np.arange(num), num=3 * height * width)
+    y, x = np.mgrid[:height, :width]
+    smooth = 127 + 100 * np.sin(x / 7) * np.cos(y / 11)
+    pixels = np.where(noise.reshape(num, 3, height, width) < 0.2, 255 * ((x + y) // 16 % 2), smooth)
+    return pixels.astype(np.uint8)
+
+
+@pytest.mark.parametrize(("side", "size"), [(64, 96), (200, 96), (256, 224), (32, 16)])
+def test_crops_are_those_of_pil(side: int, size: int) -> None:
+    images = pictures(12, side, side + 10)
+    boxes = boxes_of(12, height=side, width=side + 10, area=(0.05, 1.0))
+    ours = crop_and_resize(to_unit(torch.from_numpy(images)), boxes, size)
+    assert ours.dtype == torch.float32
+    for image, top, left, height, width, crop in zip(
+        images, boxes.top, boxes.left, boxes.height, boxes.width, ours, strict=True
+    ):
+        picture = Image.fromarray(image.transpose(1, 2, 0))
+        part = picture.crop((int(left), int(top), int(left + width), int(top + height)))
+        # In two calls, because Pillow 13 takes the cheaper order of the two passes; before, width came first.
+        narrow = part.resize((size, part.height), Image.Resampling.BICUBIC)
+        theirs = np.asarray(narrow.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+        assert np.abs(crop.numpy() * 255 - theirs).max() < 1.1
+
+
+def test_a_resize_to_the_same_size_changes_nothing() -> None:
+    images = to_unit(torch.from_numpy(pictures(2, 32, 32)))
+    assert torch.allclose(crop_and_resize(images, centre_square(images), 32), images, atol=1e-6)
+
+
+def test_the_central_square_is_central() -> None:
+    images = torch.zeros(2, 3, 10, 30)
+    images[:, :, :, 10:20] = 1
+    assert crop_and_resize(images, centre_square(images), 10).min() == 1
+
+
+def test_pixels_that_are_no_bytes_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"uint8, found torch\.float32"):
+        to_unit(torch.zeros(1, 3, 4, 4))
+
+
+def test_errors_name_the_setting() -> None:
+    from dino_exp.data.crops import check_areas, check_probabilities, check_ranges
+
+    with pytest.raises(ConfigError, match=r"augment\.ratio is \[2, 1\]"):
+        check_ranges(ratio=(2, 1))
+    with pytest.raises(ConfigError, match=r"augment\.local_area ends at 1\.5"):
+        check_areas(global_area=(0.5, 1), local_area=(0.5, 1.5))
+    with pytest.raises(ConfigError, match=r"augment\.blur_probability is -0\.1"):
+        check_probabilities(blur_probability=-0.1)

@@ -121,9 +121,7 @@ def _choose_section(
 ) -> type[Section] | None:
     """The section itself, or the one of several whose `name` is given."""
     if not isinstance(raw, Mapping):
-        problems.append(
-            f"{key}: expected a section with keys, got {'nothing' if raw == MISSING else repr(raw)}"
-        )
+        problems.append(f"{key}: expected a section with keys, got {'nothing' if raw == MISSING else repr(raw)}")
         return None
     if len(sections) == 1:
         return sections[0]

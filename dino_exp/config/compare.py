@@ -50,19 +50,23 @@ def compare(was: Config, now: Config, touched: Collection[str]) -> list[Change]:
 
 
 def overlay(was: Config, now: Config, touched: Collection[str]) -> Config:
-    """The settings of a run with the touched ones of a command: what a resume goes on with.
+    """The settings of a run with the touched ones of a command: what a resume or a fork goes on with.
 
-    Identity stays the run's (a difference there is refused before). Raises ConfigError where the two together
-    are impossible.
+    A section whose choice is touched (`optimizer=sgd`) is taken over whole. Raises ConfigError where the two
+    together are impossible.
     """
-    merged = as_mapping(was)
+    merged, asked = as_mapping(was), as_mapping(now)
     for key, value in values_by_key(now).items():
-        if key in touched and not is_place(key) and roles_by_key()[key] != "identity":
-            *sections, name = key.split(".")
-            inner = merged
-            for section in sections:
-                inner = inner[section]
-            inner[name] = value
+        if key not in touched or is_place(key):
+            continue
+        *sections, name = key.split(".")
+        if name == "name":
+            merged[sections[0]] = asked[sections[0]]
+            continue
+        inner = merged
+        for section in sections:
+            inner = inner[section]
+        inner[name] = value
     return config_from_mapping(merged)
 
 

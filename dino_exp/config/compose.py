@@ -26,6 +26,7 @@ from dino_exp.config.fields import walk_mapping
 from dino_exp.errors import ConfigError, DinoExpError
 
 PRIMARY = "config"
+SIGNALLED = 128  # exit codes above: stopped by a signal
 PRESETS = ("experiment", "debug")  # groups whose choices set keys of many sections
 _REFERENCE = re.compile(r"\$\{\s*([^{}]*?)\s*\}")
 
@@ -59,6 +60,8 @@ class _Jobs:
     def run(self, composed: DictConfig) -> int:
         """One job, as Hydra calls it."""
         self.num_started += 1
+        if any(code > SIGNALLED for code in self.codes):
+            return self.codes[-1]  # a signal stopped an earlier job: it was meant for the sweep
         overrides = list(HydraConfig.get().overrides.task)
         self.codes.append(_exit_code(lambda: self.task(plain_settings(composed), overrides)))
         return self.codes[-1]
@@ -136,9 +139,7 @@ def plain_settings(composed: DictConfig) -> dict[str, Any]:
     raw = OmegaConf.to_container(composed, resolve=False)
     leaves = dict(walk_mapping(raw))
     roles = roles_by_key()
-    impure = [
-        key for key, value in leaves.items() if roles.get(key) == "identity" and _is_impure(value, leaves)
-    ]
+    impure = [key for key, value in leaves.items() if roles.get(key) == "identity" and _is_impure(value, leaves)]
     if impure:
         lines = [f"{key}: {leaves[key]!r} depends on the machine or the clock" for key in impure]
         raise ConfigError("configuration: " + "\n  ".join(lines) + "\nGive the value itself")

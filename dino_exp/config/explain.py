@@ -53,9 +53,7 @@ def _explain_missing(config_file: str, options: Sequence[str]) -> str:
     group, _, choice = config_file.rpartition("/")
     if not group:
         return f"configuration: there is no file {config_file}.yaml in {conf_directory()}"
-    known = (
-        f"; there are {', '.join(options)}" if options else f"; there is no group {group}{_suggest(group)}"
-    )
+    known = f"; there are {', '.join(options)}" if options else f"; there is no group {group}{_suggest(group)}"
     return f"configuration: {group}={choice}: there is no such choice{known}{did_you_mean(choice, options)}"
 
 

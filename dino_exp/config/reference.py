@@ -44,9 +44,7 @@ def settings_reference() -> str:
     return "".join(parts)
 
 
-def _section(
-    name: str, section: type[Section], choices: list[str], defaults: Mapping[str, Any]
-) -> Iterator[str]:
+def _section(name: str, section: type[Section], choices: list[str], defaults: Mapping[str, Any]) -> Iterator[str]:
     variants = next(entry.sections for entry in entries(Config) if entry.name == name)
     variant = "" if len(variants) == 1 else _variant_name(section)
     yield f"\n## {name}{f' ({name}={variant})' if variant else ''}\n\n{inspect.getdoc(section)}\n"
@@ -79,9 +77,7 @@ def _rows(section: type[Section], prefix: str, values: Mapping[str, Any]) -> Ite
 
 
 def _row(prefix: str, entry: Entry, setting: Setting, value: Any) -> str:
-    kind = (
-        " | ".join(setting.choices) if len(setting.choices) > 1 else describe(entry.hint).removeprefix("a ")
-    )
+    kind = " | ".join(setting.choices) if len(setting.choices) > 1 else describe(entry.hint).removeprefix("a ")
     cells = f"`{prefix}{entry.name}`", kind, f"`{_shown(value)}`", setting.role, setting.help
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 

@@ -44,9 +44,7 @@ class InitConfig(Section):
 class DataConfig(Section):
     """The data set and the sizes of its crops."""
 
-    name: str = setting(
-        choices=("digits", "synthetic"), help="digits: scikit-learn's; synthetic: made, colour"
-    )
+    name: str = setting(choices=("digits", "synthetic"), help="digits: scikit-learn's; synthetic: made, colour")
     image_size: int = setting(minimum=1, help="side of a global crop, pixels")
     local_size: int = setting(minimum=1, help="side of a local crop, pixels")
     patch_size: int = setting(minimum=1, help="side of a patch, pixels; divides both crop sizes")
@@ -111,9 +109,7 @@ class LossConfig(Section):
     use_bn: bool = setting(help="batch norm in the head; keeps short trainings on small data from collapsing")
     norm_last_layer: bool = setting(help="prototypes of fixed length")
     student_temp: float = setting(above=0, help="student temperature")
-    teacher_temp: float = setting(
-        above=0, help="teacher temperature after warm-up; above 0.07 it may collapse"
-    )
+    teacher_temp: float = setting(above=0, help="teacher temperature after warm-up; above 0.07 it may collapse")
     warmup_teacher_temp: float = setting(above=0, help="teacher temperature at the start")
     warmup_teacher_temp_epochs: int = setting(minimum=0, help="epochs from the one to the other, linearly")
     center_momentum: float = setting(minimum=0, maximum=1, help="moving average of the centre")
@@ -282,6 +278,9 @@ class Config(Section):
     seed: int = setting(minimum=0, maximum=MAX_SEED, help="of all randomness; left out of the group hash")
     resume: str | None = setting(role="runtime", help="run to continue: directory, key prefix, or last")
     fork: str | None = setting(role="runtime", help="start a new run from run[@best|@latest|@step]")
+    origin: str | None = setting(
+        legacy=None, pattern=r"s1:[0-9a-f]{64}", help="digest of the state that a fork began with; set by fork="
+    )
     model: ModelConfig
     init: InitConfig
     data: DataConfig

@@ -16,7 +16,7 @@ class DINOLossTerms:
     """The loss of a batch (a scalar that carries the gradient) and the teacher's distributions behind it."""
 
     loss: Tensor
-    teacher_probs_TBK: Tensor  # noqa: N815
+    teacher_probs_TBK: Tensor
 
 
 def dino_loss(

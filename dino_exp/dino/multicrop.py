@@ -21,9 +21,7 @@ class MultiCropModel(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(
-        self, crops: Sequence[Tensor], drop_scales_L2VB: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, crops: Sequence[Tensor], drop_scales_L2VB: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (V, B, K) and backbone features (V, B, D) of V crops (B, C, H, W) of the same B images.
 
         Consecutive crops of equal width pass the backbone as one batch, crop after crop; all features pass

@@ -96,9 +96,7 @@ def ema_update_(teacher: Iterable[Tensor], student: Iterable[Tensor], momentum: 
     torch._foreach_add_(moving, list(student), alpha=1 - momentum)
 
 
-def optimizer_moments(
-    optimizer: Optimizer, named_parameters: Mapping[str, nn.Parameter]
-) -> dict[str, Tensor]:
+def optimizer_moments(optimizer: Optimizer, named_parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The live moments as `<parameter>.<moment>`, for example `backbone.norm.weight.exp_avg`.
 
     A parameter that was never updated (a frozen last layer) has none, and none is made for it.

@@ -46,8 +46,7 @@ class Schedules:
             raise ConfigError(f"scheduler.name must be one of {get_args(ScheduleName)}, got {self.name!r}")
         if self.num_epochs < 1 or self.steps_per_epoch < 1:
             raise ConfigError(
-                "train.epochs and the steps of an epoch must be >= 1, "
-                f"got {self.num_epochs} and {self.steps_per_epoch}"
+                f"train.epochs and the steps of an epoch must be >= 1, got {self.num_epochs} and {self.steps_per_epoch}"
             )
         for key, epochs in (
             ("scheduler.warmup_epochs", self.warmup_epochs),

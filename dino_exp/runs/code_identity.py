@@ -78,9 +78,7 @@ def code_id(package_dir: Path) -> str:
     return tree.hexdigest()
 
 
-def record_code(
-    package_dir: Path, into: Path, *, attempt: int = 1, leave_out: Path | None = None
-) -> CodeRecord:
+def record_code(package_dir: Path, into: Path, *, attempt: int = 1, leave_out: Path | None = None) -> CodeRecord:
     """Write `git.json`, `code.patch` and `untracked.tar.gz` of the code in `package_dir`.
 
     `into` is the run's `code/` folder. The first attempt's record lies in it and is never replaced; a later

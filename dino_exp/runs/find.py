@@ -43,21 +43,15 @@ def find_run(outputs: Path, named: str) -> Path:
     if named and RunPaths(folder).run_json.is_file():
         return folder
     if "/" in named or named in ("", ".", ".."):
-        raise UsageError(
-            f"{named or 'the empty text'}: no run directory (no run.json in it); {_hint(outputs)}"
-        )
+        raise UsageError(f"{named or 'the empty text'}: no run directory (no run.json in it); {_hint(outputs)}")
     names = _run_names(outputs)
     matches = [name for name in names if name.startswith(named)]
     if named in matches or len(matches) == 1:
         return outputs / "runs" / (named if named in matches else matches[0])
     if matches:
-        raise UsageError(
-            f"{named!r} begins the keys of {len(matches)} runs: {_some(matches)}; type more of the key"
-        )
+        raise UsageError(f"{named!r} begins the keys of {len(matches)} runs: {_some(matches)}; type more of the key")
     near = difflib.get_close_matches(named, names, n=_MAX_SHOWN, cutoff=0.5)
-    raise UsageError(
-        f"no run in {outputs} begins with {named!r}; {f'near: {_some(near)}' if near else _hint(outputs)}"
-    )
+    raise UsageError(f"no run in {outputs} begins with {named!r}; {f'near: {_some(near)}' if near else _hint(outputs)}")
 
 
 def _last(outputs: Path) -> Path:

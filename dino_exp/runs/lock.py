@@ -70,9 +70,7 @@ class RunLock:
     def start_heartbeat(self, interval_secs: float = 15.0) -> None:
         """Begin to renew `owner.json` from a thread. Called after the loader workers have started."""
         assert self._thread is None, "one heartbeat is enough"
-        self._thread = threading.Thread(
-            target=self._beat, args=(interval_secs,), name="lock-heartbeat", daemon=True
-        )
+        self._thread = threading.Thread(target=self._beat, args=(interval_secs,), name="lock-heartbeat", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
@@ -107,9 +105,7 @@ class RunLock:
     def __enter__(self) -> RunLock:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.release()
 
     def _is_ours(self) -> bool:

@@ -80,9 +80,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.horizon_steps < 1 or self.steps_per_epoch < 1:
-            raise ValueError(
-                f"schedule: expected steps >= 1, found {self.horizon_steps} and {self.steps_per_epoch}"
-            )
+            raise ValueError(f"schedule: expected steps >= 1, found {self.horizon_steps} and {self.steps_per_epoch}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +122,7 @@ class RunRecord:
         if self.state not in STATES:
             raise ValueError(f"state: found {self.state!r}, expected one of {', '.join(STATES)}")
         if not CONFIG_HASH.fullmatch(self.config_hash):
-            raise ValueError(
-                f"config_hash: found {self.config_hash[:80]!r}, expected 'c1:' and 64 hex digits"
-            )
+            raise ValueError(f"config_hash: found {self.config_hash[:80]!r}, expected 'c1:' and 64 hex digits")
         self._check_key()
         if [attempt.number for attempt in self.attempts] != list(range(1, len(self.attempts) + 1)):
             raise ValueError("attempts: expected numbers from 1 without gaps")
@@ -139,9 +135,7 @@ class RunRecord:
             or not self.code.id.startswith(name.code_digits)
             or name.variant != self.variant
         ):
-            raise ValueError(
-                f"run_key: {self.run_key[:200]!r} does not belong to these hashes and this variant"
-            )
+            raise ValueError(f"run_key: {self.run_key[:200]!r} does not belong to these hashes and this variant")
 
     def begin(self, attempt: AttemptRecord) -> RunRecord:
         """The record while `attempt` works; one before it that never said how it ended was interrupted."""
@@ -181,9 +175,7 @@ def load_record(path: Path) -> RunRecord | None:
     _check_format(path, members.get("format"))
     stated = members.pop("digest", None)
     if stated != _digest(members):
-        raise _damaged(
-            path, f"{path}: its digest does not match: some byte changed, or it was edited by hand"
-        )
+        raise _damaged(path, f"{path}: its digest does not match: some byte changed, or it was edited by hand")
     del members["format"]
     try:
         return _RUN(members)
@@ -206,9 +198,7 @@ def _check_format(path: Path, found: Json) -> None:
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise _damaged(path, f"{path}: format is {str(found)[:40]!r}, expected {FORMAT}")
     if found > FORMAT:
-        raise RefusedError(
-            f"{path}: written in format {found}, this reads {FORMAT}: `pip install --upgrade dino-exp`"
-        )
+        raise RefusedError(f"{path}: written in format {found}, this reads {FORMAT}: `pip install --upgrade dino-exp`")
 
 
 def _damaged(path: Path, problem: str) -> DamagedFileError:

@@ -23,9 +23,7 @@ class RowPosition:
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_rows <= self.num_bytes:
-            raise ValueError(
-                f"rows: expected 0 <= num_rows <= num_bytes, got {self.num_rows} and {self.num_bytes}"
-            )
+            raise ValueError(f"rows: expected 0 <= num_rows <= num_bytes, got {self.num_rows} and {self.num_bytes}")
 
 
 START = RowPosition(num_rows=0, num_bytes=0)
@@ -79,9 +77,7 @@ class RowWriter:
             found_rows, is_whole = count_lines(self.path, position.num_bytes)
             if found_rows != position.num_rows or not is_whole:
                 torn = "" if is_whole else " and a torn one"
-                raise self._damage(
-                    position, f"{found_rows} rows{torn} in the first {position.num_bytes} bytes"
-                )
+                raise self._damage(position, f"{found_rows} rows{torn} in the first {position.num_bytes} bytes")
 
     def _damage(self, position: RowPosition, found: str) -> DamagedFileError:
         return DamagedFileError(

@@ -37,9 +37,7 @@ class SignalFlags:
             signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             # None: a handler that was not installed from Python, and that Python cannot put back
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

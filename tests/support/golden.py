@@ -33,9 +33,7 @@ def images(num: int, size: int, phase: float) -> Tensor:
 
 
 def formula_model(*, norm_last_layer: bool) -> MultiCropModel:
-    backbone = VisionTransformer(
-        image_size=32, patch_size=8, in_channels=3, embed_dim=32, depth=2, num_heads=4
-    )
+    backbone = VisionTransformer(image_size=32, patch_size=8, in_channels=3, embed_dim=32, depth=2, num_heads=4)
     head = DINOHead(
         in_dim=32,
         out_dim=NUM_PROTOTYPES,

@@ -166,9 +166,7 @@ def test_the_canonical_text_is_json_of_exactly_the_identity():
     text = canonical_text(config())
     values = json.loads(text)
     assert values == identity_values(config())
-    assert text.startswith(
-        '{"augment":{"blur_probability":0.2,"global_area":[0.65,1],"local_area":[0.4,0.8],'
-    )
+    assert text.startswith('{"augment":{"blur_probability":0.2,"global_area":[0.65,1],"local_area":[0.4,0.8],')
     assert '"eps":1e-8,"freeze_last_layer_epochs":0,"lr":0.003,' in text
     assert "checkpoint" not in values
     assert "name" not in values["model"]

@@ -106,9 +106,7 @@ def test_help_explains_commands_choices_and_settings(command):
         assert part in done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--cfg", "job"], ["--info", "defaults"], ["--version"], ["--hydra-help"]]
-)
+@pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--info", "defaults"], ["--version"], ["--hydra-help"]])
 def test_hydras_own_options_still_work(command, arguments):
     done = command(*arguments)
     assert done.returncode == 0

@@ -75,9 +75,5 @@ def test_roles_of_the_whole_schema():
         "runtime.threads",
         "runtime.deterministic",
     }
-    assert all(
-        role == "runtime" for key, role in roles.items() if key.startswith(("checkpoint.", "run.", "paths."))
-    )
-    assert all(
-        role == "identity" for key, role in roles.items() if key.startswith(("optimizer.", "augment."))
-    )
+    assert all(role == "runtime" for key, role in roles.items() if key.startswith(("checkpoint.", "run.", "paths.")))
+    assert all(role == "identity" for key, role in roles.items() if key.startswith(("optimizer.", "augment.")))

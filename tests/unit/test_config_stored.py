@@ -61,9 +61,7 @@ def test_a_moved_run_knows_where_it_is_and_not_where_it_was(run, tmp_path):
 
 def test_an_edited_identity_is_refused_and_named(run):
     edit(run, "lr: 0.003", "lr: 0.3")
-    with pytest.raises(
-        RefusedError, match=r"disagree:\n  optimizer\.lr: 0\.3 here, 0\.003 in config\.canonical\.json"
-    ):
+    with pytest.raises(RefusedError, match=r"disagree:\n  optimizer\.lr: 0\.3 here, 0\.003 in config\.canonical\.json"):
         load_stored(run)
 
 

@@ -13,12 +13,8 @@ def health(student, teacher, *, features=None, student_features=None, center=Non
     center = torch.zeros(1, K, dtype=torch.float64) if center is None else center
     terms = dino_loss(student, teacher, center, student_temp=0.1, teacher_temp=temp)
     features = torch.randn(2, student.shape[1], 16) if features is None else features
-    student_features = (
-        torch.randn(len(student), student.shape[1], 16) if student_features is None else student_features
-    )
-    return measure_health(
-        terms, center_1K=center, student_features_VBD=student_features, teacher_features_TBD=features
-    )
+    student_features = torch.randn(len(student), student.shape[1], 16) if student_features is None else student_features
+    return measure_health(terms, center_1K=center, student_features_VBD=student_features, teacher_features_TBD=features)
 
 
 def logits(views, images=32, seed=0):

@@ -38,9 +38,7 @@ def batch(views, targets, images, prototypes, dtype=torch.float64, seed=0):
     student_temp=st.floats(0.05, 1.0),
     teacher_temp=st.floats(0.02, 0.1),
 )
-def test_loss_and_gradient_equal_the_pairwise_form(
-    targets, locals_, images, prototypes, student_temp, teacher_temp
-):
+def test_loss_and_gradient_equal_the_pairwise_form(targets, locals_, images, prototypes, student_temp, teacher_temp):
     views = max(targets + locals_, 2)
     student, teacher, center = batch(views, targets, images, prototypes)
     fast = dino_loss(student, teacher, center, student_temp=student_temp, teacher_temp=teacher_temp).loss

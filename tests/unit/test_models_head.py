@@ -41,9 +41,7 @@ def test_parameter_count_of_the_official_head():
 def test_keys_are_the_official_ones(changes, linears, norms):
     expected = {f"mlp.{number}.{kind}" for number in (*linears, *norms) for kind in ("weight", "bias")}
     expected |= {
-        f"mlp.{number}.{kind}"
-        for number in norms
-        for kind in ("running_mean", "running_var", "num_batches_tracked")
+        f"mlp.{number}.{kind}" for number in norms for kind in ("running_mean", "running_var", "num_batches_tracked")
     }
     expected |= {"last_layer.weight_g", "last_layer.weight_v"}
     assert set(make(**changes).state_dict()) == expected
@@ -63,9 +61,7 @@ def test_a_single_layer_leads_straight_to_the_bottleneck():
 def test_logits_are_cosines_while_the_prototypes_have_length_one():
     head = materialise(make, seed=0, scheme="fan_in").double()
     features = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = functional.cosine_similarity(
-        head.mlp(features)[:, None], head.last_layer.weight_v[None], dim=-1
-    )
+    expected = functional.cosine_similarity(head.mlp(features)[:, None], head.last_layer.weight_v[None], dim=-1)
     torch.testing.assert_close(head(features), expected, rtol=1e-12, atol=1e-12)
 
 

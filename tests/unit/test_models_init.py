@@ -11,12 +11,8 @@ from dino_exp.models.vit import VisionTransformer
 
 
 def make():
-    backbone = VisionTransformer(
-        image_size=32, patch_size=4, in_channels=3, embed_dim=128, depth=2, num_heads=4
-    )
-    head = DINOHead(
-        in_dim=128, out_dim=512, hidden_dim=256, bottleneck_dim=64, use_bn=True, norm_last_layer=False
-    )
+    backbone = VisionTransformer(image_size=32, patch_size=4, in_channels=3, embed_dim=128, depth=2, num_heads=4)
+    head = DINOHead(in_dim=128, out_dim=512, hidden_dim=256, bottleneck_dim=64, use_bn=True, norm_last_layer=False)
     return MultiCropModel(backbone, head)
 
 
@@ -99,9 +95,7 @@ def test_another_seed_gives_other_values(official):
 
 
 def test_equal_shapes_get_different_values(official):
-    assert not torch.equal(
-        official["backbone.blocks.0.attn.qkv.weight"], official["backbone.blocks.1.attn.qkv.weight"]
-    )
+    assert not torch.equal(official["backbone.blocks.0.attn.qkv.weight"], official["backbone.blocks.1.attn.qkv.weight"])
 
 
 def test_every_parameter_and_buffer_is_set():

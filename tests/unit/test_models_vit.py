@@ -60,9 +60,7 @@ def test_parameters_have_the_official_names_in_the_official_order():
     assert set(model.state_dict()) == set(expected)
 
 
-@pytest.mark.parametrize(
-    ("base", "rows", "cols"), [(14, 6, 6), (4, 2, 2), (4, 3, 7), (14, 14, 14), (3, 20, 5)]
-)
+@pytest.mark.parametrize(("base", "rows", "cols"), [(14, 6, 6), (4, 2, 2), (4, 3, 7), (14, 14, 14), (3, 20, 5)])
 def test_position_resize_equals_the_official_interpolation(base, rows, cols):
     generator = torch.Generator().manual_seed(0)
     table = torch.rand(base * base, 8, generator=generator, dtype=torch.float64) * 2 - 1
@@ -138,9 +136,7 @@ def test_class_token_alone_has_the_gradient_of_the_class_token_among_all():
     model, images = tiny(torch.float64), random_images(3, 1, 8, 8, dtype=torch.float64)
     weights = torch.arange(16, dtype=torch.float64)
     alone = torch.autograd.grad((model(images) * weights).sum(), list(model.parameters()))
-    among = torch.autograd.grad(
-        (model.forward_tokens(images)[:, 0] * weights).sum(), list(model.parameters())
-    )
+    among = torch.autograd.grad((model.forward_tokens(images)[:, 0] * weights).sum(), list(model.parameters()))
     for one, other in zip(alone, among, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 

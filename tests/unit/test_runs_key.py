@@ -10,8 +10,7 @@ KEY = RunKey(model="vit_nano", config_hash=CONFIG, code_id=CODE)
 def test_text_is_model_config_code_and_variant():
     assert KEY.text() == "vit_nano-01234567-fedcba98"
     assert (
-        RunKey(model="vit_s", config_hash=CONFIG, code_id=CODE, variant="lr-3").text()
-        == "vit_s-01234567-fedcba98-lr-3"
+        RunKey(model="vit_s", config_hash=CONFIG, code_id=CODE, variant="lr-3").text() == "vit_s-01234567-fedcba98-lr-3"
     )
     assert KEY.text(16) == "vit_nano-0123456789abcdef-fedcba9876543210"
 

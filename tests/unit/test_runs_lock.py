@@ -192,9 +192,7 @@ def test_an_owner_on_another_host_that_lives_is_not_taken_over(paths):
         write_owner(paths, heartbeat_at=fake.now_secs)
 
     with pytest.raises(LockedError, match="host node7, pid 4711"):
-        RunLock.acquire(
-            paths, wait_secs=90, attempt=1, clock=fake.clock, sleep=sleep_and_beat, say=fake.said.append
-        )
+        RunLock.acquire(paths, wait_secs=90, attempt=1, clock=fake.clock, sleep=sleep_and_beat, say=fake.said.append)
     assert probe(paths, clock=fake.clock).host == "node7"
     assert probe(paths, clock=lambda: fake.now_secs + 61) is None
     fake.now_secs += 61
@@ -230,9 +228,7 @@ def test_an_owner_that_wakes_up_late_cannot_commit(paths):
 
 def test_the_heartbeat_renews_the_owner_and_stops_when_the_run_is_lost(paths, caplog):
     ticks = iter(range(2000, 10**6))
-    lock = RunLock.acquire(
-        paths, wait_secs=0, attempt=1, clock=lambda: float(next(ticks)), sleep=time.sleep, say=print
-    )
+    lock = RunLock.acquire(paths, wait_secs=0, attempt=1, clock=lambda: float(next(ticks)), sleep=time.sleep, say=print)
     lock.start_heartbeat(interval_secs=0.001)
     wait_until(lambda: load_owner(paths.owner).heartbeat_at > 2010)
     lock.check()
@@ -278,9 +274,7 @@ def test_probing_creates_and_changes_nothing(paths):
     write_owner(paths)
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths.directory.iterdir()}
     probe(paths, clock=time.time)
-    assert {
-        path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths.directory.iterdir()
-    } == before
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths.directory.iterdir()} == before
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[", '{"pid": 1e999}', "[" * 5000])

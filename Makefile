@@ -1,0 +1,46 @@
+# Everything runs in .venv, installed from pyproject.toml under the pins of constraints.txt.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint test-slow test-crash bench format
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP)  ## create .venv and install, pinned by constraints.txt
+
+train: setup  ## train DINO on real images (about a minute on two cores); again: continues, or says finished
+	$(BIN)/python -m dino_exp.train
+
+test: setup  ## the test suite (at most 10 minutes on two cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+lint: setup  ## ruff, strict types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup  ## let ruff lay out the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-slow: setup  ## wheels in fresh environments, full trainings over seeds
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow --timeout 3600
+
+test-crash: setup  ## hundreds of kills and faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m crash --timeout 7200
+
+bench: setup  ## the benchmarks, as ratios within one run
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.loop_overhead

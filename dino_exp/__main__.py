@@ -1,0 +1,18 @@
+"""`python -m dino_exp <noun> <verb>`, the same as `dino-exp <noun> <verb>`."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    if sys.argv[1:2] == ["train"]:  # a Hydra program with a grammar of its own
+        from dino_exp import train
+
+        train.main(sys.argv[2:])
+    from dino_exp.cli.app import run
+
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What may change the last bits of a training: device, threads, determinism, versions.
+
+The values of a run's first attempt are recorded in `run.json`; each later attempt is compared with them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from dino_exp.config.schema import RuntimeConfig
+from dino_exp.errors import ConfigError
+
+MAX_THREADS = 16  # more do not help models of the sizes that fit a CPU
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device to train on. Raises ConfigError where cuda is asked for and torch sees none."""
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise ConfigError(f"runtime.device=cuda: torch {torch.__version__} sees no CUDA device; use runtime.device=cpu")
+    return torch.device("cuda" if available and asked != "cpu" else "cpu")
+
+
+def choose_threads(asked: int | None, recorded: Any) -> int:
+    """Threads of torch: what is asked for, else what the first attempt had, else the cores of this machine."""
+    if asked is not None:
+        return asked
+    return recorded if isinstance(recorded, int) else min(len(os.sched_getaffinity(0)), MAX_THREADS)
+
+
+def apply_numerics(runtime: RuntimeConfig, recorded: Mapping[str, Any]) -> tuple[torch.device, dict[str, Any]]:
+    """Set up torch, and describe the setting for `run.json`."""
+    device = choose_device(runtime.device)
+    threads = choose_threads(runtime.threads, recorded.get("threads"))
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(runtime.deterministic)
+    # Deterministic mode also fills fresh memory, to show reads of it; nothing here reads any, and filling costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if runtime.deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.backends.cudnn.benchmark = False
+    return device, {
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "threads": threads,
+        "deterministic": runtime.deterministic,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "world_size": 1,
+    }
+
+
+def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Why bits may differ from here on, one sentence a value; empty when nothing changed."""
+    return [
+        f"{name} was {recorded.get(name)}, is {value}" for name, value in now.items() if recorded.get(name) != value
+    ]
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 (a device file, not a path of ours)
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,148 @@
+"""Where a command leads: which run directory, with which settings, and whether the rules let it go on.
+
+Every spelling of the same settings arrives at the same directory, because its name is a function of settings and code.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dino_exp
+from dino_exp.config.canonical import config_hash
+from dino_exp.config.check import config_from_mapping
+from dino_exp.config.compare import Change, compare, overlay, roles_by_key
+from dino_exp.config.schema import Config
+from dino_exp.config.stored import load_stored
+from dino_exp.errors import ConfigError, RefusedError, UsageError
+from dino_exp.runs.code_identity import code_id
+from dino_exp.runs.find import find_run
+from dino_exp.runs.key import RunKey, choose_name, parse_run_key
+from dino_exp.runs.layout import RunPaths
+from dino_exp.runs.record import RunRecord, load_record
+
+PACKAGE = Path(dino_exp.__file__).parent
+RUN_DIR_VARIABLE = "DINO_EXP_RUN_DIR"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The run directory that a command leads to. `record` is None when no run is there yet."""
+
+    paths: RunPaths
+    key: RunKey
+    config: Config
+    record: RunRecord | None
+    changes: tuple[Change, ...]
+    other_code: tuple[Path, ...] = ()
+    parent: Mapping[str, Any] | None = None
+    parent_directory: Path | None = None
+
+    @property
+    def code_changed(self) -> bool:
+        """Whether the run that is there was made by other code than this."""
+        return self.record is not None and self.record.code.id != self.key.code_id
+
+
+def start_target(composed: Mapping[str, Any]) -> Target:
+    """The run of these settings and this code: an existing one, or a new directory's name.
+
+    Raises ConfigError for impossible settings, RefusedError where DINO_EXP_RUN_DIR holds a run of other settings.
+    """
+    config = config_from_mapping(composed)
+    if config.origin is not None:
+        raise ConfigError("origin is set by a fork; use `fork=<run>[@best|@latest|@<step>]`")
+    return existing_or_new(config)
+
+
+def existing_or_new(config: Config) -> Target:
+    """The run of these settings and this code, wherever it lies. Raises RefusedError as `start_target` does."""
+    key = RunKey(
+        model=config.model.name,
+        config_hash=config_hash(config),
+        code_id=code_id(PACKAGE),
+        variant=config.run.variant,
+    )
+    runs = Path(config.paths.outputs) / "runs"
+    given = os.environ.get(RUN_DIR_VARIABLE)
+    paths = RunPaths(Path(given) if given else runs / choose_name(key, lambda name: _holder(runs / name)))
+    record = load_record(paths.run_json)
+    changes = [] if record is None else compare(load_stored(paths.directory), config, roles_by_key())
+    refuse_identity_changes(paths, changes)
+    return Target(
+        paths=paths,
+        key=key,
+        config=config,
+        record=record,
+        changes=tuple(changes),
+        other_code=_other_code(runs, key),
+    )
+
+
+def resume_target(composed: Mapping[str, Any], touched: Collection[str]) -> Target:
+    """The run that `resume=` names, with its own settings and the overrides in `touched` (dotted keys).
+
+    Raises UsageError where there is no such run, RefusedError where an override changes the run's identity.
+    """
+    outputs = Path(composed["paths"]["outputs"])
+    directory = find_run(outputs, str(composed["resume"]))
+    paths = RunPaths(directory)
+    record = load_record(paths.run_json)
+    if record is None:
+        raise UsageError(f"{directory}: no run.json, so no run began here; `python -m dino_exp.train` starts one")
+    stored = without_stop(load_stored(directory))
+    asked = config_from_mapping(composed)
+    changes = tuple(compare(stored, asked, touched))
+    refuse_identity_changes(paths, changes)
+    config = overlay(stored, asked, touched)
+    key = RunKey(
+        model=config.model.name,
+        config_hash=record.config_hash,
+        code_id=code_id(PACKAGE),
+        variant=record.variant,
+    )
+    return Target(paths=paths, key=key, config=config, record=record, changes=changes)
+
+
+def without_stop(config: Config) -> Config:
+    """The settings of a run without the place where its first attempt was told to stop: a later one goes on."""
+    return replace(config, train=replace(config.train, stop_after_steps=None, stop_after_epochs=None))
+
+
+def refuse_identity_changes(paths: RunPaths, changes: Collection[Change]) -> None:
+    """Raise RefusedError, with a table, when the settings are those of another run than the one that is there."""
+    if not any(change.verdict == "refused" for change in changes):
+        return
+    raise RefusedError(
+        f"these settings make another run than {paths.directory}:\n{changes_text(changes)}\n"
+        f"leave them out to continue this run, or make a new one from it: "
+        f"`python -m dino_exp.train fork={paths.directory} <the same overrides>`"
+    )
+
+
+def changes_text(changes: Collection[Change]) -> str:
+    """The changes as a table of key, was, now and verdict."""
+    rows = [("setting", "was", "now", "")] + [(c.key, str(c.was), str(c.now), c.verdict) for c in changes]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _holder(directory: Path) -> tuple[str, str] | None:
+    record = load_record(RunPaths(directory).run_json)
+    return None if record is None else (record.config_hash, record.code.id)
+
+
+def _other_code(runs: Path, key: RunKey) -> tuple[Path, ...]:
+    """Runs of the same settings by other code."""
+    found = []
+    for directory in sorted(runs.glob(f"{key.model}-{key.config_hash.partition(':')[2][:8]}*")):
+        name = parse_run_key(directory.name)
+        same_variant = name is not None and name.variant == key.variant
+        if same_variant and name is not None and not key.code_id.startswith(name.code_digits) and _holder(directory):
+            found.append(directory)
+    return tuple(found)

@@ -1,0 +1,222 @@
+"""The training of one attempt: build everything, restore, train, show. Imports torch; the lock is held."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dino_exp import build
+from dino_exp.attempts.attempt import Attempt, best_of
+from dino_exp.attempts.banner import closing, opening
+from dino_exp.attempts.fork import check_calendar, parent_checkpoints
+from dino_exp.attempts.numerics import apply_numerics, differences
+from dino_exp.checkpoint.generators import restore_generators
+from dino_exp.checkpoint.manager import CheckpointManager
+from dino_exp.checkpoint.manifest import Manifest
+from dino_exp.checkpoint.types import CheckpointInfo
+from dino_exp.config.canonical import config_hash, group_hash
+from dino_exp.errors import RefusedError
+from dino_exp.loggers.console import ConsoleProgress
+from dino_exp.runs.code_identity import CodeRecord
+from dino_exp.runs.events import EventLog
+from dino_exp.runs.rows import RowWriter
+from dino_exp.training.loop import CollapseError, Outcome, Training, run_training, save
+from dino_exp.training.plan import TrainingPlan
+from dino_exp.training.state import Best, TrainState
+from dino_exp.training.step import NonFiniteError
+
+log = logging.getLogger("dino_exp")
+
+OPTIONAL = ("optimizer.",)  # a fresh optimizer has no moments, and a frozen layer none in the checkpoint
+
+
+class Work:
+    """Everything that one attempt needs torch for."""
+
+    def __init__(self, attempt: Attempt, code: CodeRecord, events: EventLog) -> None:
+        self.attempt, self.code, self.events = attempt, code, events
+        self.config, self.paths = attempt.config, attempt.paths
+        self.latest: dict[str, float] = {} if attempt.record is None else dict(attempt.record.metrics)
+
+    def train(self) -> Outcome:
+        """Build, restore, train to the stop, and print how it went."""
+        recorded = self.attempt.record
+        self.device, numerics = apply_numerics(self.config.runtime, recorded.numerics if recorded else {})
+        self.data = build.build_data(self.config.data)
+        fingerprint = self.data.train.fingerprint()
+        plan = build.build_plan(self.config, len(self.data.train))
+        check_calendar(self.attempt.target, steps_per_epoch=plan.steps_per_epoch, horizon_steps=plan.horizon_steps)
+        self.attempt.begin(
+            self.code,
+            schedule={"horizon_steps": plan.horizon_steps, "steps_per_epoch": plan.steps_per_epoch},
+            data_fingerprint=fingerprint,
+            numerics=numerics,
+            why_not_exact=self.why_not_exact(numerics, fingerprint),
+        )
+        state = build.build_state(self.config, self.data.train.channels, self.device)
+        manager = build.build_manager(
+            self.config.checkpoint,
+            self.paths.checkpoints,
+            attempt=self.attempt.number,
+            guard=self.attempt.lock.check,
+            on_event=self.note_event,
+            on_commit=self.note_commit,
+        )
+        rows = RowWriter(self.paths.metrics)
+        with contextlib.ExitStack() as stack:
+            restored = self.restore(manager, state, rows)
+            stack.callback(rows.close)
+            batches = stack.enter_context(build.build_batches(self.config, self.data.train, state.step))
+            self.attempt.lock.start_heartbeat()  # a thread: only after the workers have been started
+            if restored is not None:
+                restore_generators(restored)
+            opening(self.attempt, self.code, plan, self.device, state.step)
+            progress = stack.enter_context(self.progress(plan, state.step))
+            training = self.assemble(state, plan, batches, rows, manager, progress)
+            if manager is not None and manager.latest_step() is None and state.step > 0:
+                save(training, ("fork",))
+            outcome = self.run(training)
+        closing(self.attempt, outcome, saved_step=None if manager is None else manager.latest_step())
+        return outcome
+
+    def why_not_exact(self, numerics: Mapping[str, Any], fingerprint: str) -> list[str]:
+        """What changed since the first attempt that may change bits. Raises RefusedError for other data."""
+        recorded = self.attempt.target.record
+        if recorded is None:
+            return []
+        reasons = differences(recorded.numerics, numerics)
+        reasons += [f"{c.key} was {c.was}, is {c.now}" for c in self.attempt.target.changes if c.verdict == "warned"]
+        if self.attempt.target.code_changed:
+            reasons.append(f"code was {recorded.code.id[:8]}, is {self.code.id[:8]}")
+        if recorded.data_fingerprint != fingerprint:
+            found = f"data was {recorded.data_fingerprint}, is {fingerprint}"
+            if self.config.run.on_data_change == "refuse":
+                raise RefusedError(
+                    f"{self.paths.directory}: {found}; put the old data back, or go on with `run.on_data_change=warn`"
+                )
+            reasons.append(found)
+        for reason in reasons:
+            log.warning("bit-equality with an uninterrupted run is not promised any more: %s", reason)
+        return reasons
+
+    def restore(self, manager: CheckpointManager | None, state: TrainState, rows: RowWriter) -> Manifest | None:
+        """Bring state and rows to the newest good checkpoint, to a fork's origin, or to the start."""
+        if manager is not None and manager.latest_step() is not None:
+            restored = manager.restore(state, optional=OPTIONAL)
+            rows.open_at(state.rows, restored.manifest.aside["metrics_bytes"])
+            self.events.append("resumed", step=state.step, lost_steps=restored.lost_steps)
+            manifest = restored.manifest
+        else:
+            rows.open_at(0, 0)
+            found = parent_checkpoints(self.attempt.target)
+            if found is None:
+                return None
+            reader, step = found
+            manifest = reader.restore(state, step, optional=OPTIONAL)
+            state.rows, state.pending_row = 0, None  # the parent's rows are the parent's
+            self.events.append("forked", step=state.step)
+        self.attempt.resumed(state.step)
+        log.info("resumed at step=%d", state.step)
+        return manifest
+
+    def progress(self, plan: TrainingPlan, start_step: int) -> ConsoleProgress:
+        """The console's progress bar, or plain lines."""
+        choice, console = self.config.logger.console, self.attempt.console
+        return ConsoleProgress(
+            console,
+            fancy=console.is_terminal if choice == "auto" else choice == "rich",
+            start_step=start_step,
+            stop_step=plan.stop_step,
+            batch_size=plan.batch_size,
+        )
+
+    def assemble(
+        self,
+        state: TrainState,
+        plan: TrainingPlan,
+        batches: Any,
+        rows: RowWriter,
+        manager: CheckpointManager | None,
+        progress: ConsoleProgress,
+    ) -> Training:
+        """The parts of the loop."""
+        schedules = build.build_schedules(self.config, plan.steps_per_epoch)
+        augment = build.build_augment(self.config)
+        evaluator = None
+        if self.config.evaluation.every_epochs is not None:
+            evaluator = build.build_evaluator(self.config, self.data, augment, schedules)
+        return Training(
+            state=state,
+            batches=batches,
+            augment=augment,
+            schedules=schedules,
+            rule=build.build_rule(self.config),
+            plan=plan,
+            evaluator=evaluator,
+            rows=rows,
+            manager=manager,
+            signals=self.attempt.signals,
+            progress=progress,
+            record=self.manifest_record(),
+            on_row=self.note_row,
+        )
+
+    def manifest_record(self) -> dict[str, Any]:
+        """What every manifest says about where it comes from."""
+        record = self.attempt.record
+        assert record is not None
+        return {
+            "run_key": record.run_key,
+            "config_hash": config_hash(self.config),
+            "group_hash": group_hash(self.config),
+            "code_id": self.code.id,
+            "git_commit": self.code.commit,
+            "git_dirty": self.code.dirty,
+            "data_fingerprint": record.data_fingerprint,
+            "config": self.attempt.canonical(),
+            "parent": record.parent,
+            "versions": {"torch": torch.__version__},
+        }
+
+    def run(self, training: Training) -> Outcome:
+        """The loop; failures that the user can mend are told what to type."""
+        try:
+            return run_training(training)
+        except (NonFiniteError, CollapseError) as error:
+            error.add_note(self.advice(training))
+            raise
+
+    def advice(self, training: Training) -> str:
+        """The last healthy checkpoint and the line that goes on from it with other settings."""
+        healthy = [] if training.manager is None else [info.step for info in training.manager.infos() if info.healthy]
+        if not healthy:
+            return "no healthy checkpoint exists: start again with a lower optimizer.lr or a longer warm-up"
+        return (
+            f"the last healthy checkpoint is that of step {healthy[-1]}; to go on from it with other settings:\n"
+            f"  python -m dino_exp.train fork={self.paths.directory}@{healthy[-1]} "
+            f"optimizer.lr={self.config.optimizer.lr / 2:g}"
+        )
+
+    def note_row(self, row: Mapping[str, Any], best: Best | None) -> None:
+        """Keep the latest metrics in `run.json` (at evaluations, and with every checkpoint)."""
+        self.latest |= {name: value for name, value in row.items() if isinstance(value, float)}
+        if any("knn" in name for name in row):
+            self.attempt.update(metrics=dict(self.latest), best=best_of(best))
+
+    def note_commit(self, info: CheckpointInfo) -> None:
+        """A checkpoint was committed: `run.json` says how far the run has come."""
+        self.attempt.update(step=info.step, epochs_done=info.epoch, metrics=dict(self.latest))
+
+    def note_event(self, kind: str, **fields: Any) -> None:
+        """What the checkpoint library did goes to `events.jsonl`; trouble is said aloud."""
+        self.events.append(kind, **fields)
+        if kind == "quarantined":
+            log.warning(
+                "checkpoint of step %s is damaged and was set aside: %s",
+                fields.get("step"),
+                fields.get("reason"),
+            )

@@ -1,0 +1,269 @@
+"""From settings to objects: the only file that sees the whole configuration and makes things of it.
+
+A `name` in the configuration selects one of the entries of a table here; nothing is imported by a name that a file
+or a command line gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from dino_exp.checkpoint import policies
+from dino_exp.checkpoint.manager import CheckpointManager
+from dino_exp.config.schema import (
+    AdamWConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    DigitsAugmentConfig,
+    OptimizerConfig,
+    SgdConfig,
+)
+from dino_exp.data.augment_digits import DigitsAugment
+from dino_exp.data.augment_dino import DinoAugment
+from dino_exp.data.datasets import Dataset
+from dino_exp.data.digits import load_digits_split
+from dino_exp.data.loader import BatchStream
+from dino_exp.data.order import steps_per_epoch
+from dino_exp.data.synthetic import SyntheticDataset
+from dino_exp.dino.multicrop import MultiCropModel
+from dino_exp.dino.optim import build_optimizer
+from dino_exp.dino.schedules import ScheduleName, Schedules
+from dino_exp.models.head import DINOHead
+from dino_exp.models.init import Scheme, materialise
+from dino_exp.models.vit import VisionTransformer
+from dino_exp.training.evaluator import Evaluator
+from dino_exp.training.plan import TrainingPlan, plan_stop
+from dino_exp.training.state import TrainState
+from dino_exp.training.step import StepRule
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images to train on and the held-out ones."""
+
+    train: Dataset
+    val: Dataset
+
+
+def build_data(data: DataConfig) -> Data:
+    """The data set that `data.name` selects."""
+    if data.name == "synthetic":
+        assert data.num_samples is not None
+        assert data.num_classes is not None
+        parts = [
+            SyntheticDataset(split=split, num_samples=data.num_samples, num_classes=data.num_classes)
+            for split in ("train", "val")
+        ]
+        return Data(*parts)
+    return Data(load_digits_split("train"), load_digits_split("val"))
+
+
+def build_plan(config: Config, num_images: int) -> TrainingPlan:
+    """The calendar of the run over `num_images` training images. Raises ConfigError for a batch larger than these."""
+    per_epoch = steps_per_epoch(num_images, config.train.batch_size)
+    horizon = config.train.epochs * per_epoch
+    return TrainingPlan(
+        steps_per_epoch=per_epoch,
+        horizon_steps=horizon,
+        stop_step=plan_stop(
+            horizon_steps=horizon,
+            steps_per_epoch=per_epoch,
+            stop_after_steps=config.train.stop_after_steps,
+            stop_after_epochs=config.train.stop_after_epochs,
+        ),
+        log_every_steps=config.logger.every_steps,
+        evaluate_every_epochs=config.evaluation.every_epochs,
+        batch_size=config.train.batch_size,
+        warmup_steps=config.scheduler.warmup_epochs * per_epoch,
+        metric=config.checkpoint.keep.metric,
+        mode=config.checkpoint.keep.mode,
+        on_collapse=config.train.on_collapse,
+    )
+
+
+def build_schedules(config: Config, per_epoch: int) -> Schedules:
+    """The schedules of the whole run. `optimizer.scale_lr_to_batch` is applied here (linear scaling rule)."""
+    optimizer, scheduler, loss = config.optimizer, config.scheduler, config.loss
+    scale = 1.0 if optimizer.scale_lr_to_batch is None else config.train.batch_size / optimizer.scale_lr_to_batch
+    return Schedules(
+        name=cast(ScheduleName, scheduler.name),
+        num_epochs=config.train.epochs,
+        steps_per_epoch=per_epoch,
+        lr=optimizer.lr * scale,
+        min_lr=scheduler.min_lr,
+        warmup_epochs=scheduler.warmup_epochs,
+        weight_decay=optimizer.weight_decay,
+        weight_decay_end=optimizer.weight_decay_end,
+        teacher_momentum=scheduler.teacher_momentum,
+        teacher_momentum_end=scheduler.teacher_momentum_end,
+        teacher_temp=loss.teacher_temp,
+        warmup_teacher_temp=loss.warmup_teacher_temp,
+        warmup_teacher_temp_epochs=loss.warmup_teacher_temp_epochs,
+        freeze_last_layer_epochs=optimizer.freeze_last_layer_epochs,
+    )
+
+
+def build_augment(config: Config) -> DigitsAugment | DinoAugment:
+    """The augmentation that `augment.name` selects, cutting the crops that `data` asks for."""
+    values: dict[str, Any] = vars(config.augment) | {
+        "seed": config.seed,
+        "global_size": config.data.image_size,
+        "local_size": config.data.local_size,
+    }
+    del values["name"]
+    return DigitsAugment(**values) if isinstance(config.augment, DigitsAugmentConfig) else DinoAugment(**values)
+
+
+def build_student(config: Config, channels: int) -> MultiCropModel:
+    """Backbone and head with the initial weights of the seed."""
+    model, data, loss = config.model, config.data, config.loss
+
+    def make() -> MultiCropModel:
+        backbone = VisionTransformer(
+            image_size=data.image_size,
+            patch_size=data.patch_size,
+            in_channels=channels,
+            embed_dim=model.embed_dim,
+            depth=model.depth,
+            num_heads=model.num_heads,
+            mlp_ratio=model.mlp_ratio,
+        )
+        head = DINOHead(
+            in_dim=model.embed_dim,
+            out_dim=loss.out_dim,
+            hidden_dim=loss.hidden_dim,
+            bottleneck_dim=loss.bottleneck_dim,
+            num_layers=loss.num_layers,
+            use_bn=loss.use_bn,
+            norm_last_layer=loss.norm_last_layer,
+        )
+        return MultiCropModel(backbone, head)
+
+    return materialise(make, seed=config.seed, scheme=cast(Scheme, config.init.scheme))
+
+
+def build_state(config: Config, channels: int, device: torch.device) -> TrainState:
+    """The state before the first step: the teacher is a copy of the student, the centre is zero."""
+    student = build_student(config, channels).to(device)
+    teacher = copy.deepcopy(student)
+    teacher.requires_grad_(False)
+    center = torch.zeros(1, config.loss.out_dim, device=device)
+    return TrainState(student, teacher, _build_optimizer(config.optimizer, student), center)
+
+
+def _build_optimizer(config: OptimizerConfig, student: MultiCropModel) -> torch.optim.Optimizer:
+    if isinstance(config, SgdConfig):
+        return build_optimizer("sgd", student, momentum=config.momentum)
+    assert isinstance(config, AdamWConfig)
+    return build_optimizer("adamw", student, betas=config.betas, eps=config.eps)
+
+
+def build_rule(config: Config) -> StepRule:
+    """The constants of a step."""
+    return StepRule(
+        seed=config.seed,
+        student_temp=config.loss.student_temp,
+        center_momentum=config.loss.center_momentum,
+        drop_path_rate=config.model.drop_path_rate,
+        depth=config.model.depth,
+        clip_grad=config.optimizer.clip_grad,
+        precision=config.train.precision,
+    )
+
+
+def build_evaluator(
+    config: Config, data: Data, augment: DigitsAugment | DinoAugment, schedules: Schedules
+) -> Evaluator:
+    """Evaluation during training; not needed where `evaluation.every_epochs` is null."""
+    return Evaluator(
+        train_set=data.train,
+        val_set=data.val,
+        augment=augment,
+        clean=augment.clean,
+        schedules=schedules,
+        rule=build_rule(config),
+        seed=config.seed,
+        batch_size=config.evaluation.batch_size,
+    )
+
+
+def build_batches(config: Config, dataset: Dataset, start_step: int) -> BatchStream:
+    """The loader, continuing after `start_step`; its workers start here."""
+    return BatchStream(
+        dataset,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        start_step=start_step,
+        num_workers=config.runtime.workers,
+    )
+
+
+def build_save_policy(config: CheckpointConfig) -> policies.AnyOf:
+    """When to save, by the settings; an empty policy never saves."""
+    save = config.save
+    chosen: list[policies.SavePolicy] = []
+    if save.every_epochs is not None:
+        chosen.append(policies.EveryEpochs(save.every_epochs))
+    if save.every_steps is not None:
+        chosen.append(policies.EverySteps(save.every_steps))
+    if save.every_minutes is not None:
+        chosen.append(policies.EveryMinutes(save.every_minutes))
+    if save.on_improvement:
+        chosen.append(policies.OnImprovement())
+    if config.keep.milestones:
+        chosen.append(policies.AtMilestones(_milestones(config)))
+    if save.at_end:
+        chosen.append(policies.AtEnd())
+    if save.on_signal:
+        chosen.append(policies.OnSignal())
+    return policies.AnyOf(tuple(chosen))
+
+
+def build_keep_policy(config: CheckpointConfig) -> policies.KeepAny:
+    """What to keep, by the settings: the union of last, best, milestones and pinned."""
+    keep = config.keep
+    chosen: list[policies.KeepRule] = [
+        policies.LatestN(sys.maxsize if keep.last is None else keep.last),
+        policies.Pinned(),
+    ]
+    if keep.best:
+        chosen.append(policies.BestN(metric=keep.metric, mode=keep.mode, num=keep.best))
+    chosen.append(policies.Milestones(_milestones(config)))  # even none: what was saved as one stays
+    return policies.KeepAny(tuple(chosen))
+
+
+def _milestones(config: CheckpointConfig) -> tuple[policies.Milestone, ...]:
+    return tuple(policies.milestone_from_text(text) for text in config.keep.milestones)
+
+
+def build_manager(
+    config: CheckpointConfig,
+    directory: Path,
+    *,
+    attempt: int,
+    guard: Callable[[], None],
+    on_event: Callable[..., None],
+    on_commit: Callable[..., None],
+) -> CheckpointManager | None:
+    """The run's checkpoints; None when nothing is ever saved and nothing was."""
+    policy = build_save_policy(config)
+    if not policy.policies and not directory.exists():
+        return None
+    return CheckpointManager(
+        directory,
+        save=policy,
+        keep=build_keep_policy(config),
+        attempt=attempt,
+        guard=guard,
+        on_event=on_event,
+        on_commit=on_commit,
+        max_lost_steps=config.restore.max_lost_steps,
+    )

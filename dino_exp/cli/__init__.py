@@ -1,0 +1,1 @@
+"""The command line: arguments, exit codes, printing. Reading verbs create nothing on disk and import no torch."""

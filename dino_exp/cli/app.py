@@ -1,0 +1,55 @@
+"""The Typer application behind `dino-exp`, and the mapping of errors to exit codes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import dino_exp
+from dino_exp.cli import checkpoints
+from dino_exp.errors import DinoExpError
+
+app = typer.Typer(
+    name="dino-exp",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Look after DINO runs and their checkpoints. Training itself is `python -m dino_exp.train`.",
+)
+app.add_typer(checkpoints.app, name="checkpoints")
+
+
+@app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(context: typer.Context) -> None:
+    """Train: the same as `python -m dino_exp.train`; takes Hydra overrides."""
+    from dino_exp import train as program
+
+    program.main(context.args)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"dino-exp {dino_exp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options that stand before the noun."""
+
+
+def run() -> int:
+    """Run the command line; the exit code. An error of the user's or the disk's is one message, no traceback."""
+    try:
+        app()
+    except DinoExpError as error:
+        print(f"dino-exp: {error}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    return 0

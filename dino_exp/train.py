@@ -1,0 +1,69 @@
+"""`python -m dino_exp.train`: a Hydra program that starts a run, continues it, or says that it is finished.
+
+Light on purpose: `--help`, a finished run and a refused command must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from dino_exp.config.compose import hydra_main, touched_keys
+
+if TYPE_CHECKING:
+    from dino_exp.attempts.target import Target
+
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run with `arguments` (the process's own where None) and leave with the exit code of design section 3."""
+    if arguments is not None:
+        sys.argv = [sys.argv[0], *arguments]
+    sys.exit(hydra_main(train))
+
+
+def train(composed: Mapping[str, Any], overrides: Sequence[str]) -> int:
+    """One command: `composed` is what Hydra made of conf/ and `overrides`. Returns the exit code."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return train_apart(overrides)
+    from rich.console import Console
+
+    from dino_exp.attempts.attempt import Command, run_attempt
+
+    command = Command(overrides=overrides, composed=composed)
+    return run_attempt(find_target(composed, overrides), command, Console(highlight=False))
+
+
+def find_target(composed: Mapping[str, Any], overrides: Sequence[str]) -> Target:
+    """The run that the command leads to: a given one, the child of one, or that of these settings and this code."""
+    from dino_exp.attempts.fork import fork_target
+    from dino_exp.attempts.target import resume_target, start_target
+
+    if composed["resume"] is not None:
+        return resume_target(composed, touched_keys(overrides))
+    if composed["fork"] is not None:
+        return fork_target(composed, touched_keys(overrides))
+    return start_target(composed)
+
+
+def train_apart(overrides: Sequence[str]) -> int:
+    """One job of a sweep, in a process of its own: no random state and no memory passes from job to job."""
+    job = subprocess.Popen([sys.executable, "-m", "dino_exp.train", *overrides])
+    previous = {number: signal.signal(number, lambda n, _: job.send_signal(n)) for number in PASSED_ON}
+    try:
+        code = job.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,336 @@
+"""The training loop, from top to bottom.
+
+The order at a step s, which later work relies on: the update; the evaluation due at s; the row of s; the save of s,
+which first brings the rows up to s to the disk; then signals.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from dino_exp.checkpoint.manager import CheckpointManager
+from dino_exp.checkpoint.policies.save import EMERGENCY
+from dino_exp.checkpoint.types import SaveContext
+from dino_exp.checkpoint.writing import SaveRequest
+from dino_exp.data.loader import Batch
+from dino_exp.dino.health import collapse_kind, describe_collapse
+from dino_exp.dino.schedules import Schedules
+from dino_exp.errors import DinoExpError, TrainingError
+from dino_exp.evaluation.features import Interrupted
+from dino_exp.runs.rows import RowWriter
+from dino_exp.runs.signals import SAVE_SIGNAL, SignalFlags
+from dino_exp.training.evaluator import Evaluator
+from dino_exp.training.plan import TrainingPlan
+from dino_exp.training.state import Best, TrainState
+from dino_exp.training.step import Augment, StepMetrics, StepRule, train_step
+
+log = logging.getLogger(__name__)
+
+EVALUATED = "evaluated"  # why a checkpoint was superseded: an earlier attempt owed its evaluation
+COLLAPSE_ROWS = 10  # so many rows in a row must look collapsed before it is called so
+
+
+class Progress(Protocol):
+    """What shows the user how training goes; the console is one."""
+
+    def advance(self, step: int, images_per_sec: float) -> None:
+        """A step is done."""
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """A metrics row was written."""
+
+    def saved(self, step: int, reasons: tuple[str, ...]) -> None:
+        """A checkpoint was committed."""
+
+
+@dataclass(kw_only=True)
+class Training:
+    """The parts of one attempt, put together by `build.py`.
+
+    `batches` continues at `state.step`. `on_row` receives every written row and the state's best evaluation.
+    `record` is copied verbatim into every manifest.
+    """
+
+    state: TrainState
+    batches: Iterator[Batch]
+    augment: Augment
+    schedules: Schedules
+    rule: StepRule
+    plan: TrainingPlan
+    evaluator: Evaluator | None
+    rows: RowWriter
+    manager: CheckpointManager | None
+    signals: SignalFlags
+    progress: Progress
+    record: Mapping[str, Any]
+    on_row: Callable[[Mapping[str, Any], Best | None], None]
+    clock: Callable[[], float] = time.monotonic
+    latest: dict[str, Any] = field(default_factory=dict)
+    improved: bool = False
+    last_save_secs: float = 0.0
+    meter: Meter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.last_save_secs = self.clock()
+        self.meter = Meter(self.clock, self.plan.batch_size)
+
+
+@dataclass
+class Meter:
+    """Clock readings of the steps since the last row: throughput and the share of time spent waiting for data."""
+
+    clock: Callable[[], float]
+    batch_size: int
+    num_steps: int = 0
+    step_secs: float = 0.0
+    wait_secs: float = 0.0
+
+    def add(self, wait_secs: float, step_secs: float) -> None:
+        """Count one step."""
+        self.num_steps += 1
+        self.wait_secs += wait_secs
+        self.step_secs += step_secs
+
+    @property
+    def images_per_sec(self) -> float:
+        """Images per second since the last row; 0 before the first step."""
+        total = self.wait_secs + self.step_secs
+        return self.num_steps * self.batch_size / total if total else 0.0
+
+    def take_wall(self) -> dict[str, Any]:
+        """The `wall` object of a row, after which counting starts anew."""
+        total = self.wait_secs + self.step_secs
+        wall = {
+            "seconds": round(total, 4),
+            "images_per_sec": round(self.images_per_sec, 2),
+            "data_wait_share": round(self.wait_secs / total, 4) if total else 0.0,
+        }
+        self.num_steps, self.step_secs, self.wait_secs = 0, 0.0, 0.0
+        return wall
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended: `state` is the run's state, `signum` the signal that stopped it."""
+
+    state: str
+    signum: int | None = None
+
+
+def run_training(t: Training) -> Outcome:
+    """Train from `t.state.step` to the stop.
+
+    Raises NonFiniteError, TrainingError on collapse, and whatever a part raises; in these cases the state of the
+    last completed step is saved first where it is whole and finite.
+    """
+    try:
+        begin(t)
+        while t.state.step < t.plan.stop_step and t.signals.stop_signal is None:
+            one_step(t)
+            handle_save(t)
+    except Exception as error:
+        emergency_save(t, error)
+        raise
+    return end(t)
+
+
+def begin(t: Training) -> None:
+    """Owe the first row of a new run, and write the row whose evaluation an earlier attempt still owes.
+
+    A checkpoint that was saved with its evaluation pending is superseded by one that has it.
+    """
+    if t.state.step == 0 and t.state.rows == 0 and t.evaluator is not None:
+        t.state.pending_row = {"step": 0, "epoch": 0.0}
+    settled = t.state.pending_row is not None and settle_row(t)
+    if settled and t.manager is not None and t.manager.latest_step() == t.state.step:
+        save(t, (EVALUATED,), supersede=True)
+
+
+def one_step(t: Training) -> None:
+    """The next batch, the step, and the row of the step where one is due."""
+    started = t.clock()
+    batch = next(t.batches)
+    waited = t.clock()
+    row_due = t.plan.is_row_due(batch.step)
+    metrics = train_step(t.state, batch, augment=t.augment, schedules=t.schedules, rule=t.rule, want_health=row_due)
+    t.meter.add(waited - started, t.clock() - waited)
+    t.progress.advance(t.state.step, t.meter.images_per_sec)
+    if row_due:
+        t.state.pending_row = make_row(t, metrics)
+        settle_row(t)
+
+
+def make_row(t: Training, metrics: StepMetrics) -> dict[str, Any]:
+    """Everything exact about the step just done. Clock readings are added when the row is written."""
+    state, index = t.state, t.state.step - 1
+    assert metrics.health is not None
+    note_collapse(t, metrics)
+    return {
+        "step": state.step,
+        "epoch": t.plan.epoch_of(state.step),
+        "loss": state.take_mean_loss(),
+        "lr": t.schedules.lr_at(index),
+        "weight_decay": t.schedules.weight_decay_at(index),
+        "teacher_momentum": t.schedules.teacher_momentum_at(index),
+        "teacher_temp": t.schedules.teacher_temp_at(index),
+        **vars(metrics.health),
+        "grad_norm": metrics.grad_norm,
+        "grad_norm_head": metrics.grad_norm_head,
+        "update_ratio": metrics.update_ratio,
+    }
+
+
+def settle_row(t: Training) -> bool:
+    """Carry out the evaluation that the pending row waits for, and write the row; whether it was written.
+
+    When a stop signal comes first, the row stays pending in the state, and the next attempt settles it.
+    """
+    row = t.state.pending_row
+    assert row is not None
+    if t.evaluator is not None and (row["step"] == 0 or t.plan.is_evaluation_due(row["step"])):
+        try:
+            row = row | evaluate(t, t.evaluator)
+        except Interrupted:
+            log.info("evaluation of step=%d is put off: a stop was asked for", t.state.step)
+            return False
+        note_best(t, row)
+    t.state.pending_row = None
+    t.state.rows += 1
+    t.rows.append(row | {"wall": t.meter.take_wall()})
+    t.latest = row
+    t.on_row(row, t.state.best)
+    t.progress.row(row)
+    stop_if_collapsed(t)
+    return True
+
+
+def evaluate(t: Training, evaluator: Evaluator) -> dict[str, float]:
+    """Baselines at step 0, the measures of the present state later."""
+
+    def asked_to_stop() -> bool:
+        return t.signals.stop_signal is not None
+
+    return (
+        evaluator.baselines(t.state, asked_to_stop) if t.state.step == 0 else evaluator.measure(t.state, asked_to_stop)
+    )
+
+
+def note_best(t: Training, row: Mapping[str, Any]) -> None:
+    """Move the best evaluation, unless the metric is missing or NaN or the model looks collapsed."""
+    value = row.get(t.plan.metric)
+    best = t.state.best
+    if value is None or not t.state.healthy or not t.plan.is_better(value, None if best is None else best.value):
+        return
+    t.state.best = Best(step=t.state.step, metric=t.plan.metric, value=value)
+    t.improved = True
+
+
+def note_collapse(t: Training, metrics: StepMetrics) -> None:
+    """Count the rows in a row that look collapsed. Warm-up is exempt: an untrained model looks uniform."""
+    assert metrics.health is not None
+    kind = collapse_kind(metrics.health.entropy_ratio, metrics.health.kl, t.state.center_1K.shape[-1])
+    alarmed = kind is not None and t.state.step > t.plan.warmup_steps
+    t.state.collapse_rows = t.state.collapse_rows + 1 if alarmed else 0
+    t.state.healthy = t.state.collapse_rows < COLLAPSE_ROWS
+
+
+def stop_if_collapsed(t: Training) -> None:
+    """Say that the model has collapsed when it just did, and stop there if the settings ask for it."""
+    if t.state.collapse_rows < COLLAPSE_ROWS:
+        return
+    ratio, kl = t.latest["entropy_ratio"], t.latest["kl"]
+    kind = collapse_kind(ratio, kl, t.state.center_1K.shape[-1])
+    assert kind is not None
+    message = f"step {t.state.step}: {describe_collapse(kind, entropy_ratio=ratio, kl=kl)}"
+    if t.plan.on_collapse == "stop":
+        raise CollapseError(message)
+    if t.state.collapse_rows == COLLAPSE_ROWS:
+        log.warning("%s", message)
+
+
+class CollapseError(TrainingError):
+    """The teacher's outputs no longer depend on the image."""
+
+
+def handle_save(t: Training) -> None:
+    """Save when the policy, a signal or the end of the attempt asks for it."""
+    if t.manager is None:
+        t.signals.take_save_request()
+        return
+    wanted = t.signals.take_save_request()
+    signum = t.signals.stop_signal or (SAVE_SIGNAL if wanted else None)
+    context = SaveContext(
+        step=t.state.step,
+        schedule=t.plan.schedule,
+        now_secs=t.clock(),
+        last_save_secs=t.last_save_secs,
+        last_saved_step=t.manager.latest_step(),
+        improved=t.improved,
+        ending=t.state.step >= t.plan.stop_step,
+        signal=None if signum is None else signal.Signals(signum).name,
+    )
+    t.improved = False
+    reasons = t.manager.due(context)
+    if reasons:
+        save(t, reasons)
+
+
+def save(t: Training, reasons: tuple[str, ...], *, supersede: bool = False) -> None:
+    """Commit the present state; the rows up to it reach the disk first. See `CheckpointManager.save`."""
+    assert t.manager is not None
+    position = t.rows.sync()
+    here = t.latest if t.latest.get("step") == t.state.step else {}
+    t.manager.save(
+        t.state,
+        SaveRequest(
+            step=t.state.step,
+            epoch=t.state.step // t.plan.steps_per_epoch,
+            samples_seen=t.state.step * t.plan.batch_size,
+            reasons=reasons,
+            metrics={name: value for name, value in here.items() if isinstance(value, float)},
+            healthy=t.state.healthy,
+            record=t.record,
+            aside={"metrics_bytes": position.num_bytes},
+            schedule=t.plan.schedule,
+        ),
+        supersede=supersede,
+    )
+    t.last_save_secs = t.clock()
+    t.progress.saved(t.state.step, reasons)
+
+
+def emergency_save(t: Training, error: Exception) -> None:
+    """Keep the last completed step when training ends by an exception, if that state is whole and finite."""
+    if t.manager is None or t.manager.latest_step() == t.state.step:
+        return
+    if t.state.step == 0 or t.state.torn or isinstance(error, CollapseError) or not t.state.is_finite():
+        error.add_note(f"nothing was saved at step {t.state.step}; {last_commit(t)}")
+        return
+    try:
+        save(t, (EMERGENCY,))
+    except (DinoExpError, OSError) as second:
+        error.add_note(f"the emergency save at step {t.state.step} failed as well: {second}; {last_commit(t)}")
+
+
+def last_commit(t: Training) -> str:
+    """Where the next attempt would start, in words."""
+    step = None if t.manager is None else t.manager.latest_step()
+    return "no checkpoint exists" if step is None else f"the last checkpoint is that of step {step}"
+
+
+def end(t: Training) -> Outcome:
+    """Save a last time where an attempt was stopped before its first step, and say how it ended."""
+    signum = t.signals.stop_signal
+    if signum is not None and t.manager is not None and t.manager.latest_step() != t.state.step:
+        handle_save(t)
+    t.rows.sync()
+    if t.state.step >= t.plan.horizon_steps and t.state.pending_row is None:
+        return Outcome("completed")
+    if signum is not None:
+        return Outcome("preempted", signum)
+    return Outcome("stopped")

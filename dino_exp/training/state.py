@@ -1,0 +1,124 @@
+"""Everything that a resume needs, in one object.
+
+Only `train_step` and the loop change a `TrainState`. Its `state_dict` is flat: tensors under `student.`, `teacher.`,
+`optimizer.` and `loss.`, followed by the official key names, and a handful of JSON values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dino_exp.dino.multicrop import MultiCropModel
+from dino_exp.dino.optim import load_moments, optimizer_moments
+from dino_exp.errors import CheckpointError
+
+JSON_FIELDS = ("step", "rows", "loss_sum", "loss_count", "best", "pending_row", "collapse_rows", "healthy")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far: the step that reached it, the metric's name and its value."""
+
+    step: int
+    metric: str
+    value: float
+
+
+@dataclass(eq=False)
+class TrainState:
+    """The resumable state after `step` completed optimizer steps.
+
+    `center_1K` is the running mean of the teacher's logits. `loss_sum` and `loss_count` gather the losses since the
+    last metrics row. `pending_row` is a row whose evaluation is still due, because a signal came first.
+    `torn` is true only while an update is being applied: a state that is torn must not be saved.
+    """
+
+    student: MultiCropModel
+    teacher: MultiCropModel
+    optimizer: torch.optim.Optimizer
+    center_1K: Tensor
+    step: int = 0
+    rows: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    best: Best | None = None
+    pending_row: dict[str, Any] | None = None
+    collapse_rows: int = 0
+    healthy: bool = True
+    torn: bool = field(default=False, init=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The flat state: names to tensors (live, not copied) and to JSON values."""
+        flat: dict[str, Any] = {}
+        flat |= {f"student.{name}": value for name, value in self.student.state_dict().items()}
+        flat |= {f"teacher.{name}": value for name, value in self.teacher.state_dict().items()}
+        flat |= {
+            f"optimizer.{name}": value
+            for name, value in optimizer_moments(self.optimizer, dict(self.student.named_parameters())).items()
+        }
+        flat["loss.center"] = self.center_1K
+        for name in JSON_FIELDS:
+            flat[name] = getattr(self, name)
+        flat["best"] = None if self.best is None else vars(self.best).copy()
+        return flat
+
+    def load_state_dict(self, flat: Mapping[str, Any]) -> None:
+        """Take over a saved state, strictly, one tensor at a time (a mapping may read each from the disk).
+
+        Raises CheckpointError where a name is missing or unexpected, and then nothing has changed; also where a
+        shape or dtype differs, which leaves the state torn.
+        """
+        expected = {name for name in self.state_dict() if not name.startswith("optimizer.")}
+        given = {name for name in flat if not name.startswith("optimizer.")}
+        if expected != given:
+            raise CheckpointError(
+                f"the checkpoint's names are not this model's: missing {_some(expected - given)}, "
+                f"unexpected {_some(given - expected)}; was it written with another model?"
+            )
+        self.torn = True  # until every tensor is in place
+        for name, live in self.state_dict().items():
+            if isinstance(live, Tensor) and not name.startswith("optimizer."):
+                _copy_into(name, live, flat[name])
+        moments = {name.removeprefix("optimizer."): flat[name] for name in flat if name.startswith("optimizer.")}
+        load_moments(self.optimizer, dict(self.student.named_parameters()), moments)
+        for name in JSON_FIELDS:
+            setattr(self, name, flat[name])
+        self.best = None if flat["best"] is None else Best(**flat["best"])
+        self.torn = False
+
+    def is_finite(self) -> bool:
+        """Whether every floating-point tensor of the state is finite (reads all of it once)."""
+        tensors = [value for value in self.state_dict().values() if isinstance(value, Tensor)]
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())
+
+    def note_loss(self, loss: float) -> None:
+        """Add one step's loss to the mean of the next metrics row."""
+        self.loss_sum += loss
+        self.loss_count += 1
+
+    def take_mean_loss(self) -> float:
+        """Mean loss since the last call, which starts a new mean. NaN when there was no step."""
+        mean = self.loss_sum / self.loss_count if self.loss_count else math.nan
+        self.loss_sum, self.loss_count = 0.0, 0
+        return mean
+
+
+@torch.no_grad()
+def _copy_into(name: str, live: Tensor, saved: Tensor) -> None:
+    if saved.shape != live.shape or saved.dtype != live.dtype:
+        raise CheckpointError(
+            f"{name}: the checkpoint holds {saved.dtype} {tuple(saved.shape)}, the model {live.dtype} "
+            f"{tuple(live.shape)}; was it written with another model?"
+        )
+    live.copy_(saved)
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:3]
+    return f"{', '.join(shown) or 'none'}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"

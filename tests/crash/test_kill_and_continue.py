@@ -1,0 +1,84 @@
+"""SIGKILL real trainings at random moments, continue each by the same command: the same bits, the same rows."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from support.runs import SMOKE, Lab, assert_same_end, record, rows
+from support.zygote import Zygote
+
+DROP_PATH = ("model.drop_path_rate=0.2", "checkpoint=rotating", "checkpoint.save.every_steps=4")
+CASES = {
+    "plain": ("checkpoint.save.every_steps=3",),
+    "drop_path": DROP_PATH,
+    "workers": (*DROP_PATH, "runtime.workers=2"),
+}
+KILLS_A_RUN = 8
+
+
+def kill_again_and_again(directory: Path, overrides: tuple[str, ...], *, num_kills: int, seed: int) -> int:
+    """Kill until `num_kills` are done, over as many runs as it takes; the number of runs that ended well."""
+    lab = Lab(directory, settings=(*SMOKE, *overrides))
+    dice = random.Random(seed)
+    done = ended = 0
+    with Zygote(lab) as zygote:
+        secs = zygote.train("run.variant=reference")
+        reference = lab.only_run()
+        while done < num_kills:
+            variant = f"run.variant=run{ended}"
+            done += kill_one_run(zygote, variant, dice, secs, most=min(KILLS_A_RUN, num_kills - done))
+            run = reference.with_name(reference.name.replace("reference", f"run{ended}"))
+            assert_same_end(run, reference)
+            assert record(run)["state"] == "completed"
+            ended += 1
+    return ended
+
+
+def kill_one_run(zygote: Zygote, variant: str, dice: random.Random, secs: float, *, most: int) -> int:
+    """Kill attempts of one run at random moments, `most` times at most, then let it finish; the kills done."""
+    kills = 0
+    while kills < most:
+        pid = zygote.start(variant)
+        time.sleep(dice.uniform(0, secs))
+        zygote.kill(pid)
+        code = zygote.wait()
+        assert code in (0, -9)
+        if code == 0:
+            return kills
+        kills += 1
+    zygote.train(variant)
+    return kills
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_runs_end_in_the_same_bits(case: str, tmp_path: Path) -> None:
+    ended = kill_again_and_again(tmp_path, CASES[case], num_kills=8, seed=0)
+    assert ended >= 1
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("case", CASES)
+def test_killed_many_times(case: str, tmp_path: Path) -> None:
+    num_kills = 110
+    ended = kill_again_and_again(tmp_path, CASES[case], num_kills=num_kills, seed=1)
+    print(f"{case}: {num_kills} kills, {ended} of {ended} runs ended in the same bits")
+
+
+def test_the_plain_command_survives_kills(lab: Lab) -> None:
+    """The same with the command as users type it, imports and all."""
+    started = time.monotonic()
+    lab.train("run.variant=reference")
+    secs = time.monotonic() - started
+    reference = lab.only_run()
+    for share in (0.5, 0.7, 0.85):
+        process = lab.start("run.variant=killed")
+        time.sleep(secs * share)
+        process.kill()
+        process.communicate()
+    lab.train("run.variant=killed")
+    run = reference.with_name(reference.name.replace("reference", "killed"))
+    assert_same_end(run, reference)
+    assert [row["step"] for row in rows(run)] == list(range(len(rows(run))))

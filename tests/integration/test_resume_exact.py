@@ -1,0 +1,227 @@
+"""Stopped anywhere and continued: the same bits as without a stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from support.runs import SMOKE, Lab, assert_same_end, events, last_digest, manifests, record, rows
+from support.zygote import Zygote
+
+STEPS_PER_EPOCH = 11
+
+
+def renamed(reference: Path, variant: str) -> Path:
+    return reference.with_name(reference.name.replace("reference", variant))
+
+
+def test_stop_at_every_step_of_an_epoch(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, settings=(*SMOKE, "model.drop_path_rate=0.2"))
+    with Zygote(lab) as zygote:
+        zygote.train("run.variant=reference")
+        reference = lab.only_run()
+        for step in range(STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH + 1):
+            variant = f"stop{step}"
+            zygote.train(f"run.variant={variant}", f"train.stop_after_steps={step}")
+            run = renamed(reference, variant)
+            assert record(run)["state"] == "stopped"
+            assert record(run)["step"] == step
+            zygote.train(f"run.variant={variant}")
+            assert_same_end(run, reference)
+
+
+def test_stopping_again_at_the_same_place_touches_nothing(lab: Lab) -> None:
+    with Zygote(lab) as zygote:
+        zygote.train("train.stop_after_steps=5")
+        before = snapshot(lab.only_run())
+        zygote.train("train.stop_after_steps=5")
+        assert snapshot(lab.only_run()) == before
+        zygote.train()
+        finished = snapshot(lab.only_run())
+        zygote.train()
+        assert snapshot(lab.only_run()) == finished
+    assert record(lab.only_run())["state"] == "completed"
+    assert "Nothing to do" in (lab.directory / "log.txt").read_text()
+
+
+def snapshot(run: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(run)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(run.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        (("runtime.workers=2",), ("runtime.workers=0",)),
+        (("runtime.workers=1", "checkpoint=every_epoch"), ("runtime.workers=3", "checkpoint=best")),
+    ],
+)
+def test_workers_and_checkpoint_policy_change_no_bit(lab: Lab, first: tuple[str, ...], later: tuple[str, ...]) -> None:
+    with Zygote(lab) as zygote:
+        zygote.train("run.variant=reference")
+        zygote.train("run.variant=mixed", "train.stop_after_steps=16", *first)
+        zygote.train("run.variant=mixed", *later)
+        reference = next(run for run in lab.runs() if run.name.endswith("reference"))
+        assert_same_end(renamed(reference, "mixed"), reference)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_stop_signal_saves_and_exits_with_its_number(lab: Lab, number: signal.Signals) -> None:
+    with Zygote(lab) as zygote:
+        secs = zygote.train("run.variant=reference")
+        reference = lab.only_run()
+        run = renamed(reference, "signalled")
+        for share in (0.45, 0.6, 0.75):
+            pid = zygote.start("run.variant=signalled")
+            time.sleep(share * secs)
+            zygote.kill(pid, number)
+            assert zygote.wait() in (0, 128 + number)
+        zygote.train("run.variant=signalled")
+        assert_same_end(run, reference)
+        assert "preempted" in [attempt["outcome"] for attempt in record(run)["attempts"]]
+
+
+def test_usr1_saves_and_goes_on(lab: Lab) -> None:
+    lab.settings = (*lab.settings, "checkpoint.save.every_epochs=null")
+    with Zygote(lab) as zygote:
+        pid = zygote.start("train.epochs=40", "train.stop_after_steps=60")
+        while not lab.runs() or not (lab.only_run() / "metrics.jsonl").exists() or len(rows(lab.only_run())) < 3:
+            time.sleep(0.02)
+        zygote.kill(pid, signal.SIGUSR1)
+        assert zygote.wait() == 0
+    saves = [event for event in events(lab.only_run(), "saved") if "signal SIGUSR1" in event["reasons"]]
+    assert len(saves) == 1
+    assert record(lab.only_run())["step"] == 60
+
+
+def test_two_interrupts_abort_at_once(lab: Lab) -> None:
+    process = lab.start("train.epochs=400")
+    while not lab.runs() or not (lab.only_run() / "metrics.jsonl").exists() or len(rows(lab.only_run())) < 2:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
+def test_resume_by_directory_prefix_and_last(lab: Lab) -> None:
+    with Zygote(lab) as zygote:
+        zygote.train("run.variant=reference")
+        reference = lab.only_run()
+        zygote.train("run.variant=other", "train.stop_after_steps=4")
+        run = renamed(reference, "other")
+        lab.settings = ()
+        zygote.train(f"resume={run}", "train.stop_after_steps=8")
+        zygote.train("resume=last", "train.stop_after_steps=12")
+        zygote.train(f"resume={run.name}")
+        assert_same_end(run, reference)
+        assert [attempt["resumed_from"] for attempt in record(run)["attempts"]] == [None, 4, 8, 12]
+
+
+def test_a_moved_run_resumes_where_it_lies(lab: Lab) -> None:
+    with Zygote(lab) as zygote:
+        zygote.train("run.variant=reference")
+        reference = lab.only_run()
+        zygote.train("run.variant=moved", "train.stop_after_steps=7")
+        elsewhere = lab.directory / "elsewhere"
+        renamed(reference, "moved").rename(elsewhere)
+        lab.settings = ()
+        zygote.train(f"resume={elsewhere}")
+    assert_same_end(elsewhere, reference)
+
+
+def test_a_resume_that_changes_identity_is_refused_with_a_table(lab: Lab) -> None:
+    lab.train("train.stop_after_steps=3")
+    run = lab.only_run()
+    before = snapshot(run)
+    lab.settings = ()
+    printed = lab.train(f"resume={run}", "optimizer.lr=0.5", code=3)
+    assert "optimizer.lr" in printed
+    assert "refused" in printed
+    assert "fork=" in printed
+    assert snapshot(run) == before
+    assert lab.runs() == [run]
+
+
+def test_changed_threads_continue_and_say_that_exactness_is_lost(lab: Lab) -> None:
+    lab.train("train.stop_after_steps=3")
+    run = lab.only_run()
+    printed = lab.train("runtime.threads=2", "train.stop_after_steps=6")
+    assert "threads was 1, is 2" in printed
+    attempt = record(run)["attempts"][1]
+    assert attempt["exact"] is False
+    assert any("threads" in reason for reason in attempt["why_not_exact"])
+
+
+def test_a_run_of_other_code_is_continued_only_by_resume(lab: Lab) -> None:
+    lab.train("train.stop_after_steps=3")
+    run = lab.only_run()
+    path = run / "run.json"
+    edit_record(path, lambda members: members["code"].update(id="0" * 64))
+    other = run.with_name(run.name.replace(record_code(run), "0" * 8))
+    edit_record(path, lambda members: members.update(run_key=other.name))
+    edit_record(path, lambda members: members["attempts"][0]["code"].update(id="0" * 64))
+    run.rename(other)
+    printed = lab.train("train.stop_after_steps=3")
+    assert f"resume={other}" in printed
+    assert len(lab.runs()) == 2
+    lab.settings = ()
+    assert "code" in lab.train(f"resume={other}", "run.on_code_change=refuse", "train.stop_after_steps=6", code=3)
+    assert "code was 00000000" in lab.train(f"resume={other}", "train.stop_after_steps=6")
+
+
+def record_code(run: Path) -> str:
+    return run.name.split("-")[2]
+
+
+def edit_record(path: Path, change: object) -> None:
+    import hashlib
+
+    members = json.loads(path.read_text())
+    members.pop("digest")
+    change(members)  # type: ignore[operator]
+    text = json.dumps(members, sort_keys=True, separators=(",", ":"))
+    path.write_text(json.dumps({**members, "digest": "sha256:" + hashlib.sha256(text.encode()).hexdigest()}))
+
+
+def test_damaged_newest_checkpoint_falls_back_aloud(lab: Lab) -> None:
+    with Zygote(lab) as zygote:
+        zygote.train("run.variant=reference")
+        reference = lab.only_run()
+        zygote.train("run.variant=hurt", "checkpoint.save.every_steps=5", "train.stop_after_steps=18")
+        run = renamed(reference, "hurt")
+        newest = max(manifests(run))
+        pack = run / "checkpoints" / "packs" / manifests(run)[newest]["packs"][0]["name"]
+        content = bytearray(pack.read_bytes())
+        content[len(content) // 2] ^= 1
+        pack.write_bytes(content)
+        zygote.train("run.variant=hurt")
+        assert_same_end(run, reference)
+    assert events(run, "quarantined")[0]["step"] == newest
+    assert list((run / "checkpoints" / "quarantine").iterdir())
+    assert record(run)["attempts"][-1]["resumed_from"] < newest
+
+
+def test_no_loadable_checkpoint_is_exit_4(lab: Lab) -> None:
+    lab.train("train.stop_after_steps=3")
+    run = lab.only_run()
+    for manifest in (run / "checkpoints").glob("step-*.json"):
+        manifest.write_bytes(manifest.read_bytes()[:-9])
+    printed = lab.train(code=4)
+    assert "checkpoint" in printed
+
+
+def test_equal_state_has_equal_digest_in_another_directory(tmp_path: Path) -> None:
+    digests = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        lab = Lab(tmp_path / name)
+        lab.train("train.stop_after_steps=4")
+        digests.append(last_digest(lab.only_run()))
+    assert digests[0] == digests[1]

@@ -1,0 +1,106 @@
+"""Start real trainings and read what they wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONWARNINGS": "error",
+    "NO_COLOR": "1",
+    "COLUMNS": "200",
+}
+SMOKE = ("experiment=digits_smoke", "runtime.threads=1")
+
+
+@dataclass
+class Lab:
+    """One outputs directory, and the commands that write to it. Run in `directory`, away from the repository."""
+
+    directory: Path
+    settings: tuple[str, ...] = SMOKE
+    environment: dict[str, str] = field(default_factory=lambda: dict(ENVIRONMENT))
+
+    @property
+    def outputs(self) -> Path:
+        return self.directory / "outputs"
+
+    def command(self, *overrides: str) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "dino_exp.train",
+            *self.settings,
+            f"paths.outputs={self.outputs}",
+            *overrides,
+        ]
+
+    def start(self, *overrides: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*overrides), cwd=self.directory, env=self.environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def train(self, *overrides: str, code: int = 0) -> str:
+        """Run to the end; what it printed. Fails unless it leaves with exit code `code`."""
+        done = subprocess.run(
+            self.command(*overrides), cwd=self.directory, env=self.environment, text=True, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240,
+        )  # fmt: skip
+        assert done.returncode == code, f"exit {done.returncode}, expected {code}:\n{done.stdout}"
+        return done.stdout
+
+    def cli(self, *arguments: str, code: int = 0) -> str:
+        """`dino-exp ...` to the end; what it printed on standard output."""
+        done = subprocess.run(
+            [sys.executable, "-m", "dino_exp", *arguments], cwd=self.directory, env=self.environment, text=True,
+            check=False, capture_output=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == code, f"exit {done.returncode}, expected {code}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr if code else done.stdout
+
+    def runs(self) -> list[Path]:
+        return sorted((self.outputs / "runs").iterdir()) if (self.outputs / "runs").exists() else []
+
+    def only_run(self) -> Path:
+        (run,) = self.runs()
+        return run
+
+
+def record(run: Path) -> dict[str, Any]:
+    return json.loads((run / "run.json").read_text())
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The metrics without clock readings."""
+    made = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "wall"} for row in made]
+
+
+def events(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    made = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [event for event in made if kind in (None, event["kind"])]
+
+
+def manifests(run: Path) -> dict[int, dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in sorted((run / "checkpoints").glob("step-*.json"))]
+    return {manifest["step"]: manifest for manifest in found}
+
+
+def last_digest(run: Path) -> str:
+    """The digest of the state in the newest checkpoint."""
+    made = manifests(run)
+    return str(made[max(made)]["state_digest"])
+
+
+def assert_same_end(run: Path, reference: Path) -> None:
+    """Both runs ended in the same bits, and wrote the same rows."""
+    assert rows(run) == rows(reference)
+    assert last_digest(run) == last_digest(reference)

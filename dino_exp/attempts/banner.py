@@ -56,7 +56,7 @@ def closing(attempt: Attempt, outcome: Outcome, *, saved_step: int | None) -> No
         latest |= row
     if "knn_top1" in latest or "init_knn_top1" in first:
         console.print(results_table(first, latest))
-    health = [(name, f"{latest[name]:.4f}") for name in HEALTH if isinstance(latest.get(name), float)]
+    health = [(name, f"{latest[name]:.4g}") for name in HEALTH if isinstance(latest.get(name), float)]
     if health:
         print_facts(console, "Health", health)
     best = (

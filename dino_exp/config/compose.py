@@ -87,7 +87,8 @@ def _exit_code(call: Callable[[], int]) -> int:
         failure = error
     except SystemExit as error:
         return _system_exit_code(error)
-    sys.stderr.write(f"{failure}\n")
+    notes = getattr(failure, "__notes__", [])  # what to do, added where more was known than where it was raised
+    sys.stderr.write("\n".join([str(failure), *notes]) + "\n")
     return failure.exit_code
 
 

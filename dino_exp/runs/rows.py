@@ -48,6 +48,11 @@ class RowWriter:
         self._num_rows = position.num_rows
         self._lines = JsonLines(self.path, position.num_bytes)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows in the file, those of earlier attempts included."""
+        return self._num_rows
+
     def append(self, row: Mapping[str, object]) -> None:
         """Write one row; numbers that are not finite become words (nan, inf, -inf). Durable after `sync`."""
         self._opened().append(row)

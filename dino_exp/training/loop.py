@@ -144,7 +144,7 @@ def begin(t: Training) -> None:
 
     A checkpoint that was saved with its evaluation pending is superseded by one that has it.
     """
-    if t.state.step == 0 and t.state.rows == 0 and t.evaluator is not None:
+    if t.state.step == 0 and t.rows.num_rows == 0 and t.evaluator is not None:
         t.state.pending_row = {"step": 0, "epoch": 0.0}
     settled = t.state.pending_row is not None and settle_row(t)
     if settled and t.manager is not None and t.manager.latest_step() == t.state.step:
@@ -200,7 +200,6 @@ def settle_row(t: Training) -> bool:
             return False
         note_best(t, row)
     t.state.pending_row = None
-    t.state.rows += 1
     t.rows.append(row | {"wall": t.meter.take_wall()})
     t.latest = row
     t.on_row(row, t.state.best)
@@ -233,7 +232,7 @@ def note_best(t: Training, row: Mapping[str, Any]) -> None:
 def note_collapse(t: Training, metrics: StepMetrics) -> None:
     """Count the rows in a row that look collapsed. Warm-up is exempt: an untrained model looks uniform."""
     assert metrics.health is not None
-    kind = collapse_kind(metrics.health.entropy_ratio, metrics.health.kl, t.state.center_1K.shape[-1])
+    kind = collapse_kind(metrics.health.entropy_ratio, metrics.health.kl)
     alarmed = kind is not None and t.state.step > t.plan.warmup_steps
     t.state.collapse_rows = t.state.collapse_rows + 1 if alarmed else 0
     t.state.healthy = t.state.collapse_rows < COLLAPSE_ROWS
@@ -244,7 +243,7 @@ def stop_if_collapsed(t: Training) -> None:
     if t.state.collapse_rows < COLLAPSE_ROWS:
         return
     ratio, kl = t.latest["entropy_ratio"], t.latest["kl"]
-    kind = collapse_kind(ratio, kl, t.state.center_1K.shape[-1])
+    kind = collapse_kind(ratio, kl)
     assert kind is not None
     message = f"step {t.state.step}: {describe_collapse(kind, entropy_ratio=ratio, kl=kl)}"
     if t.plan.on_collapse == "stop":
@@ -295,7 +294,7 @@ def save(t: Training, reasons: tuple[str, ...], *, supersede: bool = False) -> N
             metrics={name: value for name, value in here.items() if isinstance(value, float)},
             healthy=t.state.healthy,
             record=t.record,
-            aside={"metrics_bytes": position.num_bytes},
+            aside={"metrics_rows": position.num_rows, "metrics_bytes": position.num_bytes},
             schedule=t.plan.schedule,
         ),
         supersede=supersede,

@@ -18,7 +18,7 @@ from dino_exp.dino.multicrop import MultiCropModel
 from dino_exp.dino.optim import load_moments, optimizer_moments
 from dino_exp.errors import CheckpointError
 
-JSON_FIELDS = ("step", "rows", "loss_sum", "loss_count", "best", "pending_row", "collapse_rows", "healthy")
+JSON_FIELDS = ("step", "loss_sum", "loss_count", "best", "pending_row", "collapse_rows", "healthy")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,6 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     center_1K: Tensor
     step: int = 0
-    rows: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
     best: Best | None = None

@@ -33,14 +33,9 @@ class Lab:
         return self.directory / "outputs"
 
     def command(self, *overrides: str) -> list[str]:
-        return [
-            sys.executable,
-            "-m",
-            "dino_exp.train",
-            *self.settings,
-            f"paths.outputs={self.outputs}",
-            *overrides,
-        ]
+        words = [*self.settings, f"paths.outputs={self.outputs}", *overrides]
+        words.sort(key=lambda word: not word.startswith("--"))  # Hydra takes options before or after all overrides
+        return [sys.executable, "-m", "dino_exp.train", *words]
 
     def start(self, *overrides: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -72,33 +72,34 @@ def test_uniform_outputs_are_a_uniform_collapse():
     flat = torch.zeros(6, 32, K, dtype=torch.float64)
     found = health(flat, flat[:2])
     assert found.kl == pytest.approx(0.0, abs=1e-9)
-    assert collapse_kind(found.entropy_ratio, found.kl, K) == "uniform"
+    assert collapse_kind(found.entropy_ratio, found.kl) == "uniform"
 
 
 def test_one_prototype_for_all_is_a_dominance_collapse():
     peaked = torch.zeros(6, 32, K, dtype=torch.float64)
     peaked[..., 9] = 2.0
     found = health(peaked, peaked[:2])
-    assert collapse_kind(found.entropy_ratio, found.kl, K) == "dominance"
+    assert collapse_kind(found.entropy_ratio, found.kl) == "dominance"
     assert found.prototypes_used == pytest.approx(1 / K)
 
 
 @pytest.mark.parametrize(
-    ("entropy", "kl", "prototypes", "kind"),
+    ("ratio", "kl", "kind"),
     [
-        (4.85, 0.002, 128, "uniform"),
-        (5.545, 0.038, 256, "uniform"),
-        (math.log(65536) - 0.049, 0.04, 65536, "uniform"),
-        (math.log(128) - 0.051, 0.04, 128, None),
-        (4.85, 0.05, 128, None),
-        (0.79, 0.03, 256, "dominance"),
-        (0.45, 0.5, 128, None),
-        (0.79, 0.06, 256, None),
-        (math.nan, math.nan, 128, None),
+        (0.999, 0.002, "uniform"),
+        (0.971, 0.099, "uniform"),
+        (0.969, 0.04, None),
+        (0.999, 0.1, None),
+        (0.14, 0.03, "dominance"),
+        (0.499, 0.099, "dominance"),
+        (0.501, 0.03, None),
+        (0.14, 0.1, None),
+        (0.09, 0.5, None),
+        (math.nan, math.nan, None),
     ],
 )
-def test_thresholds_of_both_collapses(entropy, kl, prototypes, kind):
-    assert collapse_kind(entropy / math.log(prototypes), kl, prototypes) == kind
+def test_thresholds_of_both_collapses(ratio, kl, kind):
+    assert collapse_kind(ratio, kl) == kind
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,12 @@ def whole_loop() -> float:
     with tempfile.TemporaryDirectory() as outputs, Path("/dev/null").open("w") as nowhere:
         overrides = [*OVERRIDES, f"paths.outputs={outputs}"]
         composed = compose(overrides)
-        target = start_target(composed)
         seconds: list[float] = []
         timed(
             seconds,
-            lambda: run_attempt(target, Command(overrides=overrides, composed=composed), Console(file=nowhere)),
+            lambda: run_attempt(
+                lambda: start_target(composed), Command(overrides=overrides, composed=composed), Console(file=nowhere)
+            ),
         )
         return seconds[0]
 

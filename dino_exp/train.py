@@ -33,12 +33,15 @@ def train(composed: Mapping[str, Any], overrides: Sequence[str]) -> int:
     """One command: `composed` is what Hydra made of conf/ and `overrides`. Returns the exit code."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         return train_apart(overrides)
-    from rich.console import Console
-
     from dino_exp.attempts.attempt import Command, run_attempt
+    from dino_exp.loggers.console import SteadyConsole
 
     command = Command(overrides=overrides, composed=composed)
-    return run_attempt(find_target(composed, overrides), command, Console(highlight=False))
+    try:
+        return run_attempt(lambda: find_target(composed, overrides), command, SteadyConsole(highlight=False))
+    except KeyboardInterrupt:
+        sys.stderr.write("aborted by a second interrupt; the last checkpoint stands\n")
+        return 128 + signal.SIGINT
 
 
 def find_target(composed: Mapping[str, Any], overrides: Sequence[str]) -> Target:
@@ -54,11 +57,24 @@ def find_target(composed: Mapping[str, Any], overrides: Sequence[str]) -> Target
 
 
 def train_apart(overrides: Sequence[str]) -> int:
-    """One job of a sweep, in a process of its own: no random state and no memory passes from job to job."""
-    job = subprocess.Popen([sys.executable, "-m", "dino_exp.train", *overrides])
-    previous = {number: signal.signal(number, lambda n, _: job.send_signal(n)) for number in PASSED_ON}
+    """One job of a sweep, in a process of its own: no random state and no memory passes from job to job.
+
+    The job leads a process group, so that a terminal's Ctrl-C reaches it once, through here.
+    """
+    came: list[int] = []
+    job: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: object) -> None:
+        came.append(number)
+        for process in job:
+            process.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
-        code = job.wait()
+        job.append(subprocess.Popen([sys.executable, "-m", "dino_exp.train", *overrides], process_group=0))
+        for number in tuple(came):  # before the job was there to be told
+            job[0].send_signal(number)
+        code = job[0].wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 from dino_exp.attempts.target import PACKAGE, Target
 from dino_exp.config.canonical import canonical_text, group_hash
 from dino_exp.config.stored import write_stored
-from dino_exp.errors import DinoExpError, RefusedError
-from dino_exp.fsio import make_dirs, write_atomic
+from dino_exp.errors import DinoExpError, LockedError, RefusedError
+from dino_exp.fsio import LOCAL, make_dirs, write_atomic
 from dino_exp.runs.code_identity import CodeRecord, record_code
 from dino_exp.runs.environment import environment_record
 from dino_exp.runs.events import EventLog
 from dino_exp.runs.jsontext import pretty, utc_text
-from dino_exp.runs.key import parse_run_key
+from dino_exp.runs.key import LENGTHS
 from dino_exp.runs.lock import RunLock
 from dino_exp.runs.plan import Start, decide
-from dino_exp.runs.record import AttemptRecord, Best, CodeRef, RunRecord, Schedule, load_record, save_record
+from dino_exp.runs.record import AttemptRecord, Best, CodeRef, RunRecord, Schedule, save_record
 from dino_exp.runs.signals import SignalFlags
 
 if TYPE_CHECKING:
@@ -49,27 +49,35 @@ class Command:
     composed: Mapping[str, Any]
 
 
-def run_attempt(target: Target, command: Command, console: Console) -> int:
-    """Carry out one attempt, or say that there is nothing to do; the exit code.
+def run_attempt(find_target: Callable[[], Target], command: Command, console: Console) -> int:
+    """Carry out one attempt at the run that `find_target` finds, or say that there is nothing to do; the exit code.
 
     Raises LockedError, RefusedError, NoCheckpointError and other errors of the user's or the disk's.
     """
-    start = start_of(target)
-    if start.kind in ("finished", "stopped_already"):
-        tell_nothing_to_do(target, start, console)
+    target = find_target()
+    if is_done(target, console):
         return 0
     make_dirs(target.paths.directory)
-    with SignalFlags() as signals, lock_of(target) as lock:
-        target = replace(target, record=load_record(target.paths.run_json))  # the owner before us may have finished
-        start = start_of(target)
-        if start.kind in ("finished", "stopped_already"):
-            tell_nothing_to_do(target, start, console)
+    with SignalFlags() as signals, lock_of(target, signals) as lock:
+        found = find_target()  # the owner before us may have changed everything that was decided above
+        if found.paths != target.paths:
+            raise LockedError(f"{target.paths.directory}: another run took this name meanwhile; type the command again")
+        if is_done(found, console):
             return 0
-        outcome = Attempt(target, command, console, lock, signals).carry_out()
+        outcome = Attempt(found, command, console, lock, signals).carry_out()
         if outcome.signum is None:
             return 0
         signals.call_previous(outcome.signum)
         return 128 + outcome.signum
+
+
+def is_done(target: Target, console: Console) -> bool:
+    """Whether nothing is left to do, which is then told."""
+    start = start_of(target)
+    if start.kind not in ("finished", "stopped_already"):
+        return False
+    tell_nothing_to_do(target, start, console)
+    return True
 
 
 def start_of(target: Target) -> Start:
@@ -92,14 +100,28 @@ def start_of(target: Target) -> Start:
     return start
 
 
-def lock_of(target: Target) -> RunLock:
-    """The run's lock. Raises LockedError that names the owner."""
+class StoppedWaitingError(DinoExpError):
+    """A stop signal came while the process waited for the run's owner."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__("stopped while waiting for the run's owner; nothing was done")
+        self.exit_code = 128 + signum
+
+
+def lock_of(target: Target, signals: SignalFlags) -> RunLock:
+    """The run's lock. Raises LockedError that names the owner, StoppedWaitingError."""
+
+    def sleep(secs: float) -> None:
+        if signals.stop_signal is not None:
+            raise StoppedWaitingError(signals.stop_signal)
+        time.sleep(secs)
+
     return RunLock.acquire(
         target.paths,
         wait_secs=target.config.runtime.lock_wait_secs,
         attempt=1 if target.record is None else len(target.record.attempts) + 1,
         clock=time.time,
-        sleep=time.sleep,
+        sleep=sleep,
         say=log.warning,
     )
 
@@ -136,14 +158,29 @@ class Attempt:
                 code = self.write_settings()
                 from dino_exp.attempts.work import Work  # torch and everything heavy, after the lock is ours
 
-                outcome = Work(self, code, events).train()
+                work = Work(self, code, events)
+                outcome = work.train()
+            except LockedError:
+                raise  # the run is another's now: nothing in it may be written
             except BaseException as error:
-                self.end("failed", error)
-                events.append("attempt_ended", attempt=self.number, outcome="failed", error=str(error))
+                self.fail(error, events)
                 raise
-            self.end(outcome.state)
+            self.end(outcome.state, step=outcome.step)
             events.append("attempt_ended", attempt=self.number, outcome=outcome.state, signal=outcome.signum)
+            work.tell_end(outcome)
             return outcome
+
+    def fail(self, error: BaseException, events: EventLog) -> None:
+        """Record a failed attempt, or an aborted one; the error itself goes on to the caller."""
+        if isinstance(error, KeyboardInterrupt):
+            self.end("interrupted")
+            events.append("attempt_ended", attempt=self.number, outcome="interrupted")
+            return
+        text = "".join(traceback.format_exception(error))
+        log.info("attempt %d failed:\n%s", self.number, text)
+        write_atomic(self.paths.failed, text)
+        self.end("failed", error=_first_line(error))
+        events.append("attempt_ended", attempt=self.number, outcome="failed", error=_first_line(error))
 
     def write_settings(self) -> CodeRecord:
         """The settings (once), what was typed (each time), the code and the environment."""
@@ -195,30 +232,45 @@ class Attempt:
         save_record(self.paths.run_json, self.record)
 
     def run_key(self) -> str:
-        """The directory's name; where the user chose the directory, the key all the same."""
-        name = self.paths.directory.name
-        return name if parse_run_key(name) is not None else self.target.key.text()
+        """The directory's name where it is one of this key; where the user chose another, the key all the same."""
+        name, key = self.paths.directory.name, self.target.key
+        return name if name in (key.text(digits) for digits in LENGTHS) else key.text()
 
     def update(self, **changes: Any) -> None:
-        """Replace fields of `run.json`."""
+        """Replace fields of `run.json`. A full disk is told, and does not stop the training.
+
+        Raises LockedError when the run is another's now.
+        """
         assert self.record is not None
         self.record = replace(self.record, **changes)
-        save_record(self.paths.run_json, self.record)
+        self.lock.check()
+        try:
+            save_record(self.paths.run_json, self.record)
+        except OSError as problem:
+            log.warning("run.json could not be written (%s); training goes on", problem)
 
-    def resumed(self, step: int) -> None:
-        """Record the step that this attempt goes on from."""
+    def resumed(self, step: int, reasons: Sequence[str]) -> None:
+        """Record the step that this attempt goes on from, and why its checkpoint was not exact any more."""
         assert self.record is not None
-        last = replace(self.record.attempts[-1], resumed_from=step)
+        last = self.record.attempts[-1]
+        why = tuple(dict.fromkeys((*reasons, *last.why_not_exact)))
+        last = replace(last, resumed_from=step, exact=not why, why_not_exact=why)
         self.update(attempts=(*self.record.attempts[:-1], last))
 
-    def end(self, state: str, error: BaseException | None = None) -> None:
-        """Record how the attempt ended; a failure's traceback goes to FAILED.txt."""
-        if error is not None:
-            write_atomic(self.paths.failed, "".join(traceback.format_exception(error)))
-        if self.record is not None and self.record.attempts and self.record.attempts[-1].outcome is None:
-            text = None if error is None else _first_line(error)
-            self.record = self.record.end(state, ended_at=utc_text(time.time()), error=text)
-            save_record(self.paths.run_json, self.record)
+    def end(self, state: str, *, step: int | None = None, error: str | None = None) -> None:
+        """Record how the attempt ended, and at which step where nothing is ever saved; FAILED.txt goes at a good end.
+
+        Its traceback stays in `train.log`.
+        """
+        if self.record is None or not self.record.attempts or self.record.attempts[-1].outcome is not None:
+            return
+        if step is not None and step > self.record.step:
+            per_epoch = self.record.schedule.steps_per_epoch
+            self.record = replace(self.record, step=step, epochs_done=step // per_epoch)
+        self.record = self.record.end(state, ended_at=utc_text(time.time()), error=error)
+        self.update()
+        if error is None and LOCAL.size(self.paths.failed) is not None:
+            LOCAL.unlink(self.paths.failed)
 
     def canonical(self) -> str:
         """The text whose hash names the configuration, for every manifest."""

@@ -6,22 +6,29 @@ written down with the child, so the same command later continues that child, how
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dino_exp.attempts.target import PACKAGE, Target, existing_or_new, without_stop
+from dino_exp.attempts.target import (
+    PACKAGE,
+    Target,
+    existing_or_new,
+    readable_record,
+    stored_settings,
+    without_stop,
+)
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import config_from_mapping
-from dino_exp.config.compare import overlay
-from dino_exp.config.stored import load_stored
+from dino_exp.config.compare import overlay, values_by_key
+from dino_exp.config.schema import Config
 from dino_exp.errors import ConfigError, NoCheckpointError, RefusedError, UsageError
 from dino_exp.runs.code_identity import code_id
 from dino_exp.runs.find import find_run, split_at
 from dino_exp.runs.layout import RunPaths
-from dino_exp.runs.record import RunRecord, load_record
+from dino_exp.runs.record import load_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,47 +45,89 @@ class Parent:
     settings: str
 
 
+# What a state is made for. Another value needs another state, so a fork keeps these.
+KEPT = (
+    "model.embed_dim", "model.depth", "model.num_heads", "model.mlp_ratio", "data.image_size", "data.patch_size",
+    "data.name", "data.num_samples", "loss.out_dim", "loss.hidden_dim", "loss.bottleneck_dim", "loss.num_layers",
+    "loss.use_bn", "optimizer.name", "train.batch_size",
+)  # fmt: skip
+
+
 def fork_target(composed: Mapping[str, Any], touched: Collection[str]) -> Target:
     """The child that `fork=` leads to: the parent's settings with the overrides in `touched` (dotted keys).
 
-    Raises UsageError where there is no such run or word, NoCheckpointError where it has no such checkpoint.
+    Raises UsageError where there is no such run or word, NoCheckpointError where it has no such checkpoint,
+    ConfigError where the settings cannot go on from that state.
     """
     outputs = Path(composed["paths"]["outputs"])
+    asked_config = config_from_mapping(composed)
+
+    def settings_of(directory: Path) -> Config:
+        wanted = overlay(without_stop(stored_settings(directory)), asked_config, touched)
+        return replace(wanted, origin=None, paths=replace(wanted.paths, outputs=str(outputs)))
+
     named, at = split_at(str(composed["fork"]))
-    directory = find_run(outputs, named)
-    record = load_record(RunPaths(directory).run_json)
-    if record is None:
-        raise UsageError(f"{directory}: no run.json, so there is nothing to fork from")
-    wanted = replace(overlay(without_stop(load_stored(directory)), config_from_mapping(composed), touched), origin=None)
-    wanted = replace(wanted, paths=replace(wanted.paths, outputs=str(outputs)))
-    asked, settings = f"{record.run_key}@{at or 'latest'}", config_hash(wanted)
-    parent = _earlier_child(outputs, asked, settings, wanted.run.variant) or _resolve(
-        directory, record, at, asked, settings
-    )
-    child = existing_or_new(replace(wanted, origin=parent.state_digest))
+    directory = None if named == "last" else find_run(outputs, named)  # "last" is another run after the first fork
+    asked = f"{'last' if directory is None else directory.name}@{at or 'latest'}"
+    for child in _children(outputs, asked):
+        origin = outputs / "runs" / str(child["run_key"]) if directory is None else directory
+        if origin.is_dir() and config_hash(settings_of(origin)) == child["settings"]:
+            return _target(settings_of(origin), Parent(**child), origin)
+    directory = find_run(outputs, named) if directory is None else directory
+    config = settings_of(directory)
+    return _target(config, _resolve(directory, config, at, asked), directory)
+
+
+def _target(config: Config, parent: Parent, directory: Path) -> Target:
+    child = existing_or_new(replace(config, origin=parent.state_digest))
+    if child.record is None:
+        _check_fit(stored_settings(directory), config, parent, directory)
     return replace(child, parent=asdict(parent), parent_directory=directory)
 
 
-def _resolve(directory: Path, record: RunRecord, at: str | None, asked: str, settings: str) -> Parent:
+def _check_fit(was: Config, now: Config, parent: Parent, directory: Path) -> None:
+    before, after = values_by_key(was), values_by_key(now)
+    differing = [key for key in KEPT if before.get(key) != after.get(key)]
+    if differing:
+        lines = [f"  {key}: {before.get(key)} there, {after.get(key)} asked for" for key in differing]
+        raise ConfigError(
+            "fork: the state of the parent is made for other settings:\n" + "\n".join(lines) + "\n"
+            "keep them, or start a new run without `fork=`"
+        )
+    record = load_record(RunPaths(directory).run_json)
+    assert record is not None
+    horizon = now.train.epochs * record.schedule.steps_per_epoch
+    if parent.step >= horizon:
+        raise ConfigError(f"fork: it would begin at step {parent.step} of {horizon}; extend it: train.epochs=<more>")
+
+
+def _resolve(directory: Path, config: Config, at: str | None, asked: str) -> Parent:
+    record = load_record(RunPaths(directory).run_json)
+    if record is None:
+        raise UsageError(f"{directory}: no run.json, so there is nothing to fork from")
     manifest = CheckpointReader(RunPaths(directory).checkpoints).manifest(at or "latest")
     if manifest.state_digest is None:
         raise NoCheckpointError(f"{asked}: this checkpoint has no digest of its state; fork from another one")
     return Parent(
-        run_key=record.run_key, step=manifest.step, state_digest=manifest.state_digest, asked=asked, settings=settings
+        run_key=directory.name,
+        step=manifest.step,
+        state_digest=manifest.state_digest,
+        asked=asked,
+        settings=config_hash(config),
     )
 
 
-def _earlier_child(outputs: Path, asked: str, settings: str, variant: str | None) -> Parent | None:
-    """The parent as the child of the same command, made by the same code, has written it down."""
+def _children(outputs: Path, asked: str) -> Iterator[dict[str, Any]]:
+    """What the children of the same words, made by the same code, have written down about their parents."""
     code = code_id(PACKAGE)
+    names = {field.name for field in fields(Parent)}
     for path in sorted((outputs / "runs").glob("*/run.json")):
-        record = load_record(path)
+        record = readable_record(path)
         parent: Any = None if record is None else record.parent
         if record is None or not isinstance(parent, dict) or record.code.id != code:
             continue
-        if (parent.get("asked"), parent.get("settings"), record.variant) == (asked, settings, variant):
-            return Parent(**parent)
-    return None
+        if parent.keys() == names and parent["asked"] == asked:
+            yield parent
 
 
 def parent_checkpoints(target: Target) -> tuple[CheckpointReader, int] | None:
@@ -103,20 +152,3 @@ def parent_checkpoints(target: Target) -> tuple[CheckpointReader, int] | None:
             f"{directory}: its step {parent['step']} is not the state that {target.paths.directory} began with"
         )
     return reader, int(parent["step"])
-
-
-def check_calendar(target: Target, *, steps_per_epoch: int, horizon_steps: int) -> None:
-    """Refuse a child whose epochs have another length than its parent's, or that would begin behind its horizon."""
-    if target.parent is None or target.parent_directory is None:
-        return
-    record = load_record(RunPaths(target.parent_directory).run_json)
-    assert record is not None
-    if record.schedule.steps_per_epoch != steps_per_epoch:
-        raise ConfigError(
-            f"fork: an epoch of the parent has {record.schedule.steps_per_epoch} steps, of the fork {steps_per_epoch}; "
-            "steps go on counting, so keep train.batch_size and the data, or start a new run"
-        )
-    if target.parent["step"] >= horizon_steps:
-        raise ConfigError(
-            f"fork: it would begin at step {target.parent['step']} of {horizon_steps}; extend it: train.epochs=<more>"
-        )

@@ -5,6 +5,7 @@ Every spelling of the same settings arrives at the same directory, because its n
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -17,12 +18,14 @@ from dino_exp.config.check import config_from_mapping
 from dino_exp.config.compare import Change, compare, overlay, roles_by_key
 from dino_exp.config.schema import Config
 from dino_exp.config.stored import load_stored
-from dino_exp.errors import ConfigError, RefusedError, UsageError
+from dino_exp.errors import ConfigError, DinoExpError, RefusedError, UsageError
 from dino_exp.runs.code_identity import code_id
 from dino_exp.runs.find import find_run
 from dino_exp.runs.key import RunKey, choose_name, parse_run_key
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import RunRecord, load_record
+
+log = logging.getLogger(__name__)
 
 PACKAGE = Path(dino_exp.__file__).parent
 RUN_DIR_VARIABLE = "DINO_EXP_RUN_DIR"
@@ -70,7 +73,12 @@ def existing_or_new(config: Config) -> Target:
     given = os.environ.get(RUN_DIR_VARIABLE)
     paths = RunPaths(Path(given) if given else runs / choose_name(key, lambda name: _holder(runs / name)))
     record = load_record(paths.run_json)
-    changes = [] if record is None else compare(load_stored(paths.directory), config, roles_by_key())
+    if record is None and any(paths.checkpoints.glob("step-*.json")):
+        raise RefusedError(
+            f"{paths.directory}: holds checkpoints and no run.json, so it is not known whose they are; put run.json "
+            "back, or set `run.variant=<name>` for a directory of its own"
+        )
+    changes = [] if record is None else compare(stored_settings(paths.directory), config, roles_by_key())
     refuse_identity_changes(paths, changes)
     return Target(
         paths=paths,
@@ -93,7 +101,7 @@ def resume_target(composed: Mapping[str, Any], touched: Collection[str]) -> Targ
     record = load_record(paths.run_json)
     if record is None:
         raise UsageError(f"{directory}: no run.json, so no run began here; `python -m dino_exp.train` starts one")
-    stored = without_stop(load_stored(directory))
+    stored = without_stop(stored_settings(directory))
     asked = config_from_mapping(composed)
     changes = tuple(compare(stored, asked, touched))
     refuse_identity_changes(paths, changes)
@@ -132,8 +140,28 @@ def changes_text(changes: Collection[Change]) -> str:
     )
 
 
+def stored_settings(directory: Path) -> Config:
+    """The settings of an existing run. Raises as `load_stored` does, and RefusedError where a file is missing."""
+    try:
+        return load_stored(directory)
+    except FileNotFoundError as missing:
+        raise RefusedError(
+            f"{missing.filename}: is missing, so the run's settings are not known; put it back from a copy, or start "
+            "a new run without `resume=`"
+        ) from missing
+
+
+def readable_record(path: Path) -> RunRecord | None:
+    """The record of some run that is looked at on the way; a damaged one is told and passed over."""
+    try:
+        return load_record(path)
+    except DinoExpError as damage:
+        log.warning("passed over: %s", damage)
+        return None
+
+
 def _holder(directory: Path) -> tuple[str, str] | None:
-    record = load_record(RunPaths(directory).run_json)
+    record = readable_record(RunPaths(directory).run_json)
     return None if record is None else (record.config_hash, record.code.id)
 
 

@@ -12,17 +12,18 @@ import torch
 from dino_exp import build
 from dino_exp.attempts.attempt import Attempt, best_of
 from dino_exp.attempts.banner import closing, opening
-from dino_exp.attempts.fork import check_calendar, parent_checkpoints
+from dino_exp.attempts.fork import parent_checkpoints
 from dino_exp.attempts.numerics import apply_numerics, differences
 from dino_exp.checkpoint.generators import restore_generators
 from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.types import CheckpointInfo
 from dino_exp.config.canonical import config_hash, group_hash
-from dino_exp.errors import RefusedError
+from dino_exp.errors import NoCheckpointError, RefusedError
 from dino_exp.loggers.console import ConsoleProgress
 from dino_exp.runs.code_identity import CodeRecord
 from dino_exp.runs.events import EventLog
+from dino_exp.runs.jsonl import read_lines
 from dino_exp.runs.rows import RowWriter
 from dino_exp.training.loop import CollapseError, Outcome, Training, run_training, save
 from dino_exp.training.plan import TrainingPlan
@@ -40,6 +41,8 @@ class Work:
     def __init__(self, attempt: Attempt, code: CodeRecord, events: EventLog) -> None:
         self.attempt, self.code, self.events = attempt, code, events
         self.config, self.paths = attempt.config, attempt.paths
+        self.forked_metrics: dict[str, float] = {}
+        self.manager: CheckpointManager | None = None
         self.latest: dict[str, float] = {} if attempt.record is None else dict(attempt.record.metrics)
 
     def train(self) -> Outcome:
@@ -49,7 +52,6 @@ class Work:
         self.data = build.build_data(self.config.data)
         fingerprint = self.data.train.fingerprint()
         plan = build.build_plan(self.config, len(self.data.train))
-        check_calendar(self.attempt.target, steps_per_epoch=plan.steps_per_epoch, horizon_steps=plan.horizon_steps)
         self.attempt.begin(
             self.code,
             schedule={"horizon_steps": plan.horizon_steps, "steps_per_epoch": plan.steps_per_epoch},
@@ -78,10 +80,19 @@ class Work:
             progress = stack.enter_context(self.progress(plan, state.step))
             training = self.assemble(state, plan, batches, rows, manager, progress)
             if manager is not None and manager.latest_step() is None and state.step > 0:
+                training.latest = {"step": state.step, **self.forked_metrics}
                 save(training, ("fork",))
-            outcome = self.run(training)
-        closing(self.attempt, outcome, saved_step=None if manager is None else manager.latest_step())
-        return outcome
+            self.manager = manager
+            return self.run(training)
+
+    def tell_end(self, outcome: Outcome) -> None:
+        """The closing tables, after everything is recorded."""
+        closing(self.attempt, outcome, saved_step=self.saved_step)
+
+    @property
+    def saved_step(self) -> int | None:
+        """The step of the newest checkpoint."""
+        return None if self.manager is None else self.manager.latest_step()
 
     def why_not_exact(self, numerics: Mapping[str, Any], fingerprint: str) -> list[str]:
         """What changed since the first attempt that may change bits. Raises RefusedError for other data."""
@@ -89,7 +100,8 @@ class Work:
         if recorded is None:
             return []
         reasons = differences(recorded.numerics, numerics)
-        reasons += [f"{c.key} was {c.was}, is {c.now}" for c in self.attempt.target.changes if c.verdict == "warned"]
+        changes = [change for change in self.attempt.target.changes if change.verdict == "warned"]
+        reasons += [f"{c.key} was {c.was}, is {c.now}" for c in changes if not c.key.startswith("runtime.")]
         if self.attempt.target.code_changed:
             reasons.append(f"code was {recorded.code.id[:8]}, is {self.code.id[:8]}")
         if recorded.data_fingerprint != fingerprint:
@@ -106,22 +118,52 @@ class Work:
     def restore(self, manager: CheckpointManager | None, state: TrainState, rows: RowWriter) -> Manifest | None:
         """Bring state and rows to the newest good checkpoint, to a fork's origin, or to the start."""
         if manager is not None and manager.latest_step() is not None:
-            restored = manager.restore(state, optional=OPTIONAL)
+            restored = manager.restore(state, optional=OPTIONAL, check=self.check_origin)
             aside = restored.manifest.aside
             rows.open_at(aside["metrics_rows"], aside["metrics_bytes"])
             self.events.append("resumed", step=state.step, lost_steps=restored.lost_steps)
-            manifest = restored.manifest
+            manifest, reasons = restored.manifest, self.inherited_reasons(restored.manifest)
         else:
+            self.check_nothing_lost()
             rows.open_at(0, 0)
             found = parent_checkpoints(self.attempt.target)
             if found is None:
                 return None
             reader, step = found
-            manifest = reader.restore(state, step, optional=OPTIONAL)
+            manifest, reasons = reader.restore(state, step, optional=OPTIONAL), []
+            self.forked_metrics = dict(manifest.metrics)
             self.events.append("forked", step=state.step)
-        self.attempt.resumed(state.step)
+        self.attempt.resumed(state.step, reasons)
         log.info("resumed at step=%d", state.step)
         return manifest
+
+    def check_origin(self, manifest: Manifest) -> None:
+        """Refuse a checkpoint of other settings than this run's, whoever put it here."""
+        found, expected = manifest.record.get("config_hash"), self.attempt.target.key.config_hash
+        if found != expected:
+            raise RefusedError(
+                f"{self.paths.checkpoints}: the checkpoint of step {manifest.step} belongs to settings {found}, this "
+                f"run has {expected}; give the run a directory of its own, or `fork=` from that one"
+            )
+
+    def check_nothing_lost(self) -> None:
+        """Refuse to begin again from step 0 in a run that has saved checkpoints; say so where nothing ever was."""
+        record = self.attempt.target.record
+        if record is None or record.step == 0:
+            return
+        if any(event.get("kind") == "saved" for event in read_lines(self.paths.events)):
+            raise NoCheckpointError(
+                f"{self.paths.checkpoints}: no checkpoint is left, but the run had saved step {record.step}. Put them "
+                "back, or start anew beside it with `run.variant=<name>`"
+            )
+        log.warning("nothing was ever saved in this run: it begins again at step 0")
+
+    def inherited_reasons(self, manifest: Manifest) -> list[str]:
+        """Why the attempt that wrote this checkpoint was not exact any more."""
+        record = self.attempt.record
+        assert record is not None
+        writer = record.attempts[manifest.attempt - 1] if manifest.attempt <= len(record.attempts) else None
+        return [] if writer is None else list(writer.why_not_exact)
 
     def progress(self, plan: TrainingPlan, start_step: int) -> ConsoleProgress:
         """The console's progress bar, or plain lines."""
@@ -162,6 +204,7 @@ class Work:
             signals=self.attempt.signals,
             progress=progress,
             record=self.manifest_record(),
+            guard=self.attempt.lock.check,
             on_row=self.note_row,
         )
 
@@ -212,11 +255,5 @@ class Work:
         self.attempt.update(step=info.step, epochs_done=info.epoch, metrics=dict(self.latest))
 
     def note_event(self, kind: str, **fields: Any) -> None:
-        """What the checkpoint library did goes to `events.jsonl`; trouble is said aloud."""
+        """What the checkpoint library did goes to `events.jsonl`; it says trouble aloud itself."""
         self.events.append(kind, **fields)
-        if kind == "quarantined":
-            log.warning(
-                "checkpoint of step %s is damaged and was set aside: %s",
-                fields.get("step"),
-                fields.get("reason"),
-            )

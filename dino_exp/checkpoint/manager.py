@@ -113,12 +113,19 @@ class CheckpointManager:
         self._retain(request.schedule)
         return manifest
 
-    def restore(self, state: Stateful, at: str | int = "latest", *, optional: tuple[str, ...] = ()) -> Restored:
+    def restore(
+        self,
+        state: Stateful,
+        at: str | int = "latest",
+        *,
+        optional: tuple[str, ...] = (),
+        check: Callable[[Manifest], None] | None = None,
+    ) -> Restored:
         """Load the newest good checkpoint ("latest"), the best good one ("best"), or one step, into `state`.
 
         Every byte is checked before the state is touched. Damaged checkpoints on the way are quarantined,
         once a good one is loaded. `optional`: prefixes of names that may be absent on one side (see
-        `check_fit`).
+        `check_fit`). `check` may refuse a manifest that belongs elsewhere by raising, before the state is touched.
 
         Raises NoCheckpointError if none can be loaded or more than `max_lost_steps` would be lost (then
         nothing is moved), CheckpointError if the state does not fit, UnsupportedFormatError, OSError.
@@ -131,6 +138,8 @@ class CheckpointManager:
                 lost_steps = max(candidates[0] - step, 0) if at == "latest" else 0
                 if self._max_lost_steps is not None and lost_steps > self._max_lost_steps:
                     raise too_much_lost(self._store, damaged, step, lost_steps, self._max_lost_steps)
+                if check is not None:
+                    check(manifest)
                 load_into(state, manifest, self._store, optional)
             except CorruptCheckpointError as damage:
                 damaged[step] = self._damaged[step] = str(damage)

@@ -50,6 +50,9 @@ def run() -> int:
     except DinoExpError as error:
         print(f"dino-exp: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"dino-exp: {error.filename or 'a file operation'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     return 0

@@ -26,17 +26,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 OUTPUTS = Path("outputs")
 
 
-def open_run(run: str, outputs: Path) -> tuple[CheckpointReader, str]:
-    """The reader of the run that `run` names, and the checkpoint named behind `@` (`latest` when none is)."""
+def open_run(run: str, outputs: Path) -> tuple[CheckpointReader, str | None]:
+    """The reader of the run that `run` names, and what is named behind `@`."""
     name, at = split_at(run)
-    return CheckpointReader(RunPaths(find_run(outputs, name)).checkpoints), at or "latest"
+    return CheckpointReader(RunPaths(find_run(outputs, name)).checkpoints), at
 
 
 @app.command("list")
 def list_checkpoints(run: RunArgument, outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> None:
     """List the checkpoints of a run, oldest first."""
-    reader, _ = open_run(run, outputs)
-    rows = reader.rows()
+    reader, at = open_run(run, outputs)
+    rows = [row for row in reader.rows() if at is None or row["step"] == reader.resolve(at)]
     if as_json:
         print_json(rows)
         return
@@ -65,7 +65,7 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
 def show(run: RunArgument, outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> None:
     """Show one checkpoint: where it comes from, its metrics and its tensors."""
     reader, at = open_run(run, outputs)
-    found = reader.show(at)
+    found = reader.show(at or "latest")
     if as_json:
         print_json(found)
         return
@@ -94,7 +94,7 @@ def _text(value: Any) -> str:
 def verify(run: RunArgument, outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> None:
     """Read every byte of every checkpoint (or of the one behind `@`) and compare digests; exit 4 on damage."""
     reader, at = open_run(run, outputs)
-    steps = [reader.resolve(at)] if "@" in run else None
+    steps = None if at is None else [reader.resolve(at)]
     with Progress(
         TextColumn("verifying"),
         BarColumn(),

@@ -85,6 +85,8 @@ def _exit_code(call: Callable[[], int]) -> int:
         failure: DinoExpError = ConfigError(explain(error))
     except DinoExpError as error:
         failure = error
+    except OSError as error:
+        failure = DinoExpError(f"{error.filename or 'a file operation'}: {error.strerror or error}")
     except SystemExit as error:
         return _system_exit_code(error)
     notes = getattr(failure, "__notes__", [])  # what to do, added where more was known than where it was raised

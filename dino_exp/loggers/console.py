@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -37,11 +39,20 @@ def row_text(row: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
+class SteadyConsole(Console):
+    """A console whose reader may go away (`| head`): it falls silent, and the training goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing from now on."""
+        self.quiet = True
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (for the rest of the process)
+
+
 class ConsoleProgress:
     """Shows progress of steps `start_step` to `stop_step`. Use as a context manager.
 
     On a terminal: a bar with throughput, time left and the age of the last checkpoint. Elsewhere: one line for
-    each evaluation and now and then in between. Output goes to standard error, so that results can be piped.
+    each evaluation and now and then in between.
     """
 
     def __init__(

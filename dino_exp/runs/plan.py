@@ -12,7 +12,7 @@ StartKind: TypeAlias = Literal["new", "continue", "finished", "stopped_already"]
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What to do, why, and whether the code differs from that of the run's newest attempt."""
+    """What to do, why, and whether the code differs from that of the run's first attempt."""
 
     kind: StartKind
     reason: str
@@ -28,8 +28,7 @@ def decide(record: RunRecord | None, *, code_id: str, stop_step: int | None) -> 
     if record is None:
         return Start(kind="new", reason="no run of this key")
     horizon = record.schedule.horizon_steps
-    newest_code = record.attempts[-1].code.id if record.attempts else record.code.id
-    changed = newest_code != code_id
+    changed = record.code.id != code_id
     if record.state == "completed":
         return Start(kind="finished", reason=f"completed all {horizon} steps", code_changed=changed)
     if stop_step is not None and stop_step < horizon:

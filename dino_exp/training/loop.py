@@ -52,7 +52,8 @@ class Progress(Protocol):
 class Training:
     """The parts of one attempt, put together by `build.py`.
 
-    `batches` continues at `state.step`. `on_row` receives every written row and the state's best evaluation.
+    `batches` continues at `state.step`. `guard` raises when this process does not own the run any more; it is asked
+    before each row. `on_row` receives every written row and the state's best evaluation.
     `record` is copied verbatim into every manifest.
     """
 
@@ -68,6 +69,7 @@ class Training:
     signals: SignalFlags
     progress: Progress
     record: Mapping[str, Any]
+    guard: Callable[[], None]
     on_row: Callable[[Mapping[str, Any], Best | None], None]
     clock: Callable[[], float] = time.monotonic
     latest: dict[str, Any] = field(default_factory=dict)
@@ -119,6 +121,7 @@ class Outcome:
     """How an attempt ended: `state` is the run's state, `signum` the signal that stopped it."""
 
     state: str
+    step: int
     signum: int | None = None
 
 
@@ -148,7 +151,8 @@ def begin(t: Training) -> None:
         t.state.pending_row = {"step": 0, "epoch": 0.0}
     settled = t.state.pending_row is not None and settle_row(t)
     if settled and t.manager is not None and t.manager.latest_step() == t.state.step:
-        save(t, (EVALUATED,), supersede=True)
+        earlier = next(info.reasons for info in t.manager.infos() if info.step == t.state.step)
+        save(t, (*earlier, EVALUATED), supersede=True)
 
 
 def one_step(t: Training) -> None:
@@ -198,9 +202,10 @@ def settle_row(t: Training) -> bool:
         except Interrupted:
             log.info("evaluation of step=%d is put off: a stop was asked for", t.state.step)
             return False
-        note_best(t, row)
+    t.guard()
+    t.rows.append(row | {"wall": t.meter.take_wall()})  # if this fails, the row is still owed
     t.state.pending_row = None
-    t.rows.append(row | {"wall": t.meter.take_wall()})
+    note_best(t, row)
     t.latest = row
     t.on_row(row, t.state.best)
     t.progress.row(row)
@@ -220,13 +225,17 @@ def evaluate(t: Training, evaluator: Evaluator) -> dict[str, float]:
 
 
 def note_best(t: Training, row: Mapping[str, Any]) -> None:
-    """Move the best evaluation, unless the metric is missing or NaN or the model looks collapsed."""
+    """Move the best evaluation, unless the metric is missing or NaN or the model looks collapsed.
+
+    Another metric than before starts anew: values of two metrics cannot be compared.
+    """
     value = row.get(t.plan.metric)
-    best = t.state.best
-    if value is None or not t.state.healthy or not t.plan.is_better(value, None if best is None else best.value):
+    if not t.plan.is_evaluation_due(row["step"]) or value is None or not t.state.healthy:
         return
-    t.state.best = Best(step=t.state.step, metric=t.plan.metric, value=value)
-    t.improved = True
+    best = t.state.best if t.state.best is not None and t.state.best.metric == t.plan.metric else None
+    if t.plan.is_better(value, None if best is None else best.value):
+        t.state.best = Best(step=t.state.step, metric=t.plan.metric, value=value)
+        t.improved = True
 
 
 def note_collapse(t: Training, metrics: StepMetrics) -> None:
@@ -259,7 +268,8 @@ class CollapseError(TrainingError):
 def handle_save(t: Training) -> None:
     """Save when the policy, a signal or the end of the attempt asks for it."""
     if t.manager is None:
-        t.signals.take_save_request()
+        if t.signals.take_save_request():
+            log.warning("asked to save at step=%d, but these settings never save (checkpoint=none)", t.state.step)
         return
     wanted = t.signals.take_save_request()
     signum = t.signals.stop_signal or (SAVE_SIGNAL if wanted else None)
@@ -273,7 +283,6 @@ def handle_save(t: Training) -> None:
         ending=t.state.step >= t.plan.stop_step,
         signal=None if signum is None else signal.Signals(signum).name,
     )
-    t.improved = False
     reasons = t.manager.due(context)
     if reasons:
         save(t, reasons)
@@ -299,7 +308,7 @@ def save(t: Training, reasons: tuple[str, ...], *, supersede: bool = False) -> N
         ),
         supersede=supersede,
     )
-    t.last_save_secs = t.clock()
+    t.last_save_secs, t.improved = t.clock(), False
     t.progress.saved(t.state.step, reasons)
 
 
@@ -329,7 +338,7 @@ def end(t: Training) -> Outcome:
         handle_save(t)
     t.rows.sync()
     if t.state.step >= t.plan.horizon_steps and t.state.pending_row is None:
-        return Outcome("completed")
+        return Outcome("completed", t.state.step)
     if signum is not None:
-        return Outcome("preempted", signum)
-    return Outcome("stopped")
+        return Outcome("preempted", t.state.step, signum)
+    return Outcome("stopped", t.state.step)

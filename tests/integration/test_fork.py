@@ -53,7 +53,27 @@ def test_forks_that_cannot_be(lab: Lab) -> None:
     lab.train("train.stop_after_steps=3")
     lab.settings = ()
     assert "no checkpoint of step 99" in lab.train("fork=last@99", code=4)
-    assert "steps" in lab.train("fork=last", "train.batch_size=32", code=2)
-    assert "does not fit" in lab.train("fork=last", "model=vit_t", code=1)
+    assert "train.batch_size" in lab.train("fork=last", "train.batch_size=32", code=2)
+    assert "model.embed_dim" in lab.train("fork=last", "model=vit_t", code=2)
+    assert "optimizer.name" in lab.train("fork=last", "optimizer=sgd", code=2)
+    assert len(lab.runs()) == 1
     assert "origin is set by a fork" in lab.train(f"origin=s1:{'0' * 64}", code=2)
     assert "resume and fork" in lab.train("fork=last", "resume=last", code=2)
+
+
+def test_fork_of_last_typed_again_finds_its_child(lab: Lab) -> None:
+    lab.train("train.stop_after_steps=22")
+    lab.settings = ()
+    lab.train("fork=last", "train.epochs=3", "train.stop_after_steps=23")
+    lab.train("fork=last", "train.epochs=3", "train.stop_after_steps=24")
+    assert len(lab.runs()) == 2
+    assert sorted(record(run)["step"] for run in lab.runs()) == [22, 24]
+
+
+def test_a_damaged_run_beside_does_not_stop_a_fork(lab: Lab) -> None:
+    lab.train("train.stop_after_steps=3")
+    run = lab.only_run()
+    (lab.outputs / "runs" / "other").mkdir()
+    (lab.outputs / "runs" / "other" / "run.json").write_text('{"a": 1}')
+    lab.settings = ()
+    assert "passed over" in lab.train(f"fork={run}", "optimizer.lr=1e-3", "train.stop_after_steps=4")

@@ -23,7 +23,9 @@ EPOCH = 11
 def run_here(outputs: Path, *overrides: str) -> int:
     typed = [*SMALL, f"paths.outputs={outputs}", *overrides]
     composed = compose(typed)
-    return run_attempt(start_target(composed), Command(overrides=typed, composed=composed), Console(file=io.StringIO()))
+    return run_attempt(
+        lambda: start_target(composed), Command(overrides=typed, composed=composed), Console(file=io.StringIO())
+    )
 
 
 def only(outputs: Path) -> Path:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
+import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -196,3 +199,115 @@ def test_collapse_may_be_warned_about_only(lab: Lab) -> None:
     printed = lab.train("train.on_collapse=warn", "train.stop_after_epochs=11")
     assert printed.count("collapse (uniform)") == 1
     assert record(lab.only_run())["state"] == "stopped"
+
+
+def test_rows_that_cannot_be_written_leave_a_run_that_continues(lab: Lab) -> None:
+    plant(lab, "dino_exp.runs.rows", "append", "self._num_rows == 7", "OSError(28, 'No space left on device')")
+    printed = lab.train("checkpoint.save.every_steps=3", code=1)
+    run = lab.only_run()
+    assert "No space left" in printed
+    assert "Traceback" not in printed
+    assert max(manifests(run)) == 7
+    assert manifests(run)[7]["state"]["pending_row"]["step"] == 7
+    del lab.environment["PYTHONPATH"]
+    lab.train()
+    assert [row["step"] for row in rows(run)] == list(range(45))
+    assert not (run / "FAILED.txt").exists()
+
+
+def plant(lab: Lab, module: str, method: str, condition: str, error: str) -> None:
+    """Make `RowWriter.<method>` of later trainings raise `error` where `condition` holds."""
+    (lab.directory / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == 'dino_exp.training.loop':\n"
+        "            sys.meta_path.remove(self)\n"
+        f"            import {module} as planted\n"
+        f"            real = planted.RowWriter.{method}\n"
+        "            def broken(self, *args):\n"
+        f"                if {condition}:\n"
+        f"                    raise {error}\n"
+        "                return real(self, *args)\n"
+        f"            planted.RowWriter.{method} = broken\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    lab.environment["PYTHONPATH"] = os.pathsep.join([str(lab.directory), os.environ.get("PYTHONPATH", "")])
+
+
+def test_lost_checkpoints_are_not_begun_again_in_silence(lab: Lab) -> None:
+    lab.train("train.stop_after_steps=5")
+    run = lab.only_run()
+    kept = (run / "metrics.jsonl").read_bytes()
+    shutil.rmtree(run / "checkpoints")
+    assert "no checkpoint is left" in lab.train("train.stop_after_steps=7", code=4)
+    assert (run / "metrics.jsonl").read_bytes() == kept
+
+
+def test_another_runs_checkpoints_are_not_taken_over(lab: Lab) -> None:
+    lab.train("train.stop_after_steps=5")
+    run = lab.only_run()
+    (run / "run.json").unlink()
+    lab.environment["DINO_EXP_RUN_DIR"] = str(run)
+    before = (run / "config.yaml").read_bytes()
+    assert "no run.json" in lab.train("optimizer.lr=1e-3", code=3)
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_nothing_saved_is_said_and_a_stop_is_a_stop(lab: Lab) -> None:
+    lab.train("checkpoint=none", "train.stop_after_steps=2")
+    run = lab.only_run()
+    assert record(run)["step"] == 2
+    assert "Nothing to do" in lab.train("checkpoint=none", "train.stop_after_steps=2")
+    assert "begins again at step 0" in lab.train("checkpoint=none", "train.stop_after_steps=3")
+    assert [row["step"] for row in rows(run)] == [0, 1, 2, 3]
+
+
+def test_lost_exactness_is_inherited(lab: Lab) -> None:
+    lab.train("train.stop_after_steps=2")
+    lab.train("train.stop_after_steps=4", "runtime.threads=2")
+    lab.train("train.stop_after_steps=6")
+    assert [attempt["exact"] for attempt in record(lab.only_run())["attempts"]] == [True, False, False]
+
+
+def test_a_process_that_lost_its_run_writes_nothing_more(lab: Lab) -> None:
+    process = lab.start("train.epochs=400", "checkpoint.save.every_steps=5")
+    wait_for_rows(lab, 3)
+    run = lab.only_run()
+    owner = json.loads((run / "owner.json").read_text())
+    (run / "owner.json").write_text(json.dumps({**owner, "token": "f" * len(owner["token"])}))
+    process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert record(run)["state"] == "running"
+    assert not (run / "FAILED.txt").exists()
+
+
+def test_a_closed_pipe_does_not_stop_the_training(lab: Lab) -> None:
+    words = shlex.join(lab.command())
+    subprocess.run(f"{words} | head -1", shell=True, check=True, cwd=lab.directory, env=lab.environment, timeout=200)
+    assert record(lab.only_run())["state"] == "completed"
+
+
+def test_term_while_waiting_for_the_owner(lab: Lab) -> None:
+    first = lab.start("train.epochs=400")
+    wait_for_rows(lab, 2)
+    second = lab.start("train.epochs=400")
+    time.sleep(4)
+    second.send_signal(signal.SIGTERM)
+    printed, _ = second.communicate(timeout=30)
+    first.kill()
+    first.communicate()
+    assert second.returncode in (143, -15)
+    assert second.returncode == -15 or "stopped while waiting" in printed
+
+
+def test_files_in_the_way_are_one_message(lab: Lab) -> None:
+    (lab.directory / "file").write_text("")
+    printed = lab.train(f"paths.outputs={lab.directory / 'file'}", code=1)
+    assert "Traceback" not in printed
+    assert "file" in printed
+    lab.train("train.stop_after_steps=1")
+    run = lab.only_run()
+    (run / "config.yaml").unlink()
+    lab.settings = ()
+    assert "config.yaml" in lab.train(f"resume={run}", code=3)

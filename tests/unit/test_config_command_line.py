@@ -87,8 +87,8 @@ def test_an_error_of_the_job_keeps_its_exit_code_and_a_bug_its_traceback(command
     assert "ValueError: our own bug" in bug.stderr
 
 
-def test_a_failing_job_does_not_end_the_sweep(command):
-    done = command("--multirun", "seed=1,3,4,-2,2")
+def test_a_failing_job_does_not_end_the_sweep_and_a_signalled_one_does(command):
+    done = command("--multirun", "seed=1,3,-2,2,4,6")
     assert [line.split()[2] for line in done.stdout.splitlines()] == ["1", "2"]
     assert done.returncode == 3
     assert done.stderr == "no seed 3 here\nconfiguration: seed: expected at least 0, got -2\n"

@@ -51,10 +51,16 @@ def test_another_choice_shows_the_keys_that_come_and_go():
     assert changes["optimizer.name"].verdict == "refused"
 
 
-def test_overlay_takes_touched_settings_but_never_identity_or_places():
+def test_overlay_takes_touched_settings_but_never_places():
     now = config("train.stop_after_epochs=3", "optimizer.lr=1", "paths.outputs=/x", "runtime.workers=2")
     merged = overlay(config(), now, {"train.stop_after_epochs", "optimizer.lr", "paths.outputs"})
-    assert as_mapping(merged) == as_mapping(config("train.stop_after_epochs=3"))
+    assert as_mapping(merged) == as_mapping(config("train.stop_after_epochs=3", "optimizer.lr=1"))
+
+
+def test_overlay_takes_a_section_over_whole_when_its_choice_is_touched():
+    now = config("optimizer=sgd")
+    merged = overlay(config("optimizer.eps=1e-4"), now, {"optimizer.name", "optimizer.momentum"})
+    assert as_mapping(merged)["optimizer"] == as_mapping(now)["optimizer"]
 
 
 def test_overlay_refuses_what_is_impossible_together():

@@ -158,4 +158,4 @@ def test_bytes_that_are_no_text_links_and_pipes_are_refused(run):
 def test_the_yaml_is_plain_and_in_the_order_of_the_schema():
     text = yaml_text(config())
     assert text.startswith("# The settings of this run")
-    assert list(yaml.safe_load(text))[:4] == ["seed", "model", "init", "data"]
+    assert list(yaml.safe_load(text))[:4] == ["seed", "origin", "model", "init"]

@@ -73,10 +73,13 @@ class Zygote:
 
 
 def serve() -> None:
-    import torch  # noqa: F401
+    import torch
+    import torch._dynamo  # an optimizer's first use imports it
 
     from dino_exp import train
 
+    with torch.device("meta"):
+        torch.nn.Linear(1, 1)  # the first use of the meta device imports a great deal
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)

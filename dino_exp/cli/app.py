@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import Annotated
 
@@ -50,6 +52,9 @@ def run() -> int:
     except DinoExpError as error:
         print(f"dino-exp: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        return 128 + signal.SIGPIPE
     except OSError as error:
         print(f"dino-exp: {error.filename or 'a file operation'}: {error.strerror or error}", file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -85,6 +86,8 @@ def _exit_code(call: Callable[[], int]) -> int:
         failure: DinoExpError = ConfigError(explain(error))
     except DinoExpError as error:
         failure = error
+    except BrokenPipeError:
+        return closed_pipe()
     except OSError as error:
         failure = DinoExpError(f"{error.filename or 'a file operation'}: {error.strerror or error}")
     except SystemExit as error:
@@ -92,6 +95,12 @@ def _exit_code(call: Callable[[], int]) -> int:
     notes = getattr(failure, "__notes__", [])  # what to do, added where more was known than where it was raised
     sys.stderr.write("\n".join([str(failure), *notes]) + "\n")
     return failure.exit_code
+
+
+def closed_pipe() -> int:
+    """The exit code of a program whose reader went away (`| head`), which is nobody's mistake."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+    return 128 + signal.SIGPIPE
 
 
 def _system_exit_code(error: SystemExit) -> int:

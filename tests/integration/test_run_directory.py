@@ -311,3 +311,13 @@ def test_files_in_the_way_are_one_message(lab: Lab) -> None:
     (run / "config.yaml").unlink()
     lab.settings = ()
     assert "config.yaml" in lab.train(f"resume={run}", code=3)
+
+
+def test_help_into_a_closed_pipe_is_silent(lab: Lab) -> None:
+    lab.settings = ()
+    words = shlex.join([*lab.command()[:3], "--help"])
+    done = subprocess.run(
+        f"{words} | head -1", shell=True, check=True, env=lab.environment, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("Train DINO")
+    assert done.stderr == ""

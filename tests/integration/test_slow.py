@@ -1,4 +1,4 @@
-"""Minutes long: a wheel in a fresh environment, the first README command on a fresh clone, and three seeds that learn."""
+"""Minutes long: a wheel in a fresh environment, `make train` on a fresh clone, and three seeds that learn."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from benchmarks.measure import HEADER, in_pairs
 from dino_exp import build
-from dino_exp.attempts.attempt import Command, run_attempt
+from dino_exp.attempts.attempt import Command
+from dino_exp.attempts.run import run_attempt
 from dino_exp.attempts.target import start_target
 from dino_exp.config.check import config_from_mapping
 from dino_exp.config.compose import compose

@@ -33,7 +33,8 @@ def train(composed: Mapping[str, Any], overrides: Sequence[str]) -> int:
     """One command: `composed` is what Hydra made of conf/ and `overrides`. Returns the exit code."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         return train_apart(overrides)
-    from dino_exp.attempts.attempt import Command, run_attempt
+    from dino_exp.attempts.attempt import Command
+    from dino_exp.attempts.run import run_attempt
     from dino_exp.loggers.console import SteadyConsole
 
     command = Command(overrides=overrides, composed=composed)

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 from support.runs import SMOKE, assert_same_end, manifests, record, rows
 
-from dino_exp.attempts.attempt import Command, run_attempt
+from dino_exp.attempts.attempt import Command
+from dino_exp.attempts.run import run_attempt
 from dino_exp.attempts.target import start_target
 from dino_exp.config.compose import compose
 from dino_exp.training.evaluator import Evaluator

@@ -24,6 +24,7 @@ from dino_exp.fsio import LOCAL, make_dirs, write_atomic
 from dino_exp.runs.code_identity import CodeRecord, record_code
 from dino_exp.runs.environment import environment_record
 from dino_exp.runs.events import EventLog
+from dino_exp.runs.job import job_of
 from dino_exp.runs.jsontext import pretty, utc_text
 from dino_exp.runs.key import LENGTHS
 from dino_exp.runs.lock import RunLock
@@ -102,7 +103,7 @@ class Attempt:
             note=self.config.run.note or "",
             numerics=facts["numerics"],
         )
-        reasons = tuple(facts["why_not_exact"])
+        reasons, job = tuple(facts["why_not_exact"]), job_of(os.environ)
         attempt = AttemptRecord(
             number=self.number,
             started_at=utc_text(time.time()),
@@ -111,6 +112,7 @@ class Attempt:
             code=ref,
             exact=not reasons,
             why_not_exact=reasons,
+            job=None if job is None else job.name,
         )
         self.record = record.begin(attempt)
         save_record(self.paths.run_json, self.record)

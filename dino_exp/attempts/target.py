@@ -21,6 +21,7 @@ from dino_exp.config.stored import load_stored
 from dino_exp.errors import ConfigError, DinoExpError, RefusedError, UsageError
 from dino_exp.runs.code_identity import code_id
 from dino_exp.runs.find import find_run
+from dino_exp.runs.job import job_of
 from dino_exp.runs.key import RunKey, choose_name, parse_run_key
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import RunRecord, load_record
@@ -71,7 +72,9 @@ def existing_or_new(config: Config) -> Target:
     )
     runs = Path(config.paths.outputs) / "runs"
     given = os.environ.get(RUN_DIR_VARIABLE)
-    paths = RunPaths(Path(given) if given else runs / choose_name(key, lambda name: _holder(runs / name)))
+    began = None if given else _begun_by_this_job(runs, key)
+    directory = Path(given) if given else began or runs / choose_name(key, lambda name: _holder(runs / name))
+    paths = RunPaths(directory)
     record = load_record(paths.run_json)
     if record is None and any(paths.checkpoints.glob("step-*.json")):
         raise RefusedError(
@@ -163,6 +166,20 @@ def readable_record(path: Path) -> RunRecord | None:
 def _holder(directory: Path) -> tuple[str, str] | None:
     record = readable_record(RunPaths(directory).run_json)
     return None if record is None else (record.config_hash, record.code.id)
+
+
+def _begun_by_this_job(runs: Path, key: RunKey) -> Path | None:
+    """The run of these settings that this job began before its scheduler restarted it, whatever its code."""
+    job = job_of(os.environ)
+    if job is None or not job.restarted:
+        return None
+    for path in sorted(runs.glob("*/run.json")):
+        record = readable_record(path)
+        if record is None or (record.config_hash, record.variant) != (key.config_hash, key.variant):
+            continue
+        if any(attempt.job == job.name for attempt in record.attempts):
+            return path.parent
+    return None
 
 
 def _other_code(runs: Path, key: RunKey) -> tuple[Path, ...]:

@@ -63,6 +63,7 @@ class AttemptRecord:
     exact: bool = True
     why_not_exact: tuple[str, ...] = ()
     error: str | None = None
+    job: str | None = None  # of a scheduler, see `runs.job`
 
     def __post_init__(self) -> None:
         if self.outcome is not None and self.outcome not in ENDED_STATES:
@@ -214,6 +215,7 @@ _ATTEMPT = record_of(
         "number": whole, "started_at": text, "host": text, "pid": whole, "code": _CODE,
         "ended_at": optional(text), "outcome": optional(text), "resumed_from": optional(whole), "exact": flag,
         "why_not_exact": list_of(text), "error": optional(text),
+        "job": optional(text),
     },
 )  # fmt: skip
 _RUN = record_of(

@@ -171,19 +171,37 @@ def test_changed_threads_continue_and_say_that_exactness_is_lost(lab: Lab) -> No
 
 def test_a_run_of_other_code_is_continued_only_by_resume(lab: Lab) -> None:
     lab.train("train.stop_after_steps=3")
-    run = lab.only_run()
-    path = run / "run.json"
-    edit_record(path, lambda members: members["code"].update(id="0" * 64))
-    other = run.with_name(run.name.replace(record_code(run), "0" * 8))
-    edit_record(path, lambda members: members.update(run_key=other.name))
-    edit_record(path, lambda members: members["attempts"][0]["code"].update(id="0" * 64))
-    run.rename(other)
+    other = pretend_other_code(lab.only_run())
     printed = lab.train("train.stop_after_steps=3")
     assert f"resume={other}" in printed
     assert len(lab.runs()) == 2
     lab.settings = ()
     assert "code" in lab.train(f"resume={other}", "run.on_code_change=refuse", "train.stop_after_steps=6", code=3)
     assert "code was 00000000" in lab.train(f"resume={other}", "train.stop_after_steps=6")
+
+
+def test_a_restarted_job_continues_its_run_although_the_code_was_edited(lab: Lab) -> None:
+    lab.environment |= {"SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "0"}
+    lab.train("train.stop_after_steps=3")
+    run = pretend_other_code(lab.only_run())
+    lab.environment["SLURM_RESTART_COUNT"] = "1"
+    assert "code was 00000000" in lab.train("train.stop_after_steps=6")
+    assert lab.only_run() == run
+    assert record(run)["attempts"][1]["exact"] is False
+    lab.environment["SLURM_JOB_ID"] = "78"
+    lab.train("train.stop_after_steps=3")
+    assert len(lab.runs()) == 2
+
+
+def pretend_other_code(run: Path) -> Path:
+    """Make a run look as if other code had begun it; its new place."""
+    path = run / "run.json"
+    other = run.with_name(run.name.replace(record_code(run), "0" * 8))
+    edit_record(path, lambda members: members["code"].update(id="0" * 64))
+    edit_record(path, lambda members: members.update(run_key=other.name))
+    edit_record(path, lambda members: members["attempts"][0]["code"].update(id="0" * 64))
+    run.rename(other)
+    return other
 
 
 def record_code(run: Path) -> str:

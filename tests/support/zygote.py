@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -50,6 +51,10 @@ class Zygote:
     def wait(self) -> int:
         """The exit code of the attempt; -9 when it was killed."""
         return int(self._read())
+
+    def ends_within(self, secs: float) -> bool:
+        """Wait for the attempt's end, for `secs` at most; whether it came. Its exit code is still to be read."""
+        return bool(select.select([self.process.stdout], [], [], secs)[0])
 
     def train(self, *overrides: str, code: int = 0) -> float:
         """An attempt to its end; its seconds."""

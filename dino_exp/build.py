@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 
 from dino_exp.checkpoint import policies
+from dino_exp.checkpoint.codec import RAW
 from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.config.schema import (
     AdamWConfig,
@@ -43,6 +44,8 @@ from dino_exp.training.evaluator import Evaluator
 from dino_exp.training.plan import TrainingPlan, plan_stop
 from dino_exp.training.state import TrainState
 from dino_exp.training.step import StepRule
+
+CODECS = {"raw": RAW}  # the names of the settings, and the codecs with their versions
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,8 @@ def build_save_policy(config: CheckpointConfig) -> policies.AnyOf:
 def build_keep_policy(config: CheckpointConfig) -> policies.KeepAny:
     """What to keep, by the settings: the union of last, best, milestones and pinned."""
     keep = config.keep
+    if not build_save_policy(config).policies:  # who saves nothing shall not delete what earlier attempts saved
+        return policies.KeepAny((policies.LatestN(sys.maxsize), policies.Pinned(), policies.Milestones(())))
     chosen: list[policies.KeepRule] = [
         policies.LatestN(sys.maxsize if keep.last is None else keep.last),
         policies.Pinned(),
@@ -266,4 +271,5 @@ def build_manager(
         on_event=on_event,
         on_commit=on_commit,
         max_lost_steps=config.restore.max_lost_steps,
+        codec=CODECS[config.storage.codec],
     )

@@ -23,7 +23,7 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run with `arguments` (the process's own where None) and leave with the exit code of design section 3."""
+    """Run with `arguments` (the process's own where None) and leave with its exit code."""
     if arguments is not None:
         sys.argv = [sys.argv[0], *arguments]
     sys.exit(hydra_main(train))

@@ -6,6 +6,7 @@ rows; `run.json` again. A process that dies between any two of these leaves a ru
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -57,15 +58,19 @@ class Attempt:
 
     def fail(self, error: BaseException, events: EventLog) -> None:
         """Record a failed attempt, or an aborted one; the error itself goes on to the caller."""
-        if isinstance(error, KeyboardInterrupt):
-            self.end("interrupted")
-            events.append("attempt_ended", attempt=self.number, outcome="interrupted")
-            return
+        outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         text = "".join(traceback.format_exception(error))
-        log.info("attempt %d failed:\n%s", self.number, text)
-        write_atomic(self.paths.failed, text)
-        self.end("failed", error=_first_line(error))
-        events.append("attempt_ended", attempt=self.number, outcome="failed", error=_first_line(error))
+        log.info("attempt %d %s:\n%s", self.number, outcome, text)
+        with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+            if outcome == "failed" and self.has_begun:
+                write_atomic(self.paths.failed, text)
+            self.end(outcome, error=None if outcome == "interrupted" else _first_line(error))
+            events.append("attempt_ended", attempt=self.number, outcome=outcome, error=_first_line(error))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether `run.json` knows of this attempt: before that, a refusal must leave no mark on the earlier ones."""
+        return self.record is not None and len(self.record.attempts) == self.number
 
     def write_settings(self) -> CodeRecord:
         """The settings (once), what was typed (each time), the code and the environment."""
@@ -115,6 +120,7 @@ class Attempt:
             job=None if job is None else job.name,
         )
         self.record = record.begin(attempt)
+        self.lock.check()
         save_record(self.paths.run_json, self.record)
 
     def run_key(self) -> str:
@@ -148,7 +154,7 @@ class Attempt:
 
         Its traceback stays in `train.log`.
         """
-        if self.record is None or not self.record.attempts or self.record.attempts[-1].outcome is not None:
+        if self.record is None or not self.has_begun or self.record.attempts[-1].outcome is not None:
             return
         if step is not None and step > self.record.step:
             per_epoch = self.record.schedule.steps_per_epoch

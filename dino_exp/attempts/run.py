@@ -43,7 +43,9 @@ def run_attempt(find_target: Callable[[], Target], command: Command, console: Co
     with SignalFlags() as signals, lock_of(target, signals) as lock:
         found = find_target()  # the owner before us may have changed everything that was decided above
         if found.paths != target.paths:
-            raise LockedError(f"{target.paths.directory}: another run took this name meanwhile; type the command again")
+            raise LockedError(
+                f"{target.paths.directory}: the run that this command names changed meanwhile; type it again"
+            )
         if is_done(found, console):
             return 0
         outcome = carry_out(Attempt(found, command, console, lock, signals))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dino_exp
+from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import config_from_mapping
 from dino_exp.config.compare import Change, compare, overlay, roles_by_key
@@ -20,7 +21,7 @@ from dino_exp.config.schema import Config
 from dino_exp.config.stored import load_stored
 from dino_exp.errors import ConfigError, DinoExpError, RefusedError, UsageError
 from dino_exp.runs.code_identity import code_id
-from dino_exp.runs.find import find_run
+from dino_exp.runs.find import find_run, split_at
 from dino_exp.runs.job import job_of
 from dino_exp.runs.key import RunKey, choose_name, parse_run_key
 from dino_exp.runs.layout import RunPaths
@@ -81,7 +82,7 @@ def existing_or_new(config: Config) -> Target:
             f"{paths.directory}: holds checkpoints and no run.json, so it is not known whose they are; put run.json "
             "back, or set `run.variant=<name>` for a directory of its own"
         )
-    changes = [] if record is None else compare(stored_settings(paths.directory), config, roles_by_key())
+    changes = [] if record is None else compare(settings_of_record(paths, record), config, roles_by_key())
     refuse_identity_changes(paths, changes)
     return Target(
         paths=paths,
@@ -99,12 +100,14 @@ def resume_target(composed: Mapping[str, Any], touched: Collection[str]) -> Targ
     Raises UsageError where there is no such run, RefusedError where an override changes the run's identity.
     """
     outputs = Path(composed["paths"]["outputs"])
-    directory = find_run(outputs, str(composed["resume"]))
+    named, at = split_at(str(composed["resume"]))
+    directory = find_run(outputs, named)
     paths = RunPaths(directory)
+    refuse_older(paths, at)
     record = load_record(paths.run_json)
     if record is None:
         raise UsageError(f"{directory}: no run.json, so no run began here; `python -m dino_exp.train` starts one")
-    stored = without_stop(stored_settings(directory))
+    stored = without_stop(settings_of_record(paths, record))
     asked = config_from_mapping(composed)
     changes = tuple(compare(stored, asked, touched))
     refuse_identity_changes(paths, changes)
@@ -118,6 +121,18 @@ def resume_target(composed: Mapping[str, Any], touched: Collection[str]) -> Targ
     return Target(paths=paths, key=key, config=config, record=record, changes=changes)
 
 
+def refuse_older(paths: RunPaths, at: str | None) -> None:
+    """A resume goes on from the newest checkpoint; an older one makes another run. Raises RefusedError."""
+    if at in (None, "latest"):
+        return
+    reader = CheckpointReader(paths.checkpoints)
+    if reader.resolve(at) != reader.resolve("latest"):
+        raise RefusedError(
+            f"{paths.directory}@{at}: not the newest checkpoint, which is that of step {reader.resolve('latest')}. "
+            f"Going on from an older one makes another run: `python -m dino_exp.train fork={paths.directory}@{at}`"
+        )
+
+
 def without_stop(config: Config) -> Config:
     """The settings of a run without the place where its first attempt was told to stop: a later one goes on."""
     return replace(config, train=replace(config.train, stop_after_steps=None, stop_after_epochs=None))
@@ -129,8 +144,8 @@ def refuse_identity_changes(paths: RunPaths, changes: Collection[Change]) -> Non
         return
     raise RefusedError(
         f"these settings make another run than {paths.directory}:\n{changes_text(changes)}\n"
-        f"leave them out to continue this run, or make a new one from it: "
-        f"`python -m dino_exp.train fork={paths.directory} <the same overrides>`"
+        f"leave them out to continue this run, or make a new one from it "
+        f"(`fork={paths.directory}`) or from nothing (`run.variant=<name>`), with the same overrides"
     )
 
 
@@ -149,9 +164,20 @@ def stored_settings(directory: Path) -> Config:
         return load_stored(directory)
     except FileNotFoundError as missing:
         raise RefusedError(
-            f"{missing.filename}: is missing, so the run's settings are not known; put it back from a copy, or start "
-            "a new run without `resume=`"
+            f"{missing.filename}: is missing, so the run's settings are not known; put it back from a copy, or "
+            "start another run with `run.variant=<name>`"
         ) from missing
+
+
+def settings_of_record(paths: RunPaths, record: RunRecord) -> Config:
+    """The stored settings, which must be those that `run.json` names. Raises RefusedError."""
+    stored = stored_settings(paths.directory)
+    if config_hash(stored) != record.config_hash:
+        raise RefusedError(
+            f"{paths.directory}: config.yaml holds settings {config_hash(stored)}, run.json names {record.config_hash}; "
+            "put the file back that belongs here"
+        )
+    return stored
 
 
 def readable_record(path: Path) -> RunRecord | None:

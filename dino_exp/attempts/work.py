@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from dino_exp import build
@@ -19,13 +21,13 @@ from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.types import CheckpointInfo
 from dino_exp.config.canonical import config_hash, group_hash
-from dino_exp.errors import NoCheckpointError, RefusedError
+from dino_exp.errors import CorruptCheckpointError, NoCheckpointError, RefusedError
 from dino_exp.loggers.console import ConsoleProgress
 from dino_exp.runs.code_identity import CodeRecord
 from dino_exp.runs.events import EventLog
 from dino_exp.runs.jsonl import read_lines
 from dino_exp.runs.rows import RowWriter
-from dino_exp.training.loop import CollapseError, Outcome, Training, run_training, save
+from dino_exp.training.loop import CollapseError, Outcome, Training, run_training
 from dino_exp.training.plan import TrainingPlan
 from dino_exp.training.state import Best, TrainState
 from dino_exp.training.step import NonFiniteError
@@ -41,7 +43,7 @@ class Work:
     def __init__(self, attempt: Attempt, code: CodeRecord, events: EventLog) -> None:
         self.attempt, self.code, self.events = attempt, code, events
         self.config, self.paths = attempt.config, attempt.paths
-        self.forked_metrics: dict[str, float] = {}
+        self.forked_metrics: dict[str, float] | None = None
         self.manager: CheckpointManager | None = None
         self.latest: dict[str, float] = {} if attempt.record is None else dict(attempt.record.metrics)
 
@@ -50,6 +52,7 @@ class Work:
         recorded = self.attempt.record
         self.device, numerics = apply_numerics(self.config.runtime, recorded.numerics if recorded else {})
         self.data = build.build_data(self.config.data)
+        self.attempt.lock.beat()
         fingerprint = self.data.train.fingerprint()
         plan = build.build_plan(self.config, len(self.data.train))
         self.attempt.begin(
@@ -70,18 +73,18 @@ class Work:
         )
         rows = RowWriter(self.paths.metrics)
         with contextlib.ExitStack() as stack:
+            self.attempt.lock.beat()
             restored = self.restore(manager, state, rows)
+            self.attempt.lock.beat()
             stack.callback(rows.close)
             batches = stack.enter_context(build.build_batches(self.config, self.data.train, state.step))
             self.attempt.lock.start_heartbeat()  # a thread: only after the workers have been started
-            if restored is not None:
-                restore_generators(restored)
+            self.set_generators(restored)
             opening(self.attempt, self.code, plan, self.device, state.step)
             progress = stack.enter_context(self.progress(plan, state.step))
             training = self.assemble(state, plan, batches, rows, manager, progress)
-            if manager is not None and manager.latest_step() is None and state.step > 0:
-                training.latest = {"step": state.step, **self.forked_metrics}
-                save(training, ("fork",))
+            if self.forked_metrics is not None:
+                training.forked, training.latest = True, {"step": state.step, **self.forked_metrics}
             self.manager = manager
             return self.run(training)
 
@@ -94,12 +97,25 @@ class Work:
         """The step of the newest checkpoint."""
         return None if self.manager is None else self.manager.latest_step()
 
+    def set_generators(self, manifest: Manifest | None) -> None:
+        """Library generators, for code that draws from them: as they were, or seeded at the first start."""
+        if manifest is not None:
+            try:
+                restore_generators(manifest)
+            except CorruptCheckpointError as problem:
+                log.warning("%s; library generators start anew (training itself draws from none)", problem)
+            return
+        random.seed(self.config.seed)
+        np.random.seed(self.config.seed % 2**32)
+        torch.manual_seed(self.config.seed)
+
     def why_not_exact(self, numerics: Mapping[str, Any], fingerprint: str) -> list[str]:
         """What changed since the first attempt that may change bits. Raises RefusedError for other data."""
         recorded = self.attempt.target.record
+        unsure = [] if self.config.runtime.deterministic else ["runtime.deterministic is false"]
         if recorded is None:
-            return []
-        reasons = differences(recorded.numerics, numerics)
+            return unsure
+        reasons = unsure + differences(recorded.numerics, numerics)
         changes = [change for change in self.attempt.target.changes if change.verdict == "warned"]
         reasons += [f"{c.key} was {c.was}, is {c.now}" for c in changes if not c.key.startswith("runtime.")]
         if self.attempt.target.code_changed:
@@ -132,6 +148,7 @@ class Work:
             reader, step = found
             manifest, reasons = reader.restore(state, step, optional=OPTIONAL), []
             self.forked_metrics = dict(manifest.metrics)
+            state.collapse_rows, state.healthy = 0, True  # other settings get the full patience of the alarm
             self.events.append("forked", step=state.step)
         self.attempt.resumed(state.step, reasons)
         log.info("resumed at step=%d", state.step)
@@ -156,7 +173,7 @@ class Work:
                 f"{self.paths.checkpoints}: no checkpoint is left, but the run had saved step {record.step}. Put them "
                 "back, or start anew beside it with `run.variant=<name>`"
             )
-        log.warning("nothing was ever saved in this run: it begins again at step 0")
+        log.warning("nothing was ever saved in this run: it begins again where it began")
 
     def inherited_reasons(self, manifest: Manifest) -> list[str]:
         """Why the attempt that wrote this checkpoint was not exact any more."""
@@ -256,4 +273,7 @@ class Work:
 
     def note_event(self, kind: str, **fields: Any) -> None:
         """What the checkpoint library did goes to `events.jsonl`; it says trouble aloud itself."""
-        self.events.append(kind, **fields)
+        try:
+            self.events.append(kind, **fields)
+        except OSError as problem:
+            log.warning("events.jsonl could not be written (%s); training goes on", problem)

@@ -50,6 +50,6 @@ def find_codec(name: str) -> Codec:
     if name not in CODECS:
         raise UnsupportedFormatError(
             f"codec {name!r} is unknown here, expected one of {', '.join(CODECS)}; it was written by a newer "
-            "version, so install that one to read it: pip install --upgrade dino-exp"
+            "version, so install that one to read it"
         )
     return CODECS[name]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dino_exp.checkpoint.codec import RAW
 from dino_exp.checkpoint.generators import capture_generators
 from dino_exp.checkpoint.layout import PackName
 from dino_exp.checkpoint.manifest import Manifest
@@ -51,13 +52,14 @@ class CheckpointManager:
         guard: Callable[[], None] | None = None,
         on_event: OnEvent | None = None,
         max_lost_steps: int | None = None,
+        codec: str = RAW,
         files: Files = LOCAL,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = Store(Path(directory), files)
         self._save_policy, self._keep, self._attempt = save, keep, attempt
         self._on_commit, self._guard, self._on_event = on_commit, guard, on_event
-        self._max_lost_steps, self._clock = max_lost_steps, clock
+        self._max_lost_steps, self._clock, self._codec = max_lost_steps, clock, codec
         self._rows: dict[int, Row] = {}
         self._damaged: dict[int, str] = {}
         self._open()
@@ -178,6 +180,7 @@ class CheckpointManager:
             policy=retention_to_json(self._keep),
             now_secs=self._clock(),
             generators=capture_generators(),
+            codec=self._codec,
         )
         try:
             manifest = write_state(self._store, name, state.state_dict(), request, writer)

@@ -75,7 +75,7 @@ def open_body(data: bytes, what: str) -> dict[str, JSON]:
     if version > FORMAT_VERSION:
         raise UnsupportedFormatError(
             f"{what}: format {version}, expected at most {FORMAT_VERSION}; it is of a newer version, "
-            "so install that one to read it: pip install --upgrade dino-exp"
+            "so install that one to read it"
         )
     return body
 

@@ -46,6 +46,6 @@ def _is_pin(step: str, note: object) -> bool:
 
 def _damaged(path: Path, problem: str) -> CorruptCheckpointError:
     return CorruptCheckpointError(
-        f"{path}: {problem}; nothing is dropped while pins cannot be read. Remove the file and pin again: "
-        "dino-exp checkpoints pin <run>@<step>"
+        f"{path}: {problem}; nothing is dropped while pins cannot be read. Put it back from a copy, or remove "
+        "it, and what was pinned is kept no longer"
     )

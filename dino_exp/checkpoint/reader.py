@@ -40,6 +40,10 @@ class CheckpointReader:
         """
         return self._infos(read_index(self._store))
 
+    def num_found(self) -> int:
+        """How many manifests lie here, readable or not."""
+        return len(self._store.steps())
+
     def rows(self) -> list[dict[str, JSON]]:
         """What `checkpoints list` prints, by step ascending. Unreadable manifests are left to `verify`."""
         index = read_index(self._store)

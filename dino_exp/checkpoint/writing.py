@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from dino_exp.checkpoint.canonical import check_json
-from dino_exp.checkpoint.codec import RAW
+from dino_exp.checkpoint.codec import find_codec
 from dino_exp.checkpoint.digests import state_digest
 from dino_exp.checkpoint.dtypes import DTYPES
 from dino_exp.checkpoint.layout import MAX_STEP, PackName
@@ -53,12 +53,13 @@ class SaveRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """Who writes: the attempt, the policy in force, and the clock (seconds since 1970)."""
+    """Who writes, and how: the attempt, the policy in force, the clock (seconds since 1970), the codec."""
 
     attempt: int
     policy: JSON
     now_secs: float
     generators: JSON
+    codec: str
 
 
 def split_state(given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, JSON]]:
@@ -84,7 +85,7 @@ def write_state(
     Raises CheckpointError, OSError.
     """
     tensors, values = split_state(given)
-    entries, pack = _write_pack(store, str(pack_name), tensors)
+    entries, pack = _write_pack(store, str(pack_name), tensors, by.codec)
     rows = ((name, entry.dtype, entry.shape, entry.chunks[0].content_digest) for name, entry in entries.items())
     return Manifest(
         step=request.step,
@@ -109,14 +110,17 @@ def write_state(
     )
 
 
-def _write_pack(store: Store, name: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, TensorEntry], PackEntry]:
+def _write_pack(
+    store: Store, name: str, tensors: Mapping[str, Tensor], codec_name: str
+) -> tuple[dict[str, TensorEntry], PackEntry]:
+    codec = find_codec(codec_name)
     dtypes = {key: dtype_name(tensor, key) for key, tensor in tensors.items()}
     order = sorted(tensors, key=lambda key: (-DTYPES[dtypes[key]].item_bytes, key))
     plan = [(key, dtypes[key], tuple(tensors[key].shape)) for key in order]
     entries = {}
     with PackWriter(store.files, store.new_pack_path(name), plan) as pack:
         for key, dtype, shape in plan:
-            content = tensor_bytes(tensors[key])
+            content = codec.encode(tensor_bytes(tensors[key]), DTYPES[dtype].item_bytes, None)
             start, digest = pack.add(key, dtype, shape, content)
             chunk = Chunk(
                 offset=(0,) * len(shape),
@@ -125,7 +129,7 @@ def _write_pack(store: Store, name: str, tensors: Mapping[str, Tensor]) -> tuple
                 key=key,
                 start=start,
                 stored_bytes=len(content),
-                codec=RAW,
+                codec=codec.name,
                 stored_digest=digest,
                 content_digest=digest,
             )

@@ -41,7 +41,11 @@ def list_checkpoints(run: RunArgument, outputs: OutputsOption = OUTPUTS, as_json
         print_json(rows)
         return
     if not rows:
-        print("no checkpoints yet")
+        print(
+            "no checkpoint can be read; `dino-exp checkpoints verify` says why"
+            if reader.num_found()
+            else "no checkpoints yet"
+        )
         return
     columns = ("step", "epoch", "kinds", "knn_top1", "loss", "size", "created", "verified", "state")
     console().print(table(columns, [_line(row) for row in rows], right=("step", "epoch", "knn_top1", "loss", "size")))

@@ -196,7 +196,11 @@ class KeepConfig(Section):
 
     last: int | None = setting(minimum=1, role="runtime", help="the last K; null: all")
     best: int = setting(minimum=0, role="runtime", help="the best B by metric")
-    metric: str = setting(role="runtime", pattern=r"[a-z0-9_]+", help="what best means")
+    metric: str = setting(
+        role="runtime",
+        choices=("knn_top1", "knn5_top1", "knn_10shot", "knn_1shot", "val_loss"),
+        help="what best means; measured at evaluations",
+    )
     mode: str = setting(role="runtime", choices=("max", "min"), help="whether more or less is better")
     milestones: tuple[str, ...] = setting(
         role="runtime",

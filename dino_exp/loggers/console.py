@@ -131,7 +131,7 @@ class ConsoleProgress:
         if left is not None:
             parts.append(f"{duration_text(left)} left")
         if self.saved_at is None:
-            parts.append("no checkpoint yet")
+            parts.append("nothing saved yet in this attempt")
         else:
             parts.append(f"saved step {self.saved_step}, {duration_text(self.clock() - self.saved_at)} ago")
         return " · ".join(parts)

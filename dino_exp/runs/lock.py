@@ -73,6 +73,14 @@ class RunLock:
         self._thread = threading.Thread(target=self._beat, args=(interval_secs,), name="lock-heartbeat", daemon=True)
         self._thread.start()
 
+    def beat(self) -> None:
+        """Show that this process lives, between long pieces of work before the heartbeat's thread.
+
+        Raises LockedError when the run is another's now.
+        """
+        self.check()
+        self._rewrite(heartbeat_at=self._clock())
+
     def check(self) -> None:
         """Return when this process is still the owner. Called before every commit.
 

@@ -18,7 +18,7 @@ from dino_exp.checkpoint.policies.save import EMERGENCY
 from dino_exp.checkpoint.types import SaveContext
 from dino_exp.checkpoint.writing import SaveRequest
 from dino_exp.data.loader import Batch
-from dino_exp.dino.health import collapse_kind, describe_collapse
+from dino_exp.dino.health import Health, collapse_kind, describe_collapse
 from dino_exp.dino.schedules import Schedules
 from dino_exp.errors import DinoExpError, TrainingError
 from dino_exp.evaluation.features import Interrupted
@@ -31,6 +31,7 @@ from dino_exp.training.step import Augment, StepMetrics, StepRule, train_step
 
 log = logging.getLogger(__name__)
 
+FORK = "fork"  # why a checkpoint was saved: a new run takes over its parent's state
 EVALUATED = "evaluated"  # why a checkpoint was superseded: an earlier attempt owed its evaluation
 COLLAPSE_ROWS = 10  # so many rows in a row must look collapsed before it is called so
 
@@ -50,11 +51,11 @@ class Progress(Protocol):
 
 @dataclass(kw_only=True)
 class Training:
-    """The parts of one attempt, put together by `build.py`.
+    """The parts of one attempt.
 
     `batches` continues at `state.step`. `guard` raises when this process does not own the run any more; it is asked
-    before each row. `on_row` receives every written row and the state's best evaluation.
-    `record` is copied verbatim into every manifest.
+    before each row. `forked`: the state is a parent's, and is to be saved as the first one here. `on_row` receives
+    every written row and the state's best evaluation. `record` is copied verbatim into every manifest.
     """
 
     state: TrainState
@@ -75,6 +76,7 @@ class Training:
     latest: dict[str, Any] = field(default_factory=dict)
     improved: bool = False
     last_save_secs: float = 0.0
+    forked: bool = False
     meter: Meter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -128,8 +130,8 @@ class Outcome:
 def run_training(t: Training) -> Outcome:
     """Train from `t.state.step` to the stop.
 
-    Raises NonFiniteError, TrainingError on collapse, and whatever a part raises; in these cases the state of the
-    last completed step is saved first where it is whole and finite.
+    Raises NonFiniteError, CollapseError, and whatever a part raises; except after a collapse, the state of the last
+    completed step is saved first where it is whole and finite.
     """
     try:
         begin(t)
@@ -153,6 +155,8 @@ def begin(t: Training) -> None:
     if settled and t.manager is not None and t.manager.latest_step() == t.state.step:
         earlier = next(info.reasons for info in t.manager.infos() if info.step == t.state.step)
         save(t, (*earlier, EVALUATED), supersede=True)
+    if t.forked and t.manager is not None and t.manager.latest_step() is None and t.state.pending_row is None:
+        save(t, (FORK,))
 
 
 def one_step(t: Training) -> None:
@@ -301,6 +305,7 @@ def save(t: Training, reasons: tuple[str, ...], *, supersede: bool = False) -> N
             samples_seen=t.state.step * t.plan.batch_size,
             reasons=reasons,
             metrics={name: value for name, value in here.items() if isinstance(value, float)},
+            health={name: here[name] for name in Health.__dataclass_fields__ if name in here},
             healthy=t.state.healthy,
             record=t.record,
             aside={"metrics_rows": position.num_rows, "metrics_bytes": position.num_bytes},
@@ -316,13 +321,22 @@ def emergency_save(t: Training, error: Exception) -> None:
     """Keep the last completed step when training ends by an exception, if that state is whole and finite."""
     if t.manager is None or t.manager.latest_step() == t.state.step:
         return
-    if t.state.step == 0 or t.state.torn or isinstance(error, CollapseError) or not t.state.is_finite():
-        error.add_note(f"nothing was saved at step {t.state.step}; {last_commit(t)}")
-        return
     try:
-        save(t, (EMERGENCY,))
-    except (DinoExpError, OSError) as second:
+        if may_be_kept(t, error):
+            save(t, (EMERGENCY,))
+        else:
+            error.add_note(f"nothing was saved at step {t.state.step}; {last_commit(t)}")
+    except (DinoExpError, OSError, RuntimeError) as second:  # RuntimeError: a device that cannot be read any more
         error.add_note(f"the emergency save at step {t.state.step} failed as well: {second}; {last_commit(t)}")
+
+
+def may_be_kept(t: Training, error: Exception) -> bool:
+    """Whether the present state is that of a completed step, finite, and owes no row that it does not know of."""
+    step = t.state.step
+    row_is_missing = t.plan.is_row_due(step) and t.state.pending_row is None and t.latest.get("step") != step
+    if step == 0 or t.state.torn or row_is_missing or isinstance(error, CollapseError):
+        return False
+    return t.state.is_finite()
 
 
 def last_commit(t: Training) -> str:

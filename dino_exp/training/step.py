@@ -1,4 +1,4 @@
-"""One optimisation step of DINO as a transaction (Caron et al. 2021; the order of dino.md 1.5).
+"""One optimisation step of DINO as a transaction (Caron et al. 2021; in the order of the official code).
 
 Shapes: B images, V crops an image (two global first), K prototypes, D features.
 """
@@ -95,13 +95,13 @@ def train_step(
             raise NonFiniteError(batch.step, f"the loss ({gradients.loss})")
         if not math.isfinite(gradients.norm):
             raise NonFiniteError(batch.step, f"the gradient's norm ({gradients.norm})")
-    before = [parameter.detach().clone() for parameter in state.student.parameters()] if want_health else None
+        before = [parameter.detach().clone() for parameter in state.student.parameters()] if want_health else None
     state.torn = True
     _apply(state, batch.step, gradients.center_1K, schedules, rule)
     state.note_loss(gradients.loss)
     state.step = batch.step
-    state.torn = False
     ratio = None if before is None else _update_ratio(before, list(state.student.parameters()))
+    state.torn = False
     return StepMetrics(gradients.loss, gradients.norm, gradients.head_norm, gradients.health, ratio)
 
 

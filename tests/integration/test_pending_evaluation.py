@@ -15,6 +15,7 @@ from dino_exp.attempts.attempt import Command
 from dino_exp.attempts.run import run_attempt
 from dino_exp.attempts.target import start_target
 from dino_exp.config.compose import compose
+from dino_exp.train import find_target
 from dino_exp.training.evaluator import Evaluator
 
 SMALL = (*SMOKE, "train.batch_size=128")
@@ -39,6 +40,26 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("reference")
     assert run_here(outputs) == 0
     return only(outputs)
+
+
+def test_a_fork_of_a_state_whose_evaluation_is_pending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Evaluator.measure
+
+    def interrupted(self, state, should_stop):  # type: ignore[no-untyped-def]
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, state, should_stop)
+
+    monkeypatch.setattr(Evaluator, "measure", interrupted)
+    assert run_here(tmp_path) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    parent = only(tmp_path)
+    typed = [f"fork={parent}", f"paths.outputs={tmp_path}", "optimizer.lr=1e-3", "train.stop_after_steps=12"]
+    composed = compose(typed)
+    command = Command(overrides=typed, composed=composed)
+    assert run_attempt(lambda: find_target(composed, typed), command, Console(file=io.StringIO())) == 0
+    child = next(run for run in (tmp_path / "runs").iterdir() if run != parent)
+    assert [row["step"] for row in rows(child)] == [EPOCH, EPOCH + 1]
+    assert "knn_top1" in manifests(child)[EPOCH]["metrics"]
 
 
 @pytest.mark.parametrize(("method", "step"), [("baselines", 0), ("measure", EPOCH), ("measure", 2 * EPOCH)])

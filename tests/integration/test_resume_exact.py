@@ -134,6 +134,35 @@ def test_resume_by_directory_prefix_and_last(lab: Lab) -> None:
         assert [attempt["resumed_from"] for attempt in record(run)["attempts"]] == [None, 4, 8, 12]
 
 
+def test_resume_names_a_checkpoint_only_if_it_is_the_newest(lab: Lab) -> None:
+    lab.train("train.stop_after_steps=4", "checkpoint.save.every_steps=2")
+    lab.settings = ()
+    assert "fork=" in lab.train("resume=last@2", "train.stop_after_steps=6", code=3)
+    lab.train("resume=last@latest", "train.stop_after_steps=5")
+    lab.train("resume=last@5", "train.stop_after_steps=6")
+    assert record(lab.only_run())["step"] == 6
+
+
+def test_settings_of_another_run_are_noticed(lab: Lab) -> None:
+    lab.train("train.stop_after_steps=2")
+    run = lab.only_run()
+    lab.train("train.stop_after_steps=2", "optimizer.lr=1e-3")
+    other = next(path for path in lab.runs() if path != run)
+    for name in ("config.yaml", "config.canonical.json"):
+        (run / name).write_bytes((other / name).read_bytes())
+    lab.settings = ()
+    assert "run.json names" in lab.train(f"resume={run}", code=3)
+
+
+def test_a_refusal_leaves_no_mark_on_earlier_attempts(lab: Lab) -> None:
+    lab.train("train.stop_after_steps=2")
+    run = lab.only_run()
+    before = record(run)
+    assert "no CUDA device" in lab.train("runtime.device=cuda", "train.stop_after_steps=4", code=2)
+    assert record(run) == before
+    assert not (run / "FAILED.txt").exists()
+
+
 def test_a_moved_run_resumes_where_it_lies(lab: Lab) -> None:
     with Zygote(lab) as zygote:
         zygote.train("run.variant=reference")

@@ -259,7 +259,7 @@ def test_nothing_saved_is_said_and_a_stop_is_a_stop(lab: Lab) -> None:
     run = lab.only_run()
     assert record(run)["step"] == 2
     assert "Nothing to do" in lab.train("checkpoint=none", "train.stop_after_steps=2")
-    assert "begins again at step 0" in lab.train("checkpoint=none", "train.stop_after_steps=3")
+    assert "begins again where it began" in lab.train("checkpoint=none", "train.stop_after_steps=3")
     assert [row["step"] for row in rows(run)] == [0, 1, 2, 3]
 
 

@@ -139,7 +139,7 @@ class EveryNEpochs:
 
     def __post_init__(self) -> None:
         if self.num_epochs < 1:
-            raise ConfigError(f"checkpoint.keep.every_epochs must be at least 1, got {self.num_epochs}")
+            raise ConfigError(f"keep every N epochs: N must be at least 1, got {self.num_epochs}")
 
     def judge(self, infos: Sequence[CheckpointInfo], schedule: Schedule) -> Verdict:
         """See `KeepRule`."""

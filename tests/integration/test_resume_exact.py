@@ -11,7 +11,7 @@ import pytest
 from support.runs import SMOKE, Lab, assert_same_end, events, last_digest, manifests, record
 from support.zygote import Zygote
 
-STEPS_PER_EPOCH = 11
+STEPS_PER_EPOCH = 5
 
 
 def renamed(reference: Path, variant: str) -> Path:
@@ -19,7 +19,7 @@ def renamed(reference: Path, variant: str) -> Path:
 
 
 def test_stop_at_every_step_of_an_epoch(tmp_path: Path) -> None:
-    lab = Lab(tmp_path, settings=(*SMOKE, "model.drop_path_rate=0.2", "train.batch_size=128"))
+    lab = Lab(tmp_path, settings=(*SMOKE, "model.drop_path_rate=0.2", "train.batch_size=256"))
     with Zygote(lab) as zygote:
         zygote.train("run.variant=reference")
         reference = lab.only_run()

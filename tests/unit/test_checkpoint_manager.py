@@ -244,7 +244,7 @@ def test_pinned_steps_stay_and_unreadable_pins_drop_nothing(tmp_path: Path) -> N
     (tmp_path / "pins.json").write_bytes(b"{")
     manager.save(ToyState(6), request(6))
     assert len(list(tmp_path.glob("step-*.json"))) == 4
-    assert "checkpoints pin" in events.of("trouble")[0]["error"]
+    assert "Put it back" in events.of("trouble")[0]["error"]
 
 
 def test_no_clock_orders_checkpoints(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def run_attempt(find_target: Callable[[], Target], command: Command, console: Co
         if outcome.signum is None:
             return 0
         signals.call_previous(outcome.signum)
-        return 128 + outcome.signum
+        return signals.exit_code
 
 
 def is_done(target: Target, console: Console) -> bool:

@@ -174,8 +174,8 @@ def settings_of_record(paths: RunPaths, record: RunRecord) -> Config:
     stored = stored_settings(paths.directory)
     if config_hash(stored) != record.config_hash:
         raise RefusedError(
-            f"{paths.directory}: config.yaml holds settings {config_hash(stored)}, run.json names {record.config_hash}: "
-            "put the right file back"
+            f"{paths.directory}: config.yaml holds settings {config_hash(stored)}, run.json names "
+            f"{record.config_hash}; put the file back that belongs here"
         )
     return stored
 

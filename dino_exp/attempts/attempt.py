@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from dino_exp.attempts.target import PACKAGE, Target
 from dino_exp.config.canonical import canonical_text, group_hash
 from dino_exp.config.stored import write_stored
-from dino_exp.errors import DinoExpError
-from dino_exp.fsio import LOCAL, make_dirs, write_atomic
+from dino_exp.errors import DinoExpError, LockedError
+from dino_exp.fsio import LOCAL, DamagedFileError, make_dirs, write_atomic
 from dino_exp.runs.code_identity import CodeRecord, record_code
 from dino_exp.runs.environment import environment_record
 from dino_exp.runs.events import EventLog
@@ -57,7 +57,15 @@ class Attempt:
         self.record: RunRecord | None = target.record
 
     def fail(self, error: BaseException, events: EventLog) -> None:
-        """Record a failed attempt, or an aborted one; the error itself goes on to the caller."""
+        """Record a failed attempt, or an aborted one; the error itself goes on to the caller.
+
+        Nothing is written unless this process surely still owns the run.
+        """
+        try:
+            self.lock.check()
+        except (LockedError, DamagedFileError) as problem:
+            log.warning("not recorded: %s", problem)
+            return
         outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         text = "".join(traceback.format_exception(error))
         log.info("attempt %d %s:\n%s", self.number, outcome, text)

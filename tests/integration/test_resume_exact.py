@@ -77,7 +77,7 @@ def test_a_stop_signal_saves_and_exits_with_its_number(lab: Lab, number: signal.
         zygote.train("run.variant=reference")
         reference = lab.only_run()
         run = renamed(reference, "signalled")
-        for num_rows in (2, 15, 30):
+        for num_rows in (2, 12, 24):
             pid = zygote.start("run.variant=signalled")
             wait_for_rows(run, num_rows)
             zygote.kill(pid, number)

@@ -275,7 +275,9 @@ def test_a_process_that_lost_its_run_writes_nothing_more(lab: Lab) -> None:
     wait_for_rows(lab, 3)
     run = lab.only_run()
     owner = json.loads((run / "owner.json").read_text())
-    (run / "owner.json").write_text(json.dumps({**owner, "token": "f" * len(owner["token"])}))
+    stolen = run / "stolen.json"
+    stolen.write_text(json.dumps({**owner, "token": "f" * len(owner["token"])}))
+    stolen.replace(run / "owner.json")  # in one step, as a real owner does it
     process.communicate(timeout=60)
     assert process.returncode == 3
     assert record(run)["state"] == "running"

@@ -47,7 +47,7 @@ class Lab:
         """Run to the end; what it printed. Fails unless it leaves with exit code `code`."""
         done = subprocess.run(
             self.command(*overrides), cwd=self.directory, env=self.environment, text=True, check=False,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900,
         )  # fmt: skip
         assert done.returncode == code, f"exit {done.returncode}, expected {code}:\n{done.stdout}"
         return done.stdout

@@ -68,7 +68,8 @@ class SaveContext:
     """What a save policy decides from, after one optimizer step.
 
     `now_secs` and `last_save_secs` are readings of one clock; before the first save the latter is the time at
-    which training began. `last_saved_step` is None before the first save.
+    which training began. `last_saved_step` is None before the first save of the run. `secs_left` is the time left
+    in the allocation of the machine, negative once that is over; None where nobody knows.
     """
 
     step: int
@@ -79,6 +80,7 @@ class SaveContext:
     improved: bool = False
     ending: bool = False
     signal: str | None = None
+    secs_left: float | None = None
 
 
 @dataclass(frozen=True)

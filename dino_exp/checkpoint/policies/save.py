@@ -15,14 +15,28 @@ IMPROVED = "improved"
 END = "end"
 MILESTONE = "milestone "  # followed by the label, for example "milestone 25%"
 SIGNAL = "signal "  # followed by the signal's name
+DEADLINE = "deadline "  # followed by how far it is, for example "deadline in 118 s"
 EMERGENCY = "emergency"  # an exception is about to end the attempt; the caller's reason
+INTERVAL = "every "  # followed by the interval of steps or minutes, for example "every 10 minutes"
 
 
 class SavePolicy(Protocol):
     """Decides after each step whether to save."""
 
     def should_save(self, context: SaveContext) -> Reasons:
-        """Why to save now; empty: do not."""
+        """Why to save now, in short texts; empty: do not.
+
+        A reason that begins with `INTERVAL` says that a later step would do as well (see `may_skip`).
+        """
+
+
+def may_skip(reasons: Reasons) -> bool:
+    """Whether a save for these reasons may be left out while another one is still being written.
+
+    Only where every reason is an interval of steps or minutes, which comes again by itself. A milestone, an epoch,
+    an improvement, the end or a signal belongs to this very step; such a save waits, and so does any unknown one.
+    """
+    return bool(reasons) and all(reason.startswith(INTERVAL) for reason in reasons)
 
 
 def _check_positive(value: float, setting: str) -> None:
@@ -41,7 +55,7 @@ class EverySteps:
 
     def should_save(self, context: SaveContext) -> Reasons:
         """See `SavePolicy`."""
-        return (f"every {self.num_steps} steps",) if context.step % self.num_steps == 0 else ()
+        return (f"{INTERVAL}{self.num_steps} steps",) if context.step % self.num_steps == 0 else ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ class EveryMinutes:
         """See `SavePolicy`."""
         passed_secs = context.now_secs - context.last_save_secs
         waiting = 0 <= passed_secs < 60 * self.num_minutes
-        return () if waiting else (f"every {self.num_minutes:g} minutes",)
+        return () if waiting else (f"{INTERVAL}{self.num_minutes:g} minutes",)
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,31 @@ class OnSignal:
     def should_save(self, context: SaveContext) -> Reasons:
         """See `SavePolicy`."""
         return () if context.signal is None else (SIGNAL + context.signal,)
+
+
+@dataclass(frozen=True)
+class BeforeDeadline:
+    """Once, when `before_secs` or less are left of the time that the machine was lent for.
+
+    Any save since that window began serves as well: a later one would gain less than `before_secs` of work. What a
+    resumed training began with is saved already, so its start counts as a save; a new run's start does not.
+    """
+
+    before_secs: float
+
+    def __post_init__(self) -> None:
+        _check_positive(self.before_secs, "before_secs")
+
+    def should_save(self, context: SaveContext) -> Reasons:
+        """See `SavePolicy`."""
+        left_secs = context.secs_left
+        if left_secs is None or left_secs > self.before_secs:
+            return ()
+        window_secs = self.before_secs - left_secs  # how long ago the window began
+        since_save_secs = context.now_secs - context.last_save_secs
+        if context.last_saved_step is not None and 0 <= since_save_secs <= window_secs:  # below 0: a clock set back
+            return ()
+        return (f"{DEADLINE}in {max(left_secs, 0):.0f} s",)
 
 
 @dataclass(frozen=True)

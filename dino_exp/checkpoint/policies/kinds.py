@@ -87,8 +87,12 @@ def rank_best(policy: KeepAny, infos: Sequence[CheckpointInfo]) -> list[Checkpoi
 
 
 def derive_kinds(policy: KeepAny, infos: Sequence[CheckpointInfo], schedule: Schedule) -> dict[int, tuple[str, ...]]:
-    """The kinds of each step, out of latest, best, milestone, pinned and emergency, in that order."""
-    best = {info.step for rule in policy.rules if isinstance(rule, BestN) for info in rule.rank(infos)[:1]}
+    """The kinds of each step, out of latest, best, milestone, pinned and emergency, in that order.
+
+    `best` is the one that `@best` means; the best by a further rule is `best:<metric>`, after the others.
+    """
+    best = {info.step for info in rank_best(policy, infos)[:1]}
+    further = _best_by_further_rules(policy, infos)
     newest = max((info.step for info in infos), default=None)
     milestones = [rule for rule in policy.rules if isinstance(rule, Milestones)] or [Milestones()]
     milestone = {step for rule in milestones for step in rule.judge(infos, schedule).keep}
@@ -96,5 +100,15 @@ def derive_kinds(policy: KeepAny, infos: Sequence[CheckpointInfo], schedule: Sch
     for info in infos:
         emergency = any(reason.startswith((SIGNAL, EMERGENCY)) for reason in info.reasons)
         holds = (info.step == newest, info.step in best, info.step in milestone, info.pinned, emergency)
-        kinds[info.step] = tuple(kind for kind, held in zip(_KINDS, holds, strict=True) if held)
+        held_kinds = [kind for kind, held in zip(_KINDS, holds, strict=True) if held]
+        kinds[info.step] = (*held_kinds, *further.get(info.step, ()))
     return kinds
+
+
+def _best_by_further_rules(policy: KeepAny, infos: Sequence[CheckpointInfo]) -> dict[int, tuple[str, ...]]:
+    found: dict[int, tuple[str, ...]] = {}
+    for rule in [rule for rule in policy.rules if isinstance(rule, BestN)][1:]:
+        for info in rule.rank(infos)[:1]:
+            kind = f"best:{rule.metric}"
+            found[info.step] = tuple(dict.fromkeys((*found.get(info.step, ()), kind)))
+    return found

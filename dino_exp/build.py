@@ -27,6 +27,7 @@ from dino_exp.config.schema import (
     OptimizerConfig,
     SgdConfig,
 )
+from dino_exp.config.texts import read_best
 from dino_exp.data.augment_digits import DigitsAugment
 from dino_exp.data.augment_dino import DinoAugment
 from dino_exp.data.datasets import Dataset
@@ -227,11 +228,13 @@ def build_save_policy(config: CheckpointConfig) -> policies.AnyOf:
         chosen.append(policies.AtEnd())
     if save.on_signal:
         chosen.append(policies.OnSignal())
+    if save.before_secs is not None:
+        chosen.append(policies.BeforeDeadline(save.before_secs))
     return policies.AnyOf(tuple(chosen))
 
 
 def build_keep_policy(config: CheckpointConfig) -> policies.KeepAny:
-    """What to keep, by the settings: the union of last, best, milestones and pinned."""
+    """What to keep, by the settings: the union of last, best, every N-th epoch, milestones and pinned."""
     keep = config.keep
     if not build_save_policy(config).policies:  # who saves nothing shall not delete what earlier attempts saved
         return policies.KeepAny((policies.LatestN(sys.maxsize), policies.Pinned(), policies.Milestones(())))
@@ -239,8 +242,11 @@ def build_keep_policy(config: CheckpointConfig) -> policies.KeepAny:
         policies.LatestN(sys.maxsize if keep.last is None else keep.last),
         policies.Pinned(),
     ]
-    if keep.best:
+    if keep.best or keep.also_best:  # the first one says what `@best` means, even when it keeps none itself
         chosen.append(policies.BestN(metric=keep.metric, mode=keep.mode, num=keep.best))
+    chosen += [policies.BestN(*read_best(text)) for text in keep.also_best]
+    if keep.every_epochs is not None:
+        chosen.append(policies.EveryNEpochs(keep.every_epochs))
     chosen.append(policies.Milestones(_milestones(config)))  # even none: what was saved as one stays
     return policies.KeepAny(tuple(chosen))
 

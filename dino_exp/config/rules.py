@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from dino_exp.config.texts import read_best, read_moment
+from dino_exp.errors import ConfigError
+
 if TYPE_CHECKING:
     from dino_exp.config.schema import Config
 
@@ -13,7 +16,16 @@ DIGITS_TRAINING_IMAGES = 1437  # the fixed split of scikit-learn's 1,797 digits
 
 def rule_problems(config: Config) -> list[str]:
     """Everything that is impossible in a configuration whose single values are all valid."""
-    rules = (_model_rules, _data_rules, _augment_rules, _batch_rules, _schedule_rules, _start_and_stop_rules)
+    rules = (
+        _model_rules,
+        _data_rules,
+        _augment_rules,
+        _batch_rules,
+        _schedule_rules,
+        _start_and_stop_rules,
+        _deadline_rules,
+        _best_rules,
+    )
     return [problem for rule in rules for problem in rule(config)]
 
 
@@ -77,3 +89,31 @@ def _start_and_stop_rules(config: Config) -> Iterator[str]:
         yield "train.stop_after_steps and train.stop_after_epochs are both set: set one of them to null"
     if config.resume is not None and config.fork is not None:
         yield "resume and fork are both set: resume continues a run, fork starts a new one from it"
+
+
+def _deadline_rules(config: Config) -> Iterator[str]:
+    save = config.checkpoint.save
+    if save.deadline is None:
+        return
+    try:
+        read_moment(save.deadline)
+    except ConfigError as problem:
+        yield f"checkpoint.save.deadline: {problem}"
+    if save.before_secs is None:
+        yield (
+            "checkpoint.save.deadline is set and checkpoint.save.before_secs is null, so nothing would be saved before "
+            "it: set checkpoint.save.before_secs=120, or checkpoint.save.deadline=null"
+        )
+
+
+def _best_rules(config: Config) -> Iterator[str]:
+    seen: dict[tuple[str, str], str] = {}
+    for text in config.checkpoint.keep.also_best:
+        try:
+            metric, mode, _ = read_best(text)
+        except ConfigError as problem:
+            yield f"checkpoint.keep.also_best: {problem}"
+            continue
+        if (metric, mode) in seen:  # also bounds the number of rules that a manifest records
+            yield f"checkpoint.keep.also_best: {seen[metric, mode]!r} and {text!r} rank alike: keep one of them"
+        seen[metric, mode] = text

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from dino_exp.config.fields import Section, setting
 from dino_exp.config.rules import rule_problems
+from dino_exp.config.texts import METRICS, MODES
 from dino_exp.errors import ConfigError
 
 LABEL = r"[A-Za-z0-9._]+"  # no "-", which separates the parts of a run key
@@ -188,6 +189,14 @@ class SaveConfig(Section):
     on_improvement: bool = setting(role="runtime", help="when keep.metric improved")
     at_end: bool = setting(role="runtime", help="where the training stops or ends")
     on_signal: bool = setting(role="runtime", help="at TERM, INT, USR1 and USR2")
+    before_secs: float | None = setting(
+        above=0, role="runtime", legacy=None, help="so long before the end of a time allocation, once"
+    )
+    deadline: str | None = setting(
+        role="runtime",
+        legacy=None,
+        help="that end, such as 2026-11-24T18:00:00+01:00; null, or once it has passed: SLURM's end time, if any",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,10 +207,16 @@ class KeepConfig(Section):
     best: int = setting(minimum=0, role="runtime", help="the best B by metric")
     metric: str = setting(
         role="runtime",
-        choices=("knn_top1", "knn5_top1", "knn_10shot", "knn_1shot", "val_loss"),
+        choices=METRICS,
         help="what best means; measured at evaluations",
     )
-    mode: str = setting(role="runtime", choices=("max", "min"), help="whether more or less is better")
+    mode: str = setting(role="runtime", choices=MODES, help="whether more or less is better")
+    also_best: tuple[str, ...] = setting(
+        role="runtime", legacy=(), help='the best N by other metrics, as "metric:mode:N", such as "val_loss:min:1"'
+    )
+    every_epochs: int | None = setting(
+        minimum=1, role="runtime", legacy=None, help="those at the end of every N-th epoch"
+    )
     milestones: tuple[str, ...] = setting(
         role="runtime",
         pattern=r"(100|[1-9][0-9]?(\.[0-9]+)?)%|[1-9][0-9]{0,8}",

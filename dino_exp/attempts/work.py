@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from dino_exp.config.canonical import config_hash, group_hash
 from dino_exp.errors import CorruptCheckpointError, NoCheckpointError, RefusedError
 from dino_exp.loggers.console import ConsoleProgress
 from dino_exp.runs.code_identity import CodeRecord
+from dino_exp.runs.deadline import countdown, deadline_secs
 from dino_exp.runs.events import EventLog
 from dino_exp.runs.jsonl import read_lines
 from dino_exp.runs.rows import RowWriter
@@ -223,7 +226,14 @@ class Work:
             record=self.manifest_record(),
             guard=self.attempt.lock.check,
             on_row=self.note_row,
+            secs_left=self.countdown(),
         )
+
+    def countdown(self) -> Callable[[], float | None]:
+        """How long the machine is still there; nobody looks where no save is to come before its end."""
+        save = self.config.checkpoint.save
+        end = None if save.before_secs is None else deadline_secs(save.deadline, os.environ, time.time())
+        return countdown(end, time.time)
 
     def manifest_record(self) -> dict[str, Any]:
         """What every manifest says about where it comes from."""

@@ -55,7 +55,8 @@ class Training:
 
     `batches` continues at `state.step`. `guard` raises when this process does not own the run any more; it is asked
     before each row. `forked`: the state is a parent's, and is to be saved as the first one here. `on_row` receives
-    every written row and the state's best evaluation. `record` is copied verbatim into every manifest.
+    every written row and the state's best evaluation. `record` is copied verbatim into every manifest. `secs_left` is
+    the time for which the machine is still there, None where nobody knows.
     """
 
     state: TrainState
@@ -73,6 +74,7 @@ class Training:
     guard: Callable[[], None]
     on_row: Callable[[Mapping[str, Any], Best | None], None]
     clock: Callable[[], float] = time.monotonic
+    secs_left: Callable[[], float | None] = lambda: None
     latest: dict[str, Any] = field(default_factory=dict)
     improved: bool = False
     last_save_secs: float = 0.0
@@ -286,6 +288,7 @@ def handle_save(t: Training) -> None:
         improved=t.improved,
         ending=t.state.step >= t.plan.stop_step,
         signal=None if signum is None else signal.Signals(signum).name,
+        secs_left=t.secs_left(),
     )
     reasons = t.manager.due(context)
     if reasons:

@@ -9,7 +9,7 @@ from.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -76,22 +76,25 @@ class BestN:
 
     def rank(self, infos: Sequence[CheckpointInfo]) -> list[CheckpointInfo]:
         """The ones that rank, best first."""
+        return self._best_first(info for info in infos if self._unranked_because(info) is None)
+
+    def _best_first(self, ranking: Iterable[CheckpointInfo]) -> list[CheckpointInfo]:
         sign = -1.0 if self.mode == "max" else 1.0
-        ranked = [info for info in infos if self._unranked_because(info) is None]
-        return sorted(ranked, key=lambda info: (sign * info.metrics[self.metric], info.step))
+        by_step = sorted(ranking, key=lambda info: info.step)  # sorting is stable, and pairs as keys take twice as long
+        return sorted(by_step, key=lambda info: sign * info.metrics[self.metric])
 
     def judge(self, infos: Sequence[CheckpointInfo], schedule: Schedule) -> Verdict:
         """See `KeepRule`."""
         if self.num == 0:
             return Verdict()
-        ranked = self.rank(infos)
+        unranked = {info.step: why for info in infos if (why := self._unranked_because(info)) is not None}
+        ranked = self._best_first(info for info in infos if info.step not in unranked)
         keep = {
             info.step: f"best {self.metric} {info.metrics[self.metric]:.6g} (rank {rank} of {self.num})"
             for rank, info in enumerate(ranked[: self.num], start=1)
         }
         otherwise = {info.step: f"rank {rank} by {self.metric}" for rank, info in enumerate(ranked, start=1)}
-        unranked = {info.step: self._unranked_because(info) for info in infos}
-        return Verdict(keep, otherwise | {step: why for step, why in unranked.items() if why is not None})
+        return Verdict(keep, otherwise | unranked)
 
     def _unranked_because(self, info: CheckpointInfo) -> str | None:
         if not info.healthy:
@@ -111,7 +114,11 @@ class Milestones:
     def judge(self, infos: Sequence[CheckpointInfo], schedule: Schedule) -> Verdict:
         """See `KeepRule`."""
         planned = milestone_steps(self.milestones, schedule)
-        labels = {info.step: _milestone_labels(info, planned.get(info.step, ()), schedule) for info in infos}
+        labels = {
+            info.step: _milestone_labels(info, planned.get(info.step, ()), schedule)
+            for info in infos
+            if info.reasons or info.step in planned
+        }
         return Verdict({step: f"milestone {', '.join(texts)}" for step, texts in labels.items() if texts})
 
 
@@ -165,20 +172,28 @@ def plan_retention(infos: Sequence[CheckpointInfo], rules: Sequence[KeepRule], s
     Idempotent; a further rule never drops more; the floor (see the module) always stays.
     """
     ordered = sorted(infos, key=lambda info: info.step)
-    verdicts = [Verdict(_floor(ordered)), *(rule.judge(ordered, schedule) for rule in rules)]
+    verdicts = [rule.judge(ordered, schedule) for rule in rules]
+    opinions = [verdict.otherwise for verdict in verdicts if verdict.otherwise]
+    wanted = _join_by_step(verdict.keep for verdict in verdicts)
+    kept = {step: [why] for step, why in _floor(ordered).items()} | wanted  # the floor speaks where no rule does
     keeps, drops, reasons = [], [], {}
     for step in (info.step for info in ordered):
-        why = [verdict.keep[step] for verdict in verdicts[1:] if step in verdict.keep]
-        if not why and step in verdicts[0].keep:
-            why = [verdicts[0].keep[step]]
-        if why:
+        if step in kept:
             keeps.append(step)
-            reasons[step] = "keep: " + "; ".join(why)
+            reasons[step] = "keep: " + "; ".join(kept[step])
         else:
             drops.append(step)
-            against = [verdict.otherwise[step] for verdict in verdicts if step in verdict.otherwise]
+            against = [opinion[step] for opinion in opinions if step in opinion]
             reasons[step] = "drop: " + (", ".join(against) or "no rule keeps it")
     return RetentionPlan(tuple(keeps), tuple(drops), reasons)
+
+
+def _join_by_step(keeps: Iterable[Mapping[int, str]]) -> dict[int, list[str]]:
+    joined: dict[int, list[str]] = {}
+    for keep in keeps:
+        for step, why in keep.items():
+            joined.setdefault(step, []).append(why)
+    return joined
 
 
 def _floor(ordered: Sequence[CheckpointInfo]) -> dict[int, str]:

@@ -111,6 +111,16 @@ def test_a_folder_that_is_a_link_is_not_taken_for_one(tmp_path: Path) -> None:
         LOCAL.mkdir(tmp_path / "packs")
 
 
+def test_free_bytes_are_those_for_a_writer_without_privileges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < LOCAL.free_bytes(tmp_path)
+    found = os.statvfs_result((512, 4096, 1000, 600, 500, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: found)
+    assert LOCAL.free_bytes(tmp_path) == 500 * 4096
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError):
+        LOCAL.free_bytes(tmp_path / "nowhere")
+
+
 def test_what_is_absent(tmp_path: Path) -> None:
     assert LOCAL.listdir(tmp_path / "nowhere") == []
     assert LOCAL.size(tmp_path / "nowhere") is None
@@ -154,6 +164,14 @@ def test_strict_json_refuses(text: str) -> None:
 @given(json_values)
 def test_strict_json_reads_what_json_writes(value: Any) -> None:
     assert parse_json(json.dumps(value).encode(), "test", max_depth=200) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "depth"),
+    [(b"", 0), (b"1", 0), (b"]]]", 0), (b"]][[", 0), (b"[" * 70_000, 70_000), (b'{"[[[": "\\"]]{{"}', 1), (b"[\xff{", 2)],
+)
+def test_depth_of_what_is_no_json(text: bytes, depth: int) -> None:
+    assert json_depth(text) == depth
 
 
 @given(json_values)

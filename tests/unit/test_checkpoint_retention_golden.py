@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+from config_examples import config
 
+from dino_exp.build import build_keep_policy
 from dino_exp.checkpoint.policies import (
     BestN,
     EveryNEpochs,
@@ -48,6 +50,29 @@ def changed(infos: list[CheckpointInfo], step: int, **fields: object) -> list[Ch
     ]
 
 
+def kept_by(*overrides: str) -> KeepAny:
+    """The policy that settings make."""
+    return build_keep_policy(config(*(f"checkpoint.keep.{override}" for override in overrides)).checkpoint)
+
+
+def measured(values: list[dict[str, float]]) -> list[CheckpointInfo]:
+    """One checkpoint at each epoch's end, with several metrics."""
+    return [
+        CheckpointInfo(step=99 * epoch, epoch=epoch, metrics=metrics) for epoch, metrics in enumerate(values, start=1)
+    ]
+
+
+TWO_METRICS = [
+    {"knn_top1": 0.60, "val_loss": 4.0, "knn_1shot": 0.30},
+    {"knn_top1": 0.90, "val_loss": 3.0, "knn_1shot": 0.55},
+    {"knn_top1": 0.80, "val_loss": 2.0, "knn_1shot": 0.50},
+    {"knn_top1": 0.85, "val_loss": 2.5, "knn_1shot": 0.40},
+    {"knn_top1": 0.70, "val_loss": math.nan, "knn_1shot": math.inf},
+    {"knn_top1": 0.75},
+    {"knn_top1": 0.74, "val_loss": 3.5, "knn_1shot": 0.45},
+]
+ALSO_BEST = "also_best=[val_loss:min:1,knn_1shot:max:2]"
+
 CASES = {
     "rotating": (KeepAny((LatestN(3), BEST, QUARTERS, Pinned())), run_of(RISING)),
     "rotating-midway": (KeepAny((LatestN(3), BEST, QUARTERS, Pinned())), run_of(RISING[:6])),
@@ -76,6 +101,12 @@ CASES = {
     ),
     "newest-not-verified": (KeepAny((LatestN(1),)), changed(run_of(RISING[:3]), 297, verified=False)),
     "thinned": (KeepAny((LatestN(1), QUARTERS)), changed(run_of(RISING), 248, resumable=False)),
+    "also-best": (kept_by("last=1", ALSO_BEST), measured(TWO_METRICS)),
+    "also-best-without-best": (kept_by("last=1", "best=0", ALSO_BEST), measured(TWO_METRICS)),
+    "every-second-epoch-and-milestones": (
+        kept_by("last=1", "best=0", "every_epochs=2", "milestones=[50%,3]"),
+        run_of(RISING),
+    ),
     "empty": (KeepAny((LatestN(3), BEST)), []),
 }
 

@@ -38,10 +38,40 @@ def seal(body: Mapping[str, JSON]) -> bytes:
 
 def unseal(data: bytes, what: str) -> dict[str, JSON]:
     """The body of a sealed file. Raises CorruptCheckpointError when it is not what was sealed."""
+    return parse_object(sealed_text(data, what), what)
+
+
+def sealed_text(data: bytes, what: str) -> bytes:
+    """The JSON of a sealed file's body, unparsed. Raises CorruptCheckpointError when its digest does not fit."""
     digest = seal_digest(data[-SEAL_BYTES:])
     text = data[:-SEAL_BYTES] + b"}"
     if digest is None or hashlib.sha256(text).hexdigest() != digest:
         raise CorruptCheckpointError(f"{what}: the digest at its end does not fit its {len(data)} bytes")
+    return text
+
+
+def parse_around(text: bytes, key: str, next_key: str, what: str) -> dict[str, JSON]:
+    """The JSON object in `text` without its entry `key`, whose value, an object, is not even parsed.
+
+    For a large entry that stands just before `next_key`. Where `text` is strict JSON the result is what parsing
+    all of it would give, less that entry and any others between the two keys. What lies in there is not looked at.
+    Raises CorruptCheckpointError for any other layout.
+    """
+    before, opening, rest = text.partition(f',"{key}":{{'.encode())
+    _, closing, behind = rest.rpartition(f'}},"{next_key}":'.encode())
+    if not opening or not closing:
+        raise CorruptCheckpointError(f"{what}: no {key} before {next_key}")
+    # Each part is a whole object once it is closed, or opened, by one bracket. So neither cut lies in a string,
+    # and both lie between entries of the outermost object.
+    first = parse_object(before + b"}", what)
+    last = parse_object(f'{{"{next_key}":'.encode() + behind, what)
+    if first.keys() & last.keys():
+        raise CorruptCheckpointError(f"{what}: a key appears twice")
+    return first | last
+
+
+def parse_object(text: bytes, what: str) -> dict[str, JSON]:
+    """The object that a JSON text holds, strictly and with bounded depth. Raises CorruptCheckpointError."""
     body = parse_json(text, what, max_depth=MAX_DEPTH, error=CorruptCheckpointError)
     if not isinstance(body, dict):
         raise CorruptCheckpointError(f"{what}: expected a JSON object")

@@ -8,10 +8,11 @@ does not know are ignored.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from itertools import combinations
 
-from dino_exp.checkpoint.canonical import metrics_from_json, unseal
+from dino_exp.checkpoint.canonical import metrics_from_json, parse_around, parse_object, sealed_text
 from dino_exp.checkpoint.codec import RAW
 from dino_exp.checkpoint.dtypes import DTYPES
 from dino_exp.checkpoint.layout import MAX_STEP, parse_pack_name
@@ -29,15 +30,33 @@ MAX_TEXT = 1_000
 
 _CONTENT_DIGEST = re.compile(r"[0-9a-f]{32}")
 _STATE_DIGEST = re.compile(r"s1:[0-9a-f]{64}")
+_OTHER_KEYS = Manifest.__dataclass_fields__.keys() - {"tensors"}
 _CODEC = re.compile(r"[a-z0-9_+-]{1,40}/\d{1,3}")
 
 
 def parse_manifest(data: bytes, what: str, *, with_tensors: bool = True) -> Manifest:
     """The manifest in the bytes of a file; for an index its tensors may be left out, which is most of the work.
 
+    Then nobody looks at them beyond the digest that covers the whole file.
     Raises CorruptCheckpointError, UnsupportedFormatError.
     """
-    body = open_body(data, what)
+    text = sealed_text(data, what)
+    if not with_tensors:
+        with contextlib.suppress(CorruptCheckpointError, UnsupportedFormatError):
+            return _parse_without_tensors(text, what)
+    # Also after that failed: the file may be laid out in another way, and this finds out what is wrong with it.
+    return _to_manifest(parse_object(text, what), what, with_tensors=with_tensors)
+
+
+def _parse_without_tensors(text: bytes, what: str) -> Manifest:
+    body = parse_around(text, "tensors", "world_size", what)
+    # Of strict JSON, keys that are all here cannot be among those that were left out.
+    _need(body.keys() >= _OTHER_KEYS, what, "keys are missing")
+    return _to_manifest(body, what, with_tensors=False)
+
+
+def _to_manifest(body: dict[str, JSON], what: str, *, with_tensors: bool) -> Manifest:
+    _check_version(body, what)
     packs = {pack.name: pack for pack in (_pack(item, what) for item in _list(body, "packs", what))}
     tensors = _dict(body, "tensors", what) if with_tensors else {}
     _need(len(tensors) <= MAX_TENSORS, what, f"{len(tensors)} tensors, expected at most {MAX_TENSORS}")
@@ -68,16 +87,13 @@ def parse_manifest(data: bytes, what: str, *, with_tensors: bool = True) -> Mani
     )
 
 
-def open_body(data: bytes, what: str) -> dict[str, JSON]:
-    """The unsealed object of a format that this version reads."""
-    body = unseal(data, what)
+def _check_version(body: dict[str, JSON], what: str) -> None:
     version = _whole(body, "format_version", what)
     if version > FORMAT_VERSION:
         raise UnsupportedFormatError(
             f"{what}: format {version}, expected at most {FORMAT_VERSION}; it is of a newer version, "
             "so install that one to read it"
         )
-    return body
 
 
 def parse_schedule(given: JSON, what: str) -> Schedule:

@@ -168,7 +168,15 @@ def test_strict_json_reads_what_json_writes(value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "depth"),
-    [(b"", 0), (b"1", 0), (b"]]]", 0), (b"]][[", 0), (b"[" * 70_000, 70_000), (b'{"[[[": "\\"]]{{"}', 1), (b"[\xff{", 2)],
+    [
+        (b"", 0),
+        (b"1", 0),
+        (b"]]]", 0),
+        (b"]][[", 0),
+        (b"[" * 70_000, 70_000),
+        (b'{"[[[": "\\"]]{{"}', 1),
+        (b"[\xff{", 2),
+    ],
 )
 def test_depth_of_what_is_no_json(text: bytes, depth: int) -> None:
     assert json_depth(text) == depth

@@ -36,6 +36,17 @@ class CheckpointError(DinoExpError):
     """A checkpoint could not be written, or was used wrongly."""
 
 
+class SaveFailedError(CheckpointError):
+    """The disk did not take a checkpoint: it is full, gives errors, or gave back other bytes.
+
+    Nothing was committed at `step`, and earlier checkpoints are untouched, so that training may go on without it.
+    """
+
+    def __init__(self, step: int, problem: str) -> None:
+        super().__init__(f"the checkpoint of step {step} was not saved: {problem}")
+        self.step, self.problem = step, problem
+
+
 class NoCheckpointError(DinoExpError):
     """No checkpoint can be loaded, or more steps would be lost than the settings allow."""
 

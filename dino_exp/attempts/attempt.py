@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,7 @@ class Attempt:
         self.paths, self.config = target.paths, target.config
         self.number = 1 if target.record is None else len(target.record.attempts) + 1
         self.record: RunRecord | None = target.record
+        self._updating = threading.RLock()  # the loop and the thread that saves both update run.json
 
     def fail(self, error: BaseException, events: EventLog) -> None:
         """Record a failed attempt, or an aborted one; the error itself goes on to the caller.
@@ -137,17 +139,18 @@ class Attempt:
         return name if name in (key.text(digits) for digits in LENGTHS) else key.text()
 
     def update(self, **changes: Any) -> None:
-        """Replace fields of `run.json`. A full disk is told, and does not stop the training.
+        """Replace fields of `run.json`, from any thread. A full disk is told, and does not stop the training.
 
         Raises LockedError when the run is another's now.
         """
-        assert self.record is not None
-        self.record = replace(self.record, **changes)
-        self.lock.check()
-        try:
-            save_record(self.paths.run_json, self.record)
-        except OSError as problem:
-            log.warning("run.json could not be written (%s); training goes on", problem)
+        with self._updating:
+            assert self.record is not None
+            self.record = replace(self.record, **changes)
+            self.lock.check()
+            try:
+                save_record(self.paths.run_json, self.record)
+            except OSError as problem:
+                log.warning("run.json could not be written (%s); training goes on", problem)
 
     def resumed(self, step: int, reasons: Sequence[str]) -> None:
         """Record the step that this attempt goes on from, and why its checkpoint was not exact any more."""

@@ -22,16 +22,20 @@ from dino_exp.checkpoint.generators import restore_generators
 from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.types import CheckpointInfo
+from dino_exp.checkpoint.writing import NonFiniteStateError
 from dino_exp.config.canonical import config_hash, group_hash
-from dino_exp.errors import CorruptCheckpointError, NoCheckpointError, RefusedError
+from dino_exp.errors import CorruptCheckpointError, NoCheckpointError, RefusedError, SaveFailedError
 from dino_exp.loggers.console import ConsoleProgress
 from dino_exp.runs.code_identity import CodeRecord
 from dino_exp.runs.deadline import countdown, deadline_secs
 from dino_exp.runs.events import EventLog
 from dino_exp.runs.jsonl import read_lines
+from dino_exp.runs.jsontext import utc_text
+from dino_exp.runs.record import FailedSave
 from dino_exp.runs.rows import RowWriter
-from dino_exp.training.loop import CollapseError, Outcome, Training, run_training
+from dino_exp.training.loop import Outcome, Training, run_training
 from dino_exp.training.plan import TrainingPlan
+from dino_exp.training.saving import CollapseError
 from dino_exp.training.state import Best, TrainState
 from dino_exp.training.step import NonFiniteError
 
@@ -226,6 +230,7 @@ class Work:
             record=self.manifest_record(),
             guard=self.attempt.lock.check,
             on_row=self.note_row,
+            on_trouble=self.note_trouble,
             secs_left=self.countdown(),
         )
 
@@ -256,7 +261,7 @@ class Work:
         """The loop; failures that the user can mend are told what to type."""
         try:
             return run_training(training)
-        except (NonFiniteError, CollapseError) as error:
+        except (NonFiniteError, NonFiniteStateError, CollapseError) as error:
             error.add_note(self.advice(training))
             raise
 
@@ -278,8 +283,14 @@ class Work:
             self.attempt.update(metrics=dict(self.latest), best=best_of(best))
 
     def note_commit(self, info: CheckpointInfo) -> None:
-        """A checkpoint was committed: `run.json` says how far the run has come."""
-        self.attempt.update(step=info.step, epochs_done=info.epoch, metrics=dict(self.latest))
+        """A checkpoint was committed: `run.json` says how far the run has come. Called by the thread that saves."""
+        self.attempt.update(step=info.step, epochs_done=info.epoch, metrics=dict(self.latest), failed_save=None)
+
+    def note_trouble(self, failure: SaveFailedError) -> None:
+        """A checkpoint could not be saved: `run.json` says so until one succeeds."""
+        at = utc_text(time.time())
+        self.attempt.update(failed_save=FailedSave(step=failure.step, error=failure.problem, at=at))
+        self.note_event("save_failed", step=failure.step, error=failure.problem)
 
     def note_event(self, kind: str, **fields: Any) -> None:
         """What the checkpoint library did goes to `events.jsonl`; it says trouble aloud itself."""

@@ -8,7 +8,7 @@ are aligned to their own elements by being written in order of falling element s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from dino_exp.checkpoint.digests import content_digest, content_hasher
@@ -24,13 +24,22 @@ _LARGEST_OFFSET = 10**15
 
 
 class PackWriter:
-    """Writes one pack. `keys` gives (key, dtype, shape) of everything that will be added."""
+    """Writes one pack.
 
-    def __init__(self, files: Files, path: Path, keys: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
+    `keys` gives (key, dtype, shape) of everything that will be added; `wrote` hears of the bytes of each block.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        path: Path,
+        keys: Iterable[tuple[str, str, tuple[int, ...]]],
+        wrote: Callable[[int], None] | None = None,
+    ) -> None:
         bound = sum(len(_entry(*key, _LARGEST_OFFSET, _LARGEST_OFFSET)) for key in keys)
         self._header_bytes = -(-(8 + bound + 2) // _ALIGN) * _ALIGN
         assert self._header_bytes <= _MAX_HEADER_BYTES
-        self._name = path.name
+        self._name, self._wrote = path.name, wrote
         self._entries: list[str] = []
         self._num_data_bytes = 0
         self._handle: WriteHandle = files.create(path)
@@ -45,6 +54,8 @@ class PackWriter:
             block = stored[at : at + BLOCK_BYTES]
             hasher.update(block)
             self._handle.write(block)
+            if self._wrote is not None:
+                self._wrote(len(block))
         self._entries.append(_entry(key, dtype, shape, start, self._num_data_bytes))
         return self._header_bytes + start, hasher.hexdigest()
 

@@ -19,7 +19,7 @@ from dino_exp.checkpoint.policies import derive_kinds, rank_best
 from dino_exp.checkpoint.registry import Index, read_index
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule, Stateful
-from dino_exp.checkpoint.verify import find_damage
+from dino_exp.checkpoint.verify import find_damage, read_verified
 from dino_exp.errors import CorruptCheckpointError, NoCheckpointError, UsageError
 from dino_exp.fsio import LOCAL, Files
 
@@ -132,7 +132,7 @@ class CheckpointReader:
         Every byte is checked before the state is touched. Raises CorruptCheckpointError, NoCheckpointError,
         CheckpointError if the state does not fit (names that begin with one of `optional` may be on one side only).
         """
-        from dino_exp.checkpoint.restoring import load_into, read_verified  # torch: only here and above
+        from dino_exp.checkpoint.restoring import load_into  # torch: only here and above
 
         manifest = read_verified(self._store, self.resolve(at))
         load_into(state, manifest, self._store, optional)

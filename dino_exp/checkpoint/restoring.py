@@ -13,10 +13,8 @@ from dino_exp.checkpoint.pack import PackReader
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.tensors import SavedState
 from dino_exp.checkpoint.types import Stateful
-from dino_exp.checkpoint.verify import find_damage
-from dino_exp.errors import CheckpointError, CorruptCheckpointError, NoCheckpointError
-
-_MOST_NAMED = 8
+from dino_exp.checkpoint.verify import few
+from dino_exp.errors import CheckpointError, NoCheckpointError
 
 
 @dataclass(frozen=True)
@@ -26,22 +24,6 @@ class Restored:
     manifest: Manifest
     lost_steps: int
     quarantined: tuple[int, ...]
-
-
-def read_verified(store: Store, step: int) -> Manifest:
-    """A step's manifest, after every byte that it names was checked.
-
-    Raises CorruptCheckpointError, OSError.
-    """
-    try:
-        manifest, _ = store.read(step)
-    except FileNotFoundError as problem:
-        raise CorruptCheckpointError(f"the manifest of step {step} is gone") from problem
-    damages = list(find_damage(manifest, store.files, store.packs_folder))
-    if damages:
-        places = _few(damage.tensor or damage.pack or "manifest" for damage in damages)
-        raise CorruptCheckpointError(f"step {step} is damaged in {places}: {damages[0].reason}")
-    return manifest
 
 
 def load_into(state: Stateful, manifest: Manifest, store: Store, optional: tuple[str, ...]) -> None:
@@ -63,7 +45,7 @@ def check_fit(manifest: Manifest, live: Mapping[str, Any], optional: tuple[str, 
     """
     saved = {*manifest.tensors, *manifest.state}
     problems = [
-        f"{what} {_few(sorted(names))}"
+        f"{what} {few(sorted(names))}"
         for what, found in (
             ("missing in it:", live.keys() - saved),
             ("unexpected in it:", saved - live.keys()),
@@ -71,7 +53,7 @@ def check_fit(manifest: Manifest, live: Mapping[str, Any], optional: tuple[str, 
         if (names := [name for name in found if not name.startswith(optional)])
     ]
     differing = [text for name in sorted(saved & live.keys()) if (text := _difference(manifest, name, live[name]))]
-    problems += [f"different: {_few(differing)}"] * bool(differing)
+    problems += [f"different: {few(differing)}"] * bool(differing)
     if problems:
         raise CheckpointError(
             f"the checkpoint of step {manifest.step} does not fit the model: {'; '.join(problems)}. "
@@ -89,13 +71,6 @@ def _difference(manifest: Manifest, name: str, live: Any) -> str | None:
     expected = (entry.dtype, entry.shape)
     return (
         None if found == expected else f"{name} is {found[0]}{list(found[1])}, saved {expected[0]}{list(expected[1])}"
-    )
-
-
-def _few(names: Iterable[str]) -> str:
-    given = list(dict.fromkeys(names))
-    return ", ".join(given[:_MOST_NAMED]) + (
-        f" and {len(given) - _MOST_NAMED} more" if len(given) > _MOST_NAMED else ""
     )
 
 

@@ -93,7 +93,7 @@ class Store:
         self._remove(path)
         return path
 
-    def commit(self, manifest: Manifest, guard: Callable[[], None] | None = None, *, supersede: bool = False) -> None:
+    def commit(self, manifest: Manifest, guard: Callable[[], object] | None = None, *, supersede: bool = False) -> None:
         """Make a checkpoint of packs that are synced. `guard` may raise to prevent it at the last moment.
 
         Raises CheckpointError if the step is taken and not to be superseded, OSError. When it raises, the step is

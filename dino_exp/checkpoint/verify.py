@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,11 @@ from dino_exp.checkpoint.codec import find_codec
 from dino_exp.checkpoint.digests import state_digest
 from dino_exp.checkpoint.manifest import Chunk, Manifest, chunks_of
 from dino_exp.checkpoint.pack import BLOCK_BYTES, PackReader
+from dino_exp.checkpoint.store import Store
 from dino_exp.errors import CorruptCheckpointError
 from dino_exp.fsio import Files
+
+_MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,30 @@ def find_damage(
                     yield Damage(name, part.pack, problem)
             if progress is not None:
                 progress(chunk.stored_bytes)
+
+
+def read_verified(store: Store, step: int) -> Manifest:
+    """A step's manifest, after every byte that it names was checked.
+
+    Raises CorruptCheckpointError, OSError.
+    """
+    try:
+        manifest, _ = store.read(step)
+    except FileNotFoundError as problem:
+        raise CorruptCheckpointError(f"the manifest of step {step} is gone") from problem
+    damages = list(find_damage(manifest, store.files, store.packs_folder))
+    if damages:
+        places = few(damage.tensor or damage.pack or "manifest" for damage in damages)
+        raise CorruptCheckpointError(f"step {step} is damaged in {places}: {damages[0].reason}")
+    return manifest
+
+
+def few(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    given = list(dict.fromkeys(names))
+    return ", ".join(given[:_MOST_NAMED]) + (
+        f" and {len(given) - _MOST_NAMED} more" if len(given) > _MOST_NAMED else ""
+    )
 
 
 def whole_state_digest(manifest: Manifest) -> str | None:

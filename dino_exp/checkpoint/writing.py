@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -13,13 +13,25 @@ from dino_exp.checkpoint.canonical import check_json
 from dino_exp.checkpoint.codec import find_codec
 from dino_exp.checkpoint.digests import state_digest
 from dino_exp.checkpoint.dtypes import DTYPES
+from dino_exp.checkpoint.finite import is_finite
 from dino_exp.checkpoint.layout import MAX_STEP, PackName
 from dino_exp.checkpoint.manifest import Chunk, Manifest, PackEntry, TensorEntry
 from dino_exp.checkpoint.pack import PackWriter
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.tensors import dtype_name, tensor_bytes
-from dino_exp.checkpoint.types import JSON, Schedule
+from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule
 from dino_exp.errors import CheckpointError
+
+_BYTES_PER_TENSOR = 1000  # of manifest and header: an estimate, for a look at the free space
+_BYTES_BESIDE = 100_000
+
+
+class NonFiniteStateError(CheckpointError):
+    """A state that must be finite is not: nothing of it was committed."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} holds NaN or infinity, so this state is not saved")
+        self.name = name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +62,12 @@ class SaveRequest:
             if type(value) not in (int, float):
                 raise CheckpointError(f"metric {name}: found {type(value).__name__}, expected a number")
 
+    def info(self) -> CheckpointInfo:
+        """What policies will see of it once it is there."""
+        return CheckpointInfo(
+            step=self.step, epoch=self.epoch, metrics=self.metrics, reasons=self.reasons, healthy=self.healthy
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
@@ -77,15 +95,28 @@ def split_state(given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, 
     return tensors, values
 
 
-def write_state(
-    store: Store, pack_name: PackName, given: Mapping[str, Any], request: SaveRequest, by: Writer
-) -> Manifest:
-    """Write one synced pack with all tensors, and return the manifest to commit.
+def bytes_needed(tensors: Mapping[str, Tensor]) -> int:
+    """About how much room a checkpoint of these tensors takes on the disk, uncompressed."""
+    content = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return content + _BYTES_PER_TENSOR * len(tensors) + _BYTES_BESIDE
 
-    Raises CheckpointError, OSError.
+
+def write_state(
+    store: Store,
+    pack_name: PackName,
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, JSON],
+    request: SaveRequest,
+    by: Writer,
+    *,
+    require_finite: bool = False,
+    wrote: Callable[[int], None] | None = None,
+) -> Manifest:
+    """Write one synced pack with all tensors, and return the manifest to commit. `wrote` hears of bytes written.
+
+    Raises NonFiniteStateError where a number must be finite and is not, CheckpointError, OSError.
     """
-    tensors, values = split_state(given)
-    entries, pack = _write_pack(store, str(pack_name), tensors, by.codec)
+    entries, pack = _write_pack(store, str(pack_name), tensors, by.codec, require_finite, wrote)
     rows = ((name, entry.dtype, entry.shape, entry.chunks[0].content_digest) for name, entry in entries.items())
     return Manifest(
         step=request.step,
@@ -97,7 +128,7 @@ def write_state(
         world_size=1,
         tensors=entries,
         packs=(pack,),
-        state=values,
+        state=dict(values),
         state_digest=state_digest(rows, values),
         record=dict(request.record),
         metrics=dict(request.metrics),
@@ -111,16 +142,24 @@ def write_state(
 
 
 def _write_pack(
-    store: Store, name: str, tensors: Mapping[str, Tensor], codec_name: str
+    store: Store,
+    name: str,
+    tensors: Mapping[str, Tensor],
+    codec_name: str,
+    require_finite: bool,
+    wrote: Callable[[int], None] | None,
 ) -> tuple[dict[str, TensorEntry], PackEntry]:
     codec = find_codec(codec_name)
     dtypes = {key: dtype_name(tensor, key) for key, tensor in tensors.items()}
     order = sorted(tensors, key=lambda key: (-DTYPES[dtypes[key]].item_bytes, key))
     plan = [(key, dtypes[key], tuple(tensors[key].shape)) for key in order]
     entries = {}
-    with PackWriter(store.files, store.new_pack_path(name), plan) as pack:
+    with PackWriter(store.files, store.new_pack_path(name), plan, wrote) as pack:
         for key, dtype, shape in plan:
-            content = codec.encode(tensor_bytes(tensors[key]), DTYPES[dtype].item_bytes, None)
+            plain = tensor_bytes(tensors[key])
+            if require_finite and not is_finite(plain, dtype):
+                raise NonFiniteStateError(key)
+            content = codec.encode(plain, DTYPES[dtype].item_bytes, None)
             start, digest = pack.add(key, dtype, shape, content)
             chunk = Chunk(
                 offset=(0,) * len(shape),

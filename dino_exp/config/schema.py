@@ -229,6 +229,12 @@ class StorageConfig(Section):
     """How checkpoints are written."""
 
     codec: str = setting(role="runtime", choices=("raw",), help="raw: ordinary safetensors files")
+    background: bool = setting(
+        role="runtime", legacy=True, help="write a copy of the state beside the training; false: training waits"
+    )
+    max_mb_per_sec: float | None = setting(
+        above=0, role="runtime", legacy=None, help="limit of writing in the background, megabytes a second"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,6 +94,15 @@ class Best:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FailedSave:
+    """A save that the disk did not take, and none has succeeded since. `at` is ISO 8601, UTC."""
+
+    step: int
+    error: str
+    at: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """Everything that `run.json` says. `step` is of the newest commit; `metrics` are the latest, NaN allowed.
 
@@ -118,6 +127,7 @@ class RunRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
     best: Best | None = None
     trackers: Mapping[str, Json] = field(default_factory=dict)
+    failed_save: FailedSave | None = None
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -227,5 +237,6 @@ _RUN = record_of(
         "tags": list_of(text), "note": text, "attempts": list_of(_ATTEMPT), "numerics": map_of(anything),
         "step": whole, "epochs_done": whole, "metrics": map_of(real), "trackers": map_of(anything),
         "best": optional(record_of(Best, {"step": whole, "metric": text, "value": real})),
+        "failed_save": optional(record_of(FailedSave, {"step": whole, "error": text, "at": text})),
     },
 )  # fmt: skip

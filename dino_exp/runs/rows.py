@@ -58,11 +58,16 @@ class RowWriter:
         self._opened().append(row)
         self._num_rows += 1
 
+    @property
+    def position(self) -> RowPosition:
+        """How much was written so far."""
+        return RowPosition(num_rows=self._num_rows, num_bytes=self._opened().num_bytes)
+
     def sync(self) -> RowPosition:
-        """Return the position once every row so far is on the disk."""
-        lines = self._opened()
-        lines.sync()
-        return RowPosition(num_rows=self._num_rows, num_bytes=lines.num_bytes)
+        """Return the position once every row up to it is on the disk. From any thread."""
+        position = self.position
+        self._opened().sync()
+        return position
 
     def close(self) -> None:
         """Close the file; closing twice is harmless."""

@@ -1,31 +1,28 @@
 """The training loop, from top to bottom.
 
 The order at a step s, which later work relies on: the update; the evaluation due at s; the row of s; the save of s,
-which first brings the rows up to s to the disk; then signals.
+which copies the state and is written beside the next steps, the rows up to s before its manifest; then signals.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dino_exp.checkpoint.manager import CheckpointManager
-from dino_exp.checkpoint.policies.save import EMERGENCY
-from dino_exp.checkpoint.types import SaveContext
-from dino_exp.checkpoint.writing import SaveRequest
 from dino_exp.data.loader import Batch
-from dino_exp.dino.health import Health, collapse_kind, describe_collapse
+from dino_exp.dino.health import collapse_kind, describe_collapse
 from dino_exp.dino.schedules import Schedules
-from dino_exp.errors import DinoExpError, TrainingError
+from dino_exp.errors import SaveFailedError
 from dino_exp.evaluation.features import Interrupted
 from dino_exp.runs.rows import RowWriter
-from dino_exp.runs.signals import SAVE_SIGNAL, SignalFlags
+from dino_exp.runs.signals import SignalFlags
 from dino_exp.training.evaluator import Evaluator
 from dino_exp.training.plan import TrainingPlan
+from dino_exp.training.saving import CollapseError, emergency_save, end_saving, handle_save, hear_of_save, save
 from dino_exp.training.state import Best, TrainState
 from dino_exp.training.step import Augment, StepMetrics, StepRule, train_step
 
@@ -56,7 +53,8 @@ class Training:
     `batches` continues at `state.step`. `guard` raises when this process does not own the run any more; it is asked
     before each row. `forked`: the state is a parent's, and is to be saved as the first one here. `on_row` receives
     every written row and the state's best evaluation. `record` is copied verbatim into every manifest. `secs_left` is
-    the time for which the machine is still there, None where nobody knows.
+    the time for which the machine is still there, None where nobody knows. `on_trouble` hears of each save that the
+    disk did not take; `failed_save` is the last one, until a later save succeeds.
     """
 
     state: TrainState
@@ -73,12 +71,14 @@ class Training:
     record: Mapping[str, Any]
     guard: Callable[[], None]
     on_row: Callable[[Mapping[str, Any], Best | None], None]
+    on_trouble: Callable[[SaveFailedError], None]
     clock: Callable[[], float] = time.monotonic
     secs_left: Callable[[], float | None] = lambda: None
     latest: dict[str, Any] = field(default_factory=dict)
     improved: bool = False
     last_save_secs: float = 0.0
     forked: bool = False
+    failed_save: SaveFailedError | None = None
     meter: Meter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -157,6 +157,7 @@ def begin(t: Training) -> None:
     if settled and t.manager is not None and t.manager.latest_step() == t.state.step:
         earlier = next(info.reasons for info in t.manager.infos() if info.step == t.state.step)
         save(t, (*earlier, EVALUATED), supersede=True)
+        hear_of_save(t, wait=True)
     if t.forked and t.manager is not None and t.manager.latest_step() is None and t.state.pending_row is None:
         save(t, (FORK,))
 
@@ -167,7 +168,10 @@ def one_step(t: Training) -> None:
     batch = next(t.batches)
     waited = t.clock()
     row_due = t.plan.is_row_due(batch.step)
-    metrics = train_step(t.state, batch, augment=t.augment, schedules=t.schedules, rule=t.rule, want_health=row_due)
+    metrics = train_step(
+        t.state, batch, augment=t.augment, schedules=t.schedules, rule=t.rule, want_health=row_due,
+        before_update=None if t.manager is None else t.manager.before_update,
+    )  # fmt: skip
     t.meter.add(waited - started, t.clock() - waited)
     t.progress.advance(t.state.step, t.meter.images_per_sec)
     if row_due:
@@ -267,92 +271,12 @@ def stop_if_collapsed(t: Training) -> None:
         log.warning("%s", message)
 
 
-class CollapseError(TrainingError):
-    """The teacher's outputs no longer depend on the image."""
-
-
-def handle_save(t: Training) -> None:
-    """Save when the policy, a signal or the end of the attempt asks for it."""
-    if t.manager is None:
-        if t.signals.take_save_request():
-            log.warning("asked to save at step=%d, but these settings never save (checkpoint=none)", t.state.step)
-        return
-    wanted = t.signals.take_save_request()
-    signum = t.signals.stop_signal or (SAVE_SIGNAL if wanted else None)
-    context = SaveContext(
-        step=t.state.step,
-        schedule=t.plan.schedule,
-        now_secs=t.clock(),
-        last_save_secs=t.last_save_secs,
-        last_saved_step=t.manager.latest_step(),
-        improved=t.improved,
-        ending=t.state.step >= t.plan.stop_step,
-        signal=None if signum is None else signal.Signals(signum).name,
-        secs_left=t.secs_left(),
-    )
-    reasons = t.manager.due(context)
-    if reasons:
-        save(t, reasons)
-
-
-def save(t: Training, reasons: tuple[str, ...], *, supersede: bool = False) -> None:
-    """Commit the present state; the rows up to it reach the disk first. See `CheckpointManager.save`."""
-    assert t.manager is not None
-    position = t.rows.sync()
-    here = t.latest if t.latest.get("step") == t.state.step else {}
-    t.manager.save(
-        t.state,
-        SaveRequest(
-            step=t.state.step,
-            epoch=t.state.step // t.plan.steps_per_epoch,
-            samples_seen=t.state.step * t.plan.batch_size,
-            reasons=reasons,
-            metrics={name: value for name, value in here.items() if isinstance(value, float)},
-            health={name: here[name] for name in Health.__dataclass_fields__ if name in here},
-            healthy=t.state.healthy,
-            record=t.record,
-            aside={"metrics_rows": position.num_rows, "metrics_bytes": position.num_bytes},
-            schedule=t.plan.schedule,
-        ),
-        supersede=supersede,
-    )
-    t.last_save_secs, t.improved = t.clock(), False
-    t.progress.saved(t.state.step, reasons)
-
-
-def emergency_save(t: Training, error: Exception) -> None:
-    """Keep the last completed step when training ends by an exception, if that state is whole and finite."""
-    if t.manager is None or t.manager.latest_step() == t.state.step:
-        return
-    try:
-        if may_be_kept(t, error):
-            save(t, (EMERGENCY,))
-        else:
-            error.add_note(f"nothing was saved at step {t.state.step}; {last_commit(t)}")
-    except (DinoExpError, OSError, RuntimeError) as second:  # RuntimeError: a device that cannot be read any more
-        error.add_note(f"the emergency save at step {t.state.step} failed as well: {second}; {last_commit(t)}")
-
-
-def may_be_kept(t: Training, error: Exception) -> bool:
-    """Whether the present state is that of a completed step, finite, and owes no row that it does not know of."""
-    step = t.state.step
-    row_is_missing = t.plan.is_row_due(step) and t.state.pending_row is None and t.latest.get("step") != step
-    if step == 0 or t.state.torn or row_is_missing or isinstance(error, CollapseError):
-        return False
-    return t.state.is_finite()
-
-
-def last_commit(t: Training) -> str:
-    """Where the next attempt would start, in words."""
-    step = None if t.manager is None else t.manager.latest_step()
-    return "no checkpoint exists" if step is None else f"the last checkpoint is that of step {step}"
-
-
 def end(t: Training) -> Outcome:
     """Save a last time where an attempt was stopped before its first step, and say how it ended."""
     signum = t.signals.stop_signal
     if signum is not None and t.manager is not None and t.manager.latest_step() != t.state.step:
         handle_save(t)
+    end_saving(t)
     t.rows.sync()
     if t.state.step >= t.plan.horizon_steps and t.state.pending_row is None:
         return Outcome("completed", t.state.step)

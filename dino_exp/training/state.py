@@ -91,10 +91,15 @@ class TrainState:
         self.best = None if flat["best"] is None else Best(**flat["best"])
         self.torn = False
 
-    def is_finite(self) -> bool:
-        """Whether every floating-point tensor of the state is finite (reads all of it once)."""
-        tensors = [value for value in self.state_dict().values() if isinstance(value, Tensor)]
-        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())
+    def changed_by_update(self) -> set[str]:
+        """The names of those tensors of `state_dict` that only the update at the end of a step changes.
+
+        Batch-norm statistics move in the forward pass, and are not among them.
+        """
+        models = {"student": self.student, "teacher": self.teacher}
+        names = {f"{part}.{name}" for part, model in models.items() for name, _ in model.named_parameters()}
+        moments = optimizer_moments(self.optimizer, dict(self.student.named_parameters()))
+        return names | {f"optimizer.{name}" for name in moments} | {"loss.center"}
 
     def note_loss(self, loss: float) -> None:
         """Add one step's loss to the mean of the next metrics row."""

@@ -82,12 +82,16 @@ def train_step(
     schedules: Schedules,
     rule: StepRule,
     want_health: bool = False,
+    before_update: Callable[[], None] | None = None,
 ) -> StepMetrics:
     """Carry the state from `batch.step - 1` to `batch.step`.
 
     Nothing of the state changes before the loss and every gradient are known to be finite: batch-norm statistics
     that the forward pass moved are put back when anything raises. While the update itself is applied, `state.torn`
-    is true. Raises NonFiniteError, and whatever the model or the augmentation raises.
+    is true. `before_update` is called when everything is computed and nothing is changed yet (a save under way may
+    still copy the parameters from the device).
+
+    Raises NonFiniteError, and whatever the model or the augmentation raises.
     """
     with _buffers_put_back_on_error(state.student, state.teacher):
         gradients = _compute(state, batch, augment, schedules, rule, want_health)
@@ -96,6 +100,8 @@ def train_step(
         if not math.isfinite(gradients.norm):
             raise NonFiniteError(batch.step, f"the gradient's norm ({gradients.norm})")
         before = [parameter.detach().clone() for parameter in state.student.parameters()] if want_health else None
+    if before_update is not None:
+        before_update()
     state.torn = True
     _apply(state, batch.step, gradients.center_1K, schedules, rule)
     state.note_loss(gradients.loss)

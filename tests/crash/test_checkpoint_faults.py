@@ -27,6 +27,7 @@ from support.checkpoints import (
 )
 
 from dino_exp.checkpoint.reader import CheckpointReader
+from dino_exp.errors import SaveFailedError
 
 STEPS = range(1, 5)
 Stop = type[BaseException] | tuple[type[BaseException], ...]
@@ -60,23 +61,25 @@ def check_survival(folder: Path, acknowledged: int | None) -> None:
     assert CheckpointReader(folder).verify()["ok"]
 
 
-def save_until_fault(folder: Path, files: object, stop: Stop) -> tuple[int | None, bool]:
-    """Save the steps; the last acknowledged one, and whether all went well."""
+def save_until_fault(folder: Path, files: object, stop: Stop, *, beside: bool = True) -> tuple[int | None, bool]:
+    """Save the steps, in the background or at once; the last acknowledged one, and whether all went well."""
     acknowledged = None
     try:
-        manager = open_manager(folder, files=files)
+        manager = open_manager(folder, files=files, background=beside)
         for step in STEPS:
             manager.save(ToyState(step), request(step))
+            manager.drain()
             acknowledged = step
     except stop:
         return acknowledged, False
     return acknowledged, True
 
 
-def test_death_at_every_file_operation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", [True, False])
+def test_death_at_every_file_operation(tmp_path: Path, beside: bool) -> None:
     for fail_at in range(1, 10_000):
         folder = tmp_path / f"{fail_at}"
-        acknowledged, finished = save_until_fault(folder, FaultyFiles(fail_at), Died)
+        acknowledged, finished = save_until_fault(folder, FaultyFiles(fail_at), Died, beside=beside)
         if folder.exists():
             check_survival(folder, acknowledged)
             shutil.rmtree(folder)
@@ -92,7 +95,7 @@ def test_an_error_at_every_file_operation(tmp_path: Path, error: Callable[[], OS
     for fail_at in range(1, 10_000):
         folder = tmp_path / f"{fail_at}"
         files = FaultyFiles(fail_at, error, once)
-        acknowledged, _ = save_until_fault(folder, files, OSError)
+        acknowledged, _ = save_until_fault(folder, files, (OSError, SaveFailedError))
         if folder.exists():
             check_survival(folder, acknowledged)
             shutil.rmtree(folder)
@@ -107,14 +110,16 @@ def test_the_same_manager_goes_on_after_one_error(tmp_path: Path) -> None:
         folder = tmp_path / f"{fail_at}"
         files = FaultyFiles(fail_at, io_error, once=True)
         try:
-            manager = open_manager(folder, files=files)
+            manager = open_manager(folder, files=files, background=True)
         except OSError:
             continue
         for step in STEPS:
+            manager.save(ToyState(step), request(step))
             try:
+                manager.drain()
+            except SaveFailedError:
                 manager.save(ToyState(step), request(step))
-            except OSError:
-                manager.save(ToyState(step), request(step))
+                manager.drain()
         check_survival(folder, STEPS[-1])
         shutil.rmtree(folder)
         if files.num_calls < fail_at:
@@ -163,7 +168,7 @@ def test_power_loss_soon_after_another_fault(tmp_path: Path, error_first: bool) 
         for later in range(1, 14):
             die_at = fault_at + later if error_first else fault_at
             files = PowerLossFiles(tmp_path, die_at, fault_at if error_first else 0)
-            acknowledged, finished = save_until_fault(tmp_path / "live", files, (Died, OSError))
+            acknowledged, finished = save_until_fault(tmp_path / "live", files, (Died, OSError, SaveFailedError))
             files.die_at, files.error_at = fault_at + later, 0
             with contextlib.suppress(Died):
                 manager = open_manager(tmp_path / "live", files=files, attempt=2)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dino_exp.checkpoint.manager import CheckpointManager
+from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.policies import (
     AnyOf,
     BestN,
@@ -64,14 +65,26 @@ def request(step: int, **fields: Any) -> SaveRequest:
 
 
 def open_manager(folder: Path, **options: Any) -> CheckpointManager:
-    return CheckpointManager(folder, **{"save": SAVE, "keep": KEEP, "clock": lambda: 1.7e9} | options)
+    """A manager that saves at once; `background=True` for one that saves beside."""
+    given = {"save": SAVE, "keep": KEEP, "clock": lambda: 1.7e9, "background": False}
+    return CheckpointManager(folder, **given | options)
 
 
 def save_steps(folder: Path, steps: Any, **options: Any) -> CheckpointManager:
     manager = open_manager(folder, **options)
     for step in steps:
         manager.save(ToyState(step), request(step))
+        manager.drain()
     return manager
+
+
+def saved_manifest(folder: Path, step: int, **options: Any) -> Manifest:
+    """The manifest of a toy state of `step`, saved into `folder`."""
+    manager = open_manager(folder, **options)
+    manager.save(ToyState(step), request(step))
+    manifest = manager.drain()
+    assert manifest is not None
+    return manifest
 
 
 class Events(list[tuple[str, dict[str, Any]]]):

@@ -10,8 +10,9 @@ from support.checkpoints import FaultyFiles, ToyState, open_manager, save_steps
 
 from dino_exp.checkpoint.manifest_parse import parse_manifest
 from dino_exp.checkpoint.reader import CheckpointReader
-from dino_exp.checkpoint.restoring import load_into, read_verified
+from dino_exp.checkpoint.restoring import load_into
 from dino_exp.checkpoint.store import Store
+from dino_exp.checkpoint.verify import read_verified
 from dino_exp.errors import CorruptCheckpointError
 
 

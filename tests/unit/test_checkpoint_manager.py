@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.checkpoints import SCHEDULE, Events, ToyState, flip, open_manager, pack_of, request, save_steps
+from support.checkpoints import SCHEDULE, Events, ToyState, flip, open_manager, pack_of, request, saved_manifest, save_steps
 
 from dino_exp.checkpoint.generators import restore_generators
 from dino_exp.checkpoint.manifest import manifest_to_bytes
@@ -105,8 +105,8 @@ def test_collapsed_states_are_never_best_and_the_last_healthy_one_stays(tmp_path
 def test_two_reasons_at_one_step_make_one_save(tmp_path: Path) -> None:
     events, commits = Events(), []
     manager = save_steps(tmp_path, [1], on_event=events, on_commit=commits.append)
-    again = manager.save(ToyState(1), request(1, reasons=("signal SIGTERM",)))
-    assert again.reasons == ("every 1 steps",)
+    manager.save(ToyState(1), request(1, reasons=("signal SIGTERM",)))
+    assert manager.infos()[0].reasons == ("every 1 steps",)
     assert len(events.of("saved")) == len(commits) == 1
     assert commits[0].verified
     assert len(list((tmp_path / "packs").iterdir())) == 1
@@ -263,7 +263,7 @@ def test_a_folder_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
 
 def test_a_shared_pack_outlives_the_step_that_wrote_it(tmp_path: Path) -> None:
     """Incremental checkpoints will refer to packs of earlier steps."""
-    manifest = save_steps(tmp_path, [1]).save(ToyState(1), request(1))
+    manifest = saved_manifest(tmp_path, 1)
     (tmp_path / "step-000000005.json").write_bytes(manifest_to_bytes(replace(manifest, step=5)))
     manager = open_manager(tmp_path, keep=KeepAny(()), attempt=2)
     manager.save(ToyState(6), request(6, healthy=False))
@@ -282,7 +282,7 @@ def test_library_generators_come_back(tmp_path: Path) -> None:
 
     random.gauss(0, 1)  # leaves half a pair behind, which belongs to the state
     np.random.standard_normal()
-    manifest = save_steps(tmp_path, [1]).save(ToyState(1), request(1))
+    manifest = saved_manifest(tmp_path, 1)
     expected = draw()
     draw()
     assert restore_generators(manifest)
@@ -291,12 +291,12 @@ def test_library_generators_come_back(tmp_path: Path) -> None:
 
 
 def test_generators_do_not_count_for_the_state_digest(tmp_path: Path) -> None:
-    first = save_steps(tmp_path / "a", [1]).save(ToyState(1), request(1))
+    first = saved_manifest(tmp_path / "a", 1)
     torch.rand(1)
-    second = save_steps(tmp_path / "b", [1], attempt=4, clock=lambda: 5.0).save(ToyState(1), request(1))
+    second = saved_manifest(tmp_path / "b", 1, attempt=4, clock=lambda: 5.0)
     assert first.state_digest == second.state_digest
     assert first.generators != second.generators
-    third = save_steps(tmp_path / "c", [2]).save(ToyState(2), request(2))
+    third = saved_manifest(tmp_path / "c", 2)
     assert third.state_digest != first.state_digest
 
 

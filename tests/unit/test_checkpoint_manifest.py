@@ -38,7 +38,10 @@ from dino_exp.errors import CorruptCheckpointError
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     manager = open_manager(tmp_path_factory.mktemp("checkpoints"))
     metrics = {"knn_top1": 0.5, "val_loss": math.nan, "a": math.inf, "b": -math.inf}
-    return manager.save(ToyState(3), request(3, metrics=metrics))
+    manager.save(ToyState(3), request(3, metrics=metrics))
+    manifest = manager.drain()
+    assert manifest is not None
+    return manifest
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.checkpoints import ToyState, open_manager, request, save_steps
+from support.checkpoints import ToyState, open_manager, request, saved_manifest, save_steps
 
 from dino_exp.checkpoint.canonical import seal, unseal
 from dino_exp.checkpoint.manifest import Chunk, TensorEntry, manifest_to_bytes
@@ -121,7 +121,7 @@ def test_tensors_are_loaded_by_prefix(tmp_path: Path) -> None:
 
 def test_a_tensor_in_pieces_is_put_together(tmp_path: Path) -> None:
     """As several ranks will write it."""
-    manifest = save_steps(tmp_path, [1]).save(ToyState(1), request(1))
+    manifest = saved_manifest(tmp_path, 1)
     (whole,) = manifest.tensors["student.weight"].chunks
     from dino_exp.checkpoint.digests import content_digest
 
@@ -166,7 +166,7 @@ def test_a_newer_checkpoint_is_neither_damaged_nor_dropped(tmp_path: Path) -> No
 
 
 def test_an_unknown_codec_is_not_damage(tmp_path: Path) -> None:
-    manifest = save_steps(tmp_path, [1]).save(ToyState(1), request(1))
+    manifest = saved_manifest(tmp_path, 1)
     (chunk,) = manifest.tensors["student.weight"].chunks
     entry = replace(manifest.tensors["student.weight"], chunks=(replace(chunk, codec="delta/1"),))
     later = replace(manifest, tensors={**manifest.tensors, "student.weight": entry})
@@ -179,6 +179,6 @@ def test_an_unknown_codec_is_not_damage(tmp_path: Path) -> None:
 
 
 def test_a_policy_that_this_version_does_not_know_still_lists(tmp_path: Path) -> None:
-    manifest = save_steps(tmp_path, [1]).save(ToyState(1), request(1))
+    manifest = saved_manifest(tmp_path, 1)
     (tmp_path / "step-000000001.json").write_bytes(manifest_to_bytes(replace(manifest, policy=[{"rule": "new"}])))
     assert CheckpointReader(tmp_path).rows()[0]["kinds"] == ["latest"]

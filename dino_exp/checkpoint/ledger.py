@@ -1,0 +1,191 @@
+"""What is committed in one checkpoints folder, for the one process that may change it.
+
+Opening sweeps what dead writers left and reconciles the registry; retention, quarantine and the registry follow
+each change. Needs no torch, so that commands which only look after checkpoints start at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dino_exp.checkpoint.manifest import Manifest
+from dino_exp.checkpoint.pins import load_pins
+from dino_exp.checkpoint.policies import KeepAny, rank_best, retention_to_json
+from dino_exp.checkpoint.registry import Row, missing_packs, read_index, row_of, write_registry
+from dino_exp.checkpoint.store import Store
+from dino_exp.checkpoint.types import CheckpointInfo, OnEvent, RetentionPlan, Schedule
+from dino_exp.checkpoint.verify import read_verified
+from dino_exp.errors import CorruptCheckpointError
+from dino_exp.fsio import LOCAL, Files
+
+log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """The committed and the damaged checkpoints of one folder. One thread at a time.
+
+    `keep` is the retention policy; None takes the one that the newest manifest recorded. `on_event(kind, **fields)`
+    hears of dropped, quarantined, swept and trouble.
+
+    Raises UnsupportedFormatError where a newer version has written, CheckpointError for a folder that leads
+    elsewhere, OSError.
+    """
+
+    def __init__(
+        self, directory: Path, *, keep: KeepAny | None = None, on_event: OnEvent | None = None, files: Files = LOCAL
+    ) -> None:
+        self.store = Store(directory, files)
+        self.rows: dict[int, Row] = {}
+        self.damaged: dict[int, str] = {}
+        self._on_event = on_event
+        self.store.prepare()
+        index = read_index(self.store)
+        self.keep = index.retention() if keep is None else keep
+        self.schedule: Schedule | None = index.schedule
+        self._take_stock(index.rows, index.damaged)
+        if not index.current and index.schedule is not None:
+            self._write_registry(index.policy, index.schedule)
+
+    def _take_stock(self, rows: Mapping[int, Row], damaged: Mapping[int, str]) -> None:
+        """Sort rows into whole and damaged by the sizes of their packs, and sweep what no manifest reaches."""
+        self.damaged = dict(damaged)
+        for step, row in rows.items():
+            problem = missing_packs(self.store, row)
+            if problem is not None:
+                self.damaged[step] = problem
+        # A manifest that cannot be read may reach any pack.
+        reached = None if damaged else {name for row in rows.values() for name in row.packs}
+        swept = self.store.sweep(reached)
+        self.rows = {step: row for step, row in rows.items() if step not in self.damaged}
+        if swept:
+            self.tell("swept", names=swept)
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest step on disk, damaged or not: None means that nothing was ever saved here."""
+        return max([*self.rows, *self.damaged], default=None)
+
+    def infos(self) -> list[CheckpointInfo]:
+        """Checkpoints by step ascending, with their pins. Raises CorruptCheckpointError if pins cannot be read."""
+        pins = load_pins(self.store.folder, self.store.files)
+        return [replace(row.info, pinned=step in pins) for step, row in sorted(self.rows.items())]
+
+    def ranked(self) -> list[CheckpointInfo]:
+        """By the retention policy's first metric, best first."""
+        return rank_best(self.keep, [row.info for row in self.rows.values()])
+
+    def plan(self, schedule: Schedule, *, coming: CheckpointInfo | None = None) -> RetentionPlan:
+        """What retention would keep and drop now, or once `coming` is there too, and why. Nothing is changed."""
+        infos = self.infos()
+        return self.keep.plan(infos if coming is None else [*infos, coming], schedule)
+
+    def add(self, manifest: Manifest) -> CheckpointInfo:
+        """Note a commit that was read back and found good."""
+        identity = self.store.identity(manifest.step)
+        assert identity is not None
+        row = self.rows[manifest.step] = row_of(manifest, identity, verified=True)
+        return row.info
+
+    def mark_verified(self, step: int) -> None:
+        """Every byte of it was read and found good."""
+        self.rows[step] = replace(self.rows[step], info=replace(self.rows[step].info, verified=True))
+
+    def verify_one(self) -> int | None:
+        """See to it that one resumable checkpoint is verified, so that retention may drop others; its step.
+
+        Damaged ones on the way are noted as such. None where no good one is left. Raises OSError.
+        """
+        for step in sorted((step for step, row in self.rows.items() if row.info.resumable), reverse=True):
+            if self.rows[step].info.verified:
+                return step
+            try:
+                read_verified(self.store, step)
+            except CorruptCheckpointError as damage:
+                self.damaged[step] = str(damage)
+                del self.rows[step]
+                continue
+            self.mark_verified(step)
+            return step
+        return None
+
+    def retain(self, schedule: Schedule) -> None:
+        """Drop what no rule keeps, and renew the registry.
+
+        Trouble is told, and tried again after the next save: what was saved is safe.
+        """
+        try:
+            self.apply(self.plan(schedule))
+        except (OSError, CorruptCheckpointError) as problem:
+            self.tell("trouble", action="retention", error=str(problem))
+        self.renew_registry(schedule)
+
+    def renew_registry(self, schedule: Schedule) -> None:
+        """Write the registry as things are now."""
+        self.schedule = schedule
+        self._write_registry(retention_to_json(self.keep), schedule)
+
+    def apply(self, plan: RetentionPlan) -> None:
+        """Carry out a plan: manifests first, then the packs that nothing else reaches. Raises OSError."""
+        for step in plan.drop:
+            self.store.hide(step)
+            packs = self.own_packs(self.rows.pop(step).packs)
+            self.tell("dropped", step=step, reason=plan.reasons[step])
+            self.store.erase(step, packs)
+
+    def make_room(self, coming: CheckpointInfo, schedule: Schedule) -> bool:
+        """Drop now what retention would drop once `coming` is committed; whether anything went.
+
+        For a full disk only. What the floor of today's checkpoints keeps stays, so at no moment is there less than
+        one verified, resumable state. Raises OSError, CorruptCheckpointError.
+        """
+        after, floor = self.plan(schedule, coming=coming), KeepAny(()).plan(self.infos(), schedule)
+        drop = tuple(step for step in after.drop if step in floor.drop)
+        reasons = {step: f"{after.reasons[step]}; early, because the disk is full" for step in drop}
+        self.apply(RetentionPlan(keep=(), drop=drop, reasons=reasons))
+        return bool(drop)
+
+    def own_packs(self, packs: Collection[str]) -> list[str]:
+        """Those of `packs` that no checkpoint reaches any more."""
+        reached = {name for row in self.rows.values() for name in row.packs}
+        return [name for name in packs if name not in reached]
+
+    def quarantine(self, step: int) -> None:
+        """Move a damaged checkpoint aside, with the reason. Raises OSError."""
+        row = self.rows.pop(step, None)
+        packs = self.store.packs_of_step(step) if row is None else list(row.packs)
+        reason = self.damaged[step]
+        folder = self.store.quarantine(step, self.own_packs(packs), reason)
+        del self.damaged[step]
+        self.tell("quarantined", step=step, reason=reason, folder=folder.name)
+
+    def candidates(self, at: str | int) -> list[int]:
+        """The steps that "latest", "best" or a step may be restored from, in the order of preference."""
+        if at == "latest":
+            resumable = [step for step, row in self.rows.items() if row.info.resumable]
+            return sorted({*resumable, *self.damaged}, reverse=True)
+        if at == "best":
+            return [info.step for info in self.ranked()]
+        return [step for step in {*self.rows, *self.damaged} if step == at]
+
+    def read_good(self, step: int) -> Manifest:
+        """A step's manifest, every byte that it names checked. Raises CorruptCheckpointError, OSError."""
+        if step in self.damaged:
+            raise CorruptCheckpointError(self.damaged[step])
+        return read_verified(self.store, step)
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        """Log what happened, aloud where it is bad, and pass it on."""
+        level = logging.WARNING if kind in ("quarantined", "trouble") else logging.INFO
+        log.log(level, "%s %s", kind, " ".join(f"{name}={value}" for name, value in fields.items()))
+        if self._on_event is not None:
+            self._on_event(kind, **fields)
+
+    def _write_registry(self, policy: Any, schedule: Schedule) -> None:
+        try:
+            write_registry(self.store, self.rows.values(), policy, schedule)
+        except OSError as problem:  # derived: losing it costs a rescan
+            self.tell("trouble", action="write registry", error=str(problem))

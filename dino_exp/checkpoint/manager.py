@@ -6,6 +6,7 @@ there, and the store orders the file operations.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -16,6 +17,7 @@ from dino_exp.checkpoint.codec import RAW
 from dino_exp.checkpoint.generators import capture_generators
 from dino_exp.checkpoint.ledger import Ledger
 from dino_exp.checkpoint.manifest import Manifest
+from dino_exp.checkpoint.pace import Pace
 from dino_exp.checkpoint.policies import KeepAny, SavePolicy, may_skip, retention_to_json
 from dino_exp.checkpoint.restoring import Restored, load_into, nothing_to_load, too_much_lost
 from dino_exp.checkpoint.saving import OnCommit, SaveJob, Saver
@@ -61,12 +63,13 @@ class CheckpointManager:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._ledger = Ledger(Path(directory), keep=keep, on_event=on_event, files=files)
+        self._pace = Pace(max_bytes_per_sec if background else None)
         self._saver = Saver(
             self._ledger,
             guard=guard,
             on_commit=on_commit,
             require_finite=require_finite,
-            max_bytes_per_sec=max_bytes_per_sec if background else None,
+            pace=self._pace,
         )
         self._save_policy, self._attempt, self._codec = save, attempt, codec
         self._max_lost_steps, self._clock = max_lost_steps, clock
@@ -151,14 +154,15 @@ class CheckpointManager:
             tensors = self._buffers.copy(tensors, late)
         job = SaveJob(
             tensors=tensors,
-            values=values,
-            request=request,
+            values=copy.deepcopy(values),
+            request=copy.deepcopy(request),
             by=writer,
             supersede=supersede,
             ready=self._buffers.wait_on_host,
             before_commit=before_commit,
         )
         self._told_skip = False
+        self._pace.begin()  # here and not in the thread, which may only begin when somebody waits for it already
         self._step_under_way, self._latest_step = request.step, max(request.step, self._latest_step or 0)
         try:
             self._background.start(partial(self._saver.save, job))
@@ -182,7 +186,7 @@ class CheckpointManager:
         """Wait for the save under way. Returns and raises as `poll` does. Full speed, whatever the limit."""
         if self._step_under_way is None:
             return None
-        self._saver.hurry()
+        self._pace.hurry()
         try:
             return self._background.take()
         finally:

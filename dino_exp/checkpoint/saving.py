@@ -52,15 +52,10 @@ class Saver:
         guard: Hook | None,
         on_commit: OnCommit | None,
         require_finite: bool,
-        max_bytes_per_sec: float | None,
+        pace: Pace,
     ) -> None:
         self._ledger, self._guard, self._on_commit = ledger, guard, on_commit
-        self._require_finite = require_finite
-        self._pace = Pace(max_bytes_per_sec)
-
-    def hurry(self) -> None:
-        """Somebody waits: write at full speed until the save under way has ended."""
-        self._pace.hurry()
+        self._require_finite, self._pace = require_finite, pace
 
     def save(self, job: SaveJob) -> Manifest:
         """Write, commit, read back, and let retention follow.
@@ -70,7 +65,6 @@ class Saver:
         and what the hooks raise: then nothing was committed, and what may be left of it is swept at the next start.
         """
         ledger, step = self._ledger, job.request.step
-        self._pace.begin()
         try:
             job.ready()
             old = ledger.rows.get(step)

@@ -22,9 +22,10 @@ class Zygote:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
+        places = [lab.environment.get("PYTHONPATH", ""), *sys.path]
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__))], cwd=lab.directory, text=True, bufsize=1,
-            env={**lab.environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={**lab.environment, "PYTHONPATH": os.pathsep.join(filter(None, places))},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 

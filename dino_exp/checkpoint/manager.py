@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dino_exp.checkpoint.background import Background
 from dino_exp.checkpoint.codec import RAW
@@ -78,6 +80,7 @@ class CheckpointManager:
         self._latest_step = self._ledger.latest_step
         self._step_under_way: int | None = None
         self._told_skip = False
+        self._last_save_secs = clock()
 
     def due(self, context: SaveContext) -> tuple[str, ...]:
         """Why to save after this step; empty: do not.
@@ -86,12 +89,26 @@ class CheckpointManager:
         told once for each save under way.
         """
         reasons = self._save_policy.should_save(context)
-        if not (reasons and self.is_saving and may_skip(reasons)):
+        if not (self.is_saving and may_skip(reasons)):
             return reasons
         if not self._told_skip:
             self._told_skip = True
             self._ledger.tell("skipped", step=context.step, reasons=list(reasons), under_way=self._step_under_way)
         return ()
+
+    def maybe_save(self, state: Stateful, request: SaveRequest, **context: Any) -> bool:
+        """Ask the policy after a step, and save if it says so; whether a save was begun. For a loop with no more to it.
+
+        `context`: what else the policy should know (see `SaveContext`). Raises what `poll` and `save` raise.
+        """
+        self.poll()
+        now_secs = self._clock()
+        given = {"now_secs": now_secs, "last_save_secs": self._last_save_secs, "last_saved_step": self.latest_step()}
+        reasons = self.due(SaveContext(step=request.step, schedule=request.schedule, **given | context))
+        if reasons:
+            self.save(state, replace(request, reasons=reasons))
+            self._last_save_secs = now_secs
+        return bool(reasons)
 
     @property
     def is_saving(self) -> bool:
@@ -99,13 +116,13 @@ class CheckpointManager:
         return self._background.is_busy
 
     def latest_step(self) -> int | None:
-        """The newest step that is on disk, damaged or not, or on its way there: None when there is none."""
+        """The newest step that is on disk, damaged or not, or on its way there; None when there is none."""
         return self._latest_step
 
     def infos(self) -> list[CheckpointInfo]:
-        """Checkpoints by step ascending, with their pins; waits for a save under way, as the next three do.
+        """Checkpoints by step ascending, with their pins. Raises CorruptCheckpointError if these cannot be read.
 
-        Raises CorruptCheckpointError if pins cannot be read, and what `drain` raises.
+        Waits for a save under way, and raises its error, as the next two do.
         """
         self.drain()
         return self._ledger.infos()
@@ -183,7 +200,7 @@ class CheckpointManager:
         return None if self.is_saving else self.drain()
 
     def drain(self) -> Manifest | None:
-        """Wait for the save under way. Returns and raises as `poll` does. Full speed, whatever the limit."""
+        """Wait for the save under way, at full speed whatever the limit. Returns and raises as `poll` does."""
         if self._step_under_way is None:
             return None
         self._pace.hurry()

@@ -1,4 +1,4 @@
-"""The parts of one optimisation step: groups, clipping, last-layer freeze, moving average, moments by name.
+"""The parts of one optimisation step: groups, clipping, last-layer freeze, moving average.
 
 Shapes: P parameters with a gradient.
 """
@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from dino_exp.errors import CheckpointError, ConfigError
+from dino_exp.errors import ConfigError
 
 OptimizerName = Literal["adamw", "sgd"]
 
 _LAST_LAYER = "last_layer"
-_MOMENTS = {AdamW: {"step", "exp_avg", "exp_avg_sq"}, SGD: {"momentum_buffer"}}
 _CLIP_EPS = 1e-6
 
 
@@ -94,67 +93,3 @@ def ema_update_(teacher: Iterable[Tensor], student: Iterable[Tensor], momentum: 
     moving = list(teacher)
     torch._foreach_mul_(moving, momentum)
     torch._foreach_add_(moving, list(student), alpha=1 - momentum)
-
-
-def optimizer_moments(optimizer: Optimizer, named_parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The live moments as `<parameter>.<moment>`, for example `backbone.norm.weight.exp_avg`.
-
-    A parameter that was never updated (a frozen last layer) has none, and none is made for it.
-    """
-    return {
-        f"{name}.{moment}": value
-        for name, parameter in named_parameters.items()
-        for moment, value in optimizer.state.get(parameter, {}).items()
-        if value is not None
-    }
-
-
-def load_moments(
-    optimizer: Optimizer, named_parameters: Mapping[str, nn.Parameter], moments: Mapping[str, Tensor]
-) -> None:
-    """Make copies of `moments` the optimizer's whole state; parameters without any are left without.
-
-    The inverse of `optimizer_moments`, for a fresh optimizer or a used one. Raises CheckpointError, changing
-    nothing, for a moment of no trained parameter, an incomplete set, or another shape or type.
-    """
-    grouped: dict[str, dict[str, Tensor]] = {}
-    for full_name, value in moments.items():
-        name, _, moment = full_name.rpartition(".")
-        grouped.setdefault(name, {})[moment] = value
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    expected = _MOMENTS[type(optimizer)]
-    problems = []
-    for name, found in grouped.items():
-        parameter = named_parameters.get(name)
-        if parameter is None or id(parameter) not in trained:
-            problems.append(f"{name}: no trained parameter of this name")
-        else:
-            problems += _problems(name, parameter, found, expected)
-    if problems:
-        raise CheckpointError(
-            f"optimizer moments do not fit the model: {'; '.join(problems[:5])} ({len(problems)} problems); "
-            "was the checkpoint written for this model and optimizer?"
-        )
-    optimizer.state.clear()
-    for name, found in grouped.items():
-        optimizer.state[named_parameters[name]] = _copied(optimizer, named_parameters[name], found)
-
-
-def _problems(name: str, parameter: Tensor, found: dict[str, Tensor], expected: set[str]) -> list[str]:
-    if set(found) != expected:
-        return [f"{name}: expected moments {sorted(expected)}, found {sorted(found)}"]
-    problems = []
-    for moment, value in found.items():
-        want = ((), torch.float32) if moment == "step" else (tuple(parameter.shape), parameter.dtype)
-        if want != (tuple(value.shape), value.dtype):
-            problems.append(f"{name}.{moment}: expected {want}, found {tuple(value.shape)}, {value.dtype}")
-    return problems
-
-
-def _copied(optimizer: Optimizer, parameter: Tensor, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    # AdamW counts steps on the CPU unless it is fused; elsewhere each step would wait for the device.
-    step_device = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
-    return {
-        moment: value.to(step_device if moment == "step" else parameter.device, copy=True)
-        for moment, value in found.items()
-    }

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dino_exp.checkpoint.torch_state import load_moments, optimizer_moments
 from dino_exp.dino.multicrop import MultiCropModel
-from dino_exp.dino.optim import load_moments, optimizer_moments
 from dino_exp.errors import CheckpointError
 
 JSON_FIELDS = ("step", "loss_sum", "loss_count", "best", "pending_row", "collapse_rows", "healthy")

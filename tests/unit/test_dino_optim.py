@@ -3,14 +3,13 @@ import copy
 import pytest
 import torch
 
+from dino_exp.checkpoint.torch_state import load_moments, optimizer_moments
 from dino_exp.dino.multicrop import MultiCropModel
 from dino_exp.dino.optim import (
     build_optimizer,
     clip_per_parameter_,
     ema_update_,
     freeze_last_layer_,
-    load_moments,
-    optimizer_moments,
     parameter_groups,
     set_hyper,
 )

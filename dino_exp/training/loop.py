@@ -54,7 +54,8 @@ class Training:
     before each row. `forked`: the state is a parent's, and is to be saved as the first one here. `on_row` receives
     every written row and the state's best evaluation. `record` is copied verbatim into every manifest. `secs_left` is
     the time for which the machine is still there, None where nobody knows. `on_trouble` hears of each save that the
-    disk did not take; `failed_save` is the last one, until a later save succeeds.
+    disk did not take; `failed_save` is the last one, until a later one succeeds. `tried_step` is the step of the newest
+    save that this attempt began.
     """
 
     state: TrainState
@@ -79,6 +80,7 @@ class Training:
     last_save_secs: float = 0.0
     forked: bool = False
     failed_save: SaveFailedError | None = None
+    tried_step: int | None = None
     meter: Meter = field(init=False)
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from dino_exp.errors import DinoExpError, SaveFailedError, TrainingError
 from dino_exp.runs.signals import SAVE_SIGNAL
 
 if TYPE_CHECKING:
+    from dino_exp.checkpoint.manager import CheckpointManager
     from dino_exp.training.loop import Training
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def handle_save(t: Training) -> None:
         schedule=t.plan.schedule,
         now_secs=t.clock(),
         last_save_secs=t.last_save_secs,
-        last_saved_step=t.manager.latest_step(),
+        last_saved_step=last_begun_step(t, t.manager),
         improved=t.improved,
         ending=t.state.step >= t.plan.stop_step,
         signal=None if signum is None else signal.Signals(signum).name,
@@ -52,11 +53,21 @@ def handle_save(t: Training) -> None:
         save(t, reasons)
 
 
+def last_begun_step(t: Training, manager: CheckpointManager) -> int | None:
+    """The newest step that a save was begun for.
+
+    One that failed counts, unless it is the present step: a signal may try that again, and a deadline shall not try
+    again at each step.
+    """
+    tried = None if t.tried_step == t.state.step else t.tried_step
+    return max((step for step in (manager.latest_step(), tried) if step is not None), default=None)
+
+
 def save(t: Training, reasons: tuple[str, ...], *, supersede: bool = False) -> None:
     """Begin to save the present state, after an earlier save has ended; the rows up to it reach the disk first."""
     assert t.manager is not None
     hear_of_save(t, wait=True)
-    began = time.perf_counter()
+    began, t.tried_step = time.perf_counter(), t.state.step
     position = t.rows.position
     here = t.latest if t.latest.get("step") == t.state.step else {}
     try:

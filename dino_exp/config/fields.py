@@ -150,7 +150,10 @@ def convert(hint: Any, value: Any) -> Any:
         return _convert_list(hint, value)
     kind = type(value)
     if kind is hint or (kind is int and hint in (float, str)):
-        return hint(value)
+        try:
+            return hint(value)
+        except (OverflowError, ValueError):  # a whole number beyond every float, or too long to be written
+            raise ValueError(describe(hint)) from None
     raise ValueError(describe(hint))
 
 

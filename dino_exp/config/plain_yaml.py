@@ -10,6 +10,7 @@ from dino_exp.fsio import DamagedFileError
 
 MAX_DEPTH = 16
 MAX_NODES = 20_000
+MAX_NUMBER_CHARS = 100  # YAML knows numbers to the base of 60: a long one takes minutes to build, or overflows
 
 
 def parse_plain_yaml(data: bytes, what: str) -> Any:
@@ -40,6 +41,8 @@ class _PlainLoader(yaml.SafeLoader):
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
+        if isinstance(node, yaml.ScalarNode):
+            _check_scalar(node)
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -51,6 +54,13 @@ class _PlainLoader(yaml.SafeLoader):
                 raise _problem(f"the key {key.value!r} comes twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
+
+
+def _check_scalar(node: yaml.ScalarNode) -> None:
+    if node.tag != "tag:yaml.org,2002:str" and len(node.value) > MAX_NUMBER_CHARS:
+        raise _problem(f"a number of more than {MAX_NUMBER_CHARS} characters", node.start_mark)
+    if any("\ud800" <= char <= "\udfff" for char in node.value):  # written as an escape; no file could hold it
+        raise _problem("half a character", node.start_mark)
 
 
 def _problem(message: str, mark: yaml.Mark) -> yaml.YAMLError:

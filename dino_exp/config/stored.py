@@ -23,6 +23,9 @@ from dino_exp.fsio import LOCAL, parse_json, write_atomic
 YAML_NAME = "config.yaml"
 CANONICAL_NAME = "config.canonical.json"
 MAX_BYTES = 1_000_000
+MAX_SETTINGS = 1_000  # several times as many as there are: each unknown one is compared with all that are known
+_MAX_KEY_CHARS = 200
+_MAX_MESSAGE_CHARS = 2_000
 _PLACES = ("resume", "fork", "paths")
 
 
@@ -62,16 +65,21 @@ def load_stored(directory: Path) -> Config:
 
 
 def _checked(mapping: dict[str, Any], path: Path, outputs: str) -> Config:
+    keys = [key for key, _ in walk_mapping(mapping)]
+    if len(keys) > MAX_SETTINGS or max(map(len, keys), default=0) > _MAX_KEY_CHARS:
+        raise RefusedError(f"{path}: {len(keys)} settings, some of them of absurd names; no run is configured so")
     strange = [f"{key}: never taken from a run" for key in _PLACES if key in mapping]
     strange += [f"{key}: an interpolation; only plain values are read" for key in _interpolated(mapping)]
     if strange:
-        raise RefusedError(f"{path}: " + "\n  ".join(strange))
+        raise RefusedError(f"{path}: " + _short("\n  ".join(strange)))
     places = {"resume": None, "fork": None, "paths": {"outputs": outputs}}
     try:
-        return config_from_mapping({**mapping, **places})
+        config = config_from_mapping({**mapping, **places})
+        canonical_text(config)
+        return config
     except ConfigError as error:
         raise RefusedError(
-            f"{path}: these are not settings of this version; {error}\n"
+            f"{path}: these are not settings of this version; {_short(str(error))}\n"
             "The file was edited, or written by another version: restore it, or start a new run"
         ) from error
 
@@ -93,6 +101,11 @@ def _disagreement(config: Config, recorded: bytes, yaml_path: Path, canonical_pa
     lines = [f"{key}: {shown.get(key)!r} here, {hashed.get(key)!r} in {canonical_path.name}" for key in keys]
     return (
         f"{yaml_path} and {canonical_path.name} disagree:\n  "
-        + "\n  ".join(lines or ["the same values, written differently"])
+        + _short("\n  ".join(lines or ["the same values, written differently"]))
         + "\nOne of them was edited. Undo the edit; to run with other settings, use fork="
     )
+
+
+def _short(text: str) -> str:
+    """A message must not be a copy of a file that somebody filled up."""
+    return text if len(text) <= _MAX_MESSAGE_CHARS else text[:_MAX_MESSAGE_CHARS] + " ..."

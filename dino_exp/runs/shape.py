@@ -14,6 +14,7 @@ from dino_exp.runs.jsontext import Json, number
 T = TypeVar("T")
 Check: TypeAlias = Callable[[Json], T]
 _MAX_WHOLE = 2**63
+_MAX_NAME_CHARS = 80  # of a member's name in a message: a stranger may have made it as long as the file
 
 
 class WrongShapeError(ValueError):
@@ -95,7 +96,7 @@ def record_of(kind: Callable[..., T], members: Mapping[str, Check[object]]) -> C
         if missing := members.keys() - found.keys():
             raise WrongShapeError(f"no member {sorted(missing)}")
         if unknown := found.keys() - members.keys():
-            raise WrongShapeError(f"unknown member {sorted(unknown)[:5]}")
+            raise WrongShapeError(f"unknown member {[name[:_MAX_NAME_CHARS] for name in sorted(unknown)[:5]]}")
         given = {name: _at(name, check, found[name]) for name, check in members.items()}
         try:
             return kind(**given)
@@ -115,7 +116,7 @@ def _at(name: str, check: Check[T], value: Json) -> T:
     try:
         return check(value)
     except WrongShapeError as error:
-        raise error.inside(name) from None
+        raise error.inside(name[:_MAX_NAME_CHARS]) from None
 
 
 def _wrong(value: Json, expected: str) -> WrongShapeError:

@@ -41,7 +41,8 @@ def save_pins(folder: Path, pins: Mapping[int, str], files: Files = LOCAL) -> No
 
 
 def _is_pin(step: str, note: object) -> bool:
-    return step.isascii() and step.isdecimal() and int(step) <= MAX_STEP and isinstance(note, str)
+    plain = step.isascii() and step.isdecimal() and len(step) <= len(str(MAX_STEP)) and step == str(int(step))
+    return plain and isinstance(note, str)
 
 
 def _damaged(path: Path, problem: str) -> CorruptCheckpointError:

@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from typing import TypeGuard
 
 from dino_exp.checkpoint.types import JSON
 from dino_exp.errors import CheckpointError, CorruptCheckpointError
@@ -114,7 +115,11 @@ def metrics_from_json(given: JSON, what: str) -> dict[str, float]:
     metrics = {}
     for name, value in given.items():
         number = _NON_FINITE.get(value) if isinstance(value, str) else value
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise CorruptCheckpointError(f"{what}.{name}: expected a number, found {str(value)[:40]!r}")
+        if not _is_number(number):
+            raise CorruptCheckpointError(f"{what}.{name[:80]}: expected a number, found {str(value)[:40]!r}")
         metrics[name] = number
     return metrics
+
+
+def _is_number(value: JSON) -> TypeGuard[float]:
+    return type(value) is float or (type(value) is int and abs(value) < 2**1023)  # beyond it, no float

@@ -9,6 +9,7 @@ does not know are ignored.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from itertools import combinations
 
@@ -58,6 +59,7 @@ def _parse_without_tensors(text: bytes, what: str) -> Manifest:
 def _to_manifest(body: dict[str, JSON], what: str, *, with_tensors: bool) -> Manifest:
     _check_version(body, what)
     packs = {pack.name: pack for pack in (_pack(item, what) for item in _list(body, "packs", what))}
+    _need(len(packs) == len(body["packs"]), what, "a pack comes twice")
     tensors = _dict(body, "tensors", what) if with_tensors else {}
     _need(len(tensors) <= MAX_TENSORS, what, f"{len(tensors)} tensors, expected at most {MAX_TENSORS}")
     state_digest = body.get("state_digest")
@@ -89,6 +91,7 @@ def _to_manifest(body: dict[str, JSON], what: str, *, with_tensors: bool) -> Man
 
 def _check_version(body: dict[str, JSON], what: str) -> None:
     version = _whole(body, "format_version", what)
+    _need(version > 0, what, "there is no format 0")
     if version > FORMAT_VERSION:
         raise UnsupportedFormatError(
             f"{what}: format {version}, expected at most {FORMAT_VERSION}; it is of a newer version, "
@@ -116,7 +119,10 @@ def _tensor(name: str, given: JSON, packs: dict[str, PackEntry], what: str) -> T
     entry = TensorEntry(
         dtype=dtype, shape=shape, chunks=tuple(_chunk(chunk, packs, where, MAX_CHAIN) for chunk in chunks)
     )
-    _need(entry.num_bytes <= MAX_BYTES, where, f"{entry.num_bytes} bytes of content")
+    most = math.prod(size or 1 for size in shape)  # also of an empty tensor, whose strides must be numbers too
+    _need(
+        most * DTYPES[dtype].item_bytes <= MAX_BYTES, where, f"shape {list(shape)}, expected at most {MAX_BYTES} bytes"
+    )
     _check_tiling(entry, where)
     for chunk in entry.chunks:
         _check_raw(chunk, DTYPES[dtype].item_bytes, where)
@@ -207,7 +213,7 @@ def _field(given: JSON, key: str, kind: type, where: str) -> JSON:
 
 def _whole(given: JSON, key: str, where: str, most: int = MAX_BYTES) -> int:
     value: int = _field(given, key, int, where)
-    _need(0 <= value <= most, where, f"{key} is {value}, expected 0 to {most}")
+    _need(0 <= value <= most, where, f"{key} is {str(value)[:40]}, expected 0 to {most}")
     return value
 
 

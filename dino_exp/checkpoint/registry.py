@@ -21,7 +21,7 @@ from dino_exp.errors import ConfigError, CorruptCheckpointError
 from dino_exp.fsio import DamagedFileError, write_atomic
 
 FORMAT_VERSION = 1
-_MAX_BYTES = 256 << 20
+_MAX_BYTES = 64 << 20
 _ORIGIN = ("config_hash", "git_commit", "code_id")
 
 
@@ -207,4 +207,6 @@ def _row_from_json(given: JSON, group: JSON) -> Row:
 def _typed(value: JSON, kind: type) -> Any:
     if type(value) is not kind:
         raise TypeError(f"expected {kind.__name__}")
+    if isinstance(value, int) and not 0 <= value < 2**63:
+        raise ValueError("expected a whole number from 0, of 63 bits")
     return value

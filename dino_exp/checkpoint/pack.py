@@ -111,9 +111,11 @@ class PackReader:
 
     def check_header(self, name: str) -> None:
         """Compare length and header with their digest. Raises CorruptCheckpointError, OSError."""
-        pack = self._packs[name]
-        data = memoryview(bytearray(min(pack.header_bytes, _MAX_HEADER_BYTES)))
-        self.handle(name).read_into(0, data)
+        pack, handle = self._packs[name], self.handle(name)  # the file is as long as it should be: now allocate
+        if pack.header_bytes > _MAX_HEADER_BYTES:
+            raise CorruptCheckpointError(f"pack {name}: a header of {pack.header_bytes} bytes is not ours")
+        data = memoryview(bytearray(pack.header_bytes))
+        handle.read_into(0, data)
         if content_digest(data) != pack.header_digest:
             raise CorruptCheckpointError(f"pack {name}: the digest of its header differs")
 

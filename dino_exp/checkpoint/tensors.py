@@ -36,9 +36,12 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 def load_tensor(packs: PackReader, entry: TensorEntry) -> Tensor:
     """Read, decode and check one tensor, on the CPU. Raises CorruptCheckpointError, OSError."""
     dtype = getattr(torch, entry.dtype)
+    for chunk in entry.chunks:
+        find_codec(chunk.codec)
+        packs.handle(chunk.pack)  # as long as the manifest says, before memory is taken on its word
     if len(entry.chunks) == 1:
         return _load_chunk(packs, entry.chunks[0], dtype)
-    whole = torch.empty(entry.shape, dtype=dtype)
+    whole = _empty(entry.shape, dtype)
     for chunk in entry.chunks:
         sides = zip(chunk.offset, chunk.shape, strict=True)
         whole[tuple(slice(start, start + size) for start, size in sides)] = _load_chunk(packs, chunk, dtype)
@@ -46,7 +49,7 @@ def load_tensor(packs: PackReader, entry: TensorEntry) -> Tensor:
 
 
 def _load_chunk(packs: PackReader, chunk: Chunk, dtype: torch.dtype) -> Tensor:
-    content = torch.empty(chunk.shape, dtype=dtype)
+    content = _empty(chunk.shape, dtype)
     into = tensor_bytes(content)  # shares memory: the tensor is contiguous and on the host
     if chunk.codec == RAW:
         packs.read_stored(chunk, into)
@@ -59,6 +62,13 @@ def _load_chunk(packs: PackReader, chunk: Chunk, dtype: torch.dtype) -> Tensor:
     if content_digest(into) != chunk.content_digest:
         raise CorruptCheckpointError(f"{chunk.key} in {chunk.pack}: its content's digest differs")
     return content
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    try:
+        return torch.empty(shape, dtype=dtype)
+    except RuntimeError as problem:
+        raise CheckpointError(f"a tensor of {dtype} {list(shape)} does not fit into memory") from problem
 
 
 class SavedState(Mapping[str, Any]):

@@ -49,8 +49,9 @@ def restore_generators(manifest: Manifest, rank: int = 0) -> bool:
         return False
     try:
         _restore(manifest.generators[rank])
-    except (KeyError, TypeError, ValueError, RuntimeError) as problem:
-        raise CorruptCheckpointError(f"step {manifest.step}: saved generators do not fit: {problem}") from problem
+    except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as problem:
+        reason = str(problem)[:200]
+        raise CorruptCheckpointError(f"step {manifest.step}: saved generators do not fit: {reason}") from problem
     return True
 
 
@@ -60,6 +61,8 @@ def _restore(saved: JSON) -> None:
     random.setstate((python["version"], tuple(words.tolist()), _unhex(python["gauss"])))
     key = np.frombuffer(base64.b64decode(legacy["key"], validate=True), "<u4")
     gauss = _unhex(legacy["gauss"])
+    if not 0 <= legacy["pos"] <= len(key):  # numpy does not look, and would read beyond the generator's words
+        raise ValueError(f"numpy's position is {legacy['pos']} of {len(key)}")
     np.random.set_state(("MT19937", key, legacy["pos"], legacy["has_gauss"], 0.0 if gauss is None else gauss))
     torch.set_rng_state(_text_tensor(saved["torch"]))
     if torch.cuda.is_available():

@@ -28,10 +28,18 @@ if TYPE_CHECKING:
 
 
 class CheckpointReader:
-    """Looks at the checkpoints folder of one run, which may be in use, damaged, or absent."""
+    """Looks at the checkpoints folder of one run, which may be in use, damaged, or absent.
+
+    Raises CorruptCheckpointError for a folder that leads elsewhere.
+    """
 
     def __init__(self, directory: Path | str, files: Files = LOCAL) -> None:
         self._store = Store(Path(directory), files)
+        for path in (self._store.folder, self._store.packs_folder):
+            if path.is_symlink():
+                raise CorruptCheckpointError(
+                    f"{path} is a link; a run's files must lie inside it. Replace it by the folder it names"
+                )
 
     def infos(self) -> list[CheckpointInfo]:
         """Facts about each readable checkpoint, by step ascending.

@@ -149,7 +149,7 @@ class CheckpointReader:
     def _infos(self, index: Index) -> list[CheckpointInfo]:
         pins = load_pins(self._store.folder, self._store.files)
         rows = sorted(index.rows.items())
-        return [replace(row.info, pinned=step in pins) for step, row in rows]
+        return [replace(row.info, pinned=True) if step in pins else row.info for step, row in rows]
 
     def _row(self, index: Index, info: CheckpointInfo, kinds: tuple[str, ...]) -> dict[str, JSON]:
         row = index.rows[info.step]

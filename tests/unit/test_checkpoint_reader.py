@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.checkpoints import ToyState, open_manager, request, saved_manifest, save_steps
+from support.checkpoints import ToyState, open_manager, request, save_steps, saved_manifest
 
 from dino_exp.checkpoint.canonical import seal, unseal
 from dino_exp.checkpoint.manifest import Chunk, TensorEntry, manifest_to_bytes

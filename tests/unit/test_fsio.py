@@ -112,7 +112,7 @@ def test_a_folder_that_is_a_link_is_not_taken_for_one(tmp_path: Path) -> None:
 
 
 def test_free_bytes_are_those_for_a_writer_without_privileges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 0 < LOCAL.free_bytes(tmp_path)
+    assert LOCAL.free_bytes(tmp_path) > 0
     found = os.statvfs_result((512, 4096, 1000, 600, 500, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda path: found)
     assert LOCAL.free_bytes(tmp_path) == 500 * 4096

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ import typer
 
 import dino_exp
 from dino_exp.cli import checkpoints
+from dino_exp.cli.show import plain
 from dino_exp.errors import DinoExpError
 
 app = typer.Typer(
@@ -47,16 +49,20 @@ def root(
 
 def run() -> int:
     """Run the command line; the exit code. An error of the user's or the disk's is one message, no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # half a character in a file's text is no traceback
     try:
         app()
     except DinoExpError as error:
-        print(f"dino-exp: {error}", file=sys.stderr)
+        print(f"dino-exp: {plain(str(error), keep=chr(10))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
         return 128 + signal.SIGPIPE
     except OSError as error:
-        print(f"dino-exp: {error.filename or 'a file operation'}: {error.strerror or error}", file=sys.stderr)
+        place = plain(str(error.filename or "a file operation"))
+        print(f"dino-exp: {place}: {error.strerror or error}", file=sys.stderr)
         return 1
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def console() -> Console:
@@ -21,6 +22,16 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
+def plain(text: str, keep: str = "") -> str:
+    """`text` with an escape for each character that could move a cursor, recolour a terminal, or not be encoded.
+
+    Names and notes come from files that a stranger may have written. Characters in `keep` stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in keep else ascii(char)[1:-1] for char in text)
+
+
 def size_text(num_bytes: float) -> str:
     """Bytes in decimal units: `701 MB`, `1.2 kB`."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -31,12 +42,12 @@ def size_text(num_bytes: float) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
-    """A plain table; the columns named in `right` are right-aligned."""
+    """A plain table; the columns named in `right` are right-aligned. Cells are text of files: no markup, `plain`."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         made.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*(Text(plain(cell)) for cell in row))
     return made
 
 

@@ -107,5 +107,6 @@ def _disagreement(config: Config, recorded: bytes, yaml_path: Path, canonical_pa
 
 
 def _short(text: str) -> str:
-    """A message must not be a copy of a file that somebody filled up."""
-    return text if len(text) <= _MAX_MESSAGE_CHARS else text[:_MAX_MESSAGE_CHARS] + " ..."
+    """A message must not be a copy of a file that somebody filled up, nor say things to the terminal."""
+    shown = "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+    return shown if len(shown) <= _MAX_MESSAGE_CHARS else shown[:_MAX_MESSAGE_CHARS] + " ..."

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 _AT = re.compile(r"latest|best|[0-9]{1,18}")
 _MAX_SHOWN = 8
+_MAX_SHOWN_CHARS = 300
 
 
 def split_at(named: str) -> tuple[str, str | None]:
@@ -28,10 +29,11 @@ def split_at(named: str) -> tuple[str, str | None]:
         return named, None
     if run and _AT.fullmatch(at):
         return run, at
-    if "/" in at or Path(named).is_dir():
+    if "/" in at or _is_dir(named):
         return named, None
     raise UsageError(
-        f"{named}: found {at!r} after '@', expected latest, best or a step, such as `{run or 'last'}@best`"
+        f"{_short(named)}: found {_short(at)!r} after '@', expected latest, best or a step, such as "
+        f"`{_short(run) or 'last'}@best`"
     )
 
 
@@ -40,18 +42,21 @@ def find_run(outputs: Path, named: str) -> Path:
     if named == "last":
         return _last(outputs)
     folder = Path(named)
-    if named and RunPaths(folder).run_json.is_file():
+    if named and _is_file(RunPaths(folder).run_json):
         return folder
     if "/" in named or named in ("", ".", ".."):
-        raise UsageError(f"{named or 'the empty text'}: no run directory (no run.json in it); {_hint(outputs)}")
+        raise UsageError(f"{_short(named) or 'the empty text'}: no run directory (no run.json in it); {_hint(outputs)}")
     names = _run_names(outputs)
     matches = [name for name in names if name.startswith(named)]
     if named in matches or len(matches) == 1:
         return outputs / "runs" / (named if named in matches else matches[0])
     if matches:
-        raise UsageError(f"{named!r} begins the keys of {len(matches)} runs: {_some(matches)}; type more of the key")
+        raise UsageError(
+            f"{_short(named)!r} begins the keys of {len(matches)} runs: {_some(matches)}; type more of the key"
+        )
     near = difflib.get_close_matches(named, names, n=_MAX_SHOWN, cutoff=0.5)
-    raise UsageError(f"no run in {outputs} begins with {named!r}; {f'near: {_some(near)}' if near else _hint(outputs)}")
+    hint = f"near: {_some(near)}" if near else _hint(outputs)
+    raise UsageError(f"no run in {outputs} begins with {_short(named)!r}; {hint}")
 
 
 def _last(outputs: Path) -> Path:
@@ -80,3 +85,21 @@ def _some(names: list[str]) -> str:
 
 def _hint(outputs: Path) -> str:
     return f"`ls {outputs / 'runs'}` shows the runs, `python -m dino_exp.train` starts one"
+
+
+def _is_dir(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except OSError:  # a name too long to be one
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "..."

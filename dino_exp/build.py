@@ -7,6 +7,7 @@ or a command line gives.
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,14 +95,13 @@ def build_plan(config: Config, num_images: int) -> TrainingPlan:
 
 
 def build_schedules(config: Config, per_epoch: int) -> Schedules:
-    """The schedules of the whole run. `optimizer.scale_lr_to_batch` is applied here (linear scaling rule)."""
+    """The schedules of the whole run."""
     optimizer, scheduler, loss = config.optimizer, config.scheduler, config.loss
-    scale = 1.0 if optimizer.scale_lr_to_batch is None else config.train.batch_size / optimizer.scale_lr_to_batch
     return Schedules(
         name=cast(ScheduleName, scheduler.name),
         num_epochs=config.train.epochs,
         steps_per_epoch=per_epoch,
-        lr=optimizer.lr * scale,
+        lr=peak_lr(config),
         min_lr=scheduler.min_lr,
         warmup_epochs=scheduler.warmup_epochs,
         weight_decay=optimizer.weight_decay,
@@ -113,6 +113,20 @@ def build_schedules(config: Config, per_epoch: int) -> Schedules:
         warmup_teacher_temp_epochs=loss.warmup_teacher_temp_epochs,
         freeze_last_layer_epochs=optimizer.freeze_last_layer_epochs,
     )
+
+
+def peak_lr(config: Config) -> float:
+    """`optimizer.lr` scaled to the batch (the paper's linear rule) and to the model's width, where settings say so.
+
+    The rule of the width is our own measurement (docs/decisions/0008).
+    """
+    optimizer = config.optimizer
+    scale = 1.0
+    if optimizer.scale_lr_to_batch is not None:
+        scale *= config.train.batch_size / optimizer.scale_lr_to_batch
+    if optimizer.scale_lr_to_width is not None:
+        scale *= math.sqrt(optimizer.scale_lr_to_width / config.model.embed_dim)
+    return optimizer.lr * scale
 
 
 def build_augment(config: Config) -> DigitsAugment | DinoAugment:

@@ -37,7 +37,7 @@ class InitConfig(Section):
 
     scheme: str = setting(
         choices=("official", "fan_in"),
-        help="official: truncated normal 0.02; fan_in: 1/sqrt(fan_in), learns in few steps",
+        help="official: truncated normal 0.02; fan_in: 1/sqrt(fan_in), smaller with depth, learns in few steps",
     )
 
 
@@ -124,6 +124,9 @@ class OptimizerConfig(Section):
     lr: float = setting(above=0, help="peak learning rate")
     scale_lr_to_batch: int | None = setting(
         minimum=1, help="when set, the peak is lr * train.batch_size / this (the paper's rule: 256)"
+    )
+    scale_lr_to_width: int | None = setting(
+        minimum=1, legacy=None, help="when set, the peak is multiplied by sqrt(this / model.embed_dim)"
     )
     weight_decay: float = setting(minimum=0, help="weight decay at the start; none for biases and norms")
     weight_decay_end: float = setting(minimum=0, help="weight decay at the end")

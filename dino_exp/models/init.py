@@ -29,6 +29,7 @@ _CHUNK = 1 << 20  # elements drawn at once: bounds the memory of the generator t
 _CUT = 2.0  # the official truncation is at the absolute values -2 and 2, whatever the standard deviation
 _OFFICIAL_STD = 0.02
 _FAN_IN_POSITION_STD = 0.2
+_BRANCH_ENDS = ("attn.proj.weight", "mlp.fc2.weight")  # the last layers of a block's two branches
 
 
 def materialise(
@@ -48,8 +49,9 @@ def initialise(model: nn.Module, *, seed: int, scheme: Scheme) -> None:
 
     `official`: linear weights, class token and positions normal with std 0.02 (cut at +-2), biases 0, norms
     1 and 0; patch convolution and prototypes uniform within +-1/sqrt(fan in), which is torch's default.
-    `fan_in`: the same with linear weights of std 1/sqrt(fan in) and positions of std 0.2, for short trainings
-    of small models, where the features of the official scheme hardly differ between images.
+    `fan_in`: the same with linear weights of std 1/sqrt(fan in) and positions of std 0.2, for short trainings,
+    where the features of the official scheme hardly differ between images. What a block adds to its input is made
+    smaller by sqrt(2 / depth), so that a deep model starts, and learns, like one of two blocks (the idea of GPT-2).
     Raises ConfigError for another scheme, TypeError for a tensor that no rule covers.
     """
     if scheme not in get_args(Scheme):
@@ -61,10 +63,18 @@ def initialise(model: nn.Module, *, seed: int, scheme: Scheme) -> None:
             rule = _rule(module, name, scheme)
             if rule is None:
                 raise TypeError(f"no initial value is known for {full_name} of a {type(module).__name__}")
+            if scheme == "fan_in" and full_name.endswith(_BRANCH_ENDS):
+                assert isinstance(module, nn.Linear)
+                rule = _normal(module.in_features**-0.5 * _branch_gain(model))
             if isinstance(rule, float):
                 tensor.fill_(rule)
             else:
                 _fill(tensor, rule, Stream(seed, f"init.{full_name}"))
+
+
+def _branch_gain(model: nn.Module) -> float:
+    depth = max(len(part.blocks) for part in model.modules() if isinstance(part, VisionTransformer))
+    return math.sqrt(2 / depth)
 
 
 def _rule(module: nn.Module, name: str, scheme: Scheme) -> float | Draw | None:

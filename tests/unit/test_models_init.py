@@ -132,3 +132,13 @@ def test_unknown_scheme_and_unknown_module_are_refused():
         initialise(nn.Linear(2, 2), seed=0, scheme="xavier")
     with pytest.raises(TypeError, match=r"1\.weight of a Embedding"):
         initialise(nn.Sequential(nn.Linear(2, 2), nn.Embedding(2, 2)), seed=0, scheme="official")
+
+
+def test_what_a_block_adds_is_smaller_in_a_deep_model():
+    def deep():
+        return VisionTransformer(image_size=16, patch_size=4, in_channels=1, embed_dim=128, depth=8, num_heads=4)
+
+    weights = materialise(deep, seed=0, scheme="fan_in").state_dict()
+    for name, scale in (("attn.qkv", 1.0), ("mlp.fc1", 1.0), ("attn.proj", 0.5), ("mlp.fc2", 0.5)):
+        values = weights[f"blocks.3.{name}.weight"]
+        assert values.std().item() == pytest.approx(scale * values.shape[1] ** -0.5, rel=0.03), name

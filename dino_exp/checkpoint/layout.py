@@ -2,6 +2,7 @@
 
 registry.json                                   derived index
 pins.json                                       pinned steps with notes
+pins.lock                                       empty: held while pins are changed
 step-000000120.json                             a manifest: this file is the checkpoint
 packs/step-000000120.a003.r00000.safetensors    tensor bytes of step 120 by attempt 3, rank 0
 quarantine/step-000000120.q001/                 what failed verification, with reason.json
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 REGISTRY = "registry.json"
 PINS = "pins.json"
+PINS_LOCK = "pins.lock"
 PACKS = "packs"
 QUARANTINE = "quarantine"
 

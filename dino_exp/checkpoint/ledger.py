@@ -14,7 +14,7 @@ from typing import Any
 
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.pins import load_pins
-from dino_exp.checkpoint.policies import KeepAny, rank_best, retention_to_json
+from dino_exp.checkpoint.policies import KeepAny, Pinned, rank_best, retention_to_json
 from dino_exp.checkpoint.registry import Row, missing_packs, read_index, row_of, write_registry
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.types import CheckpointInfo, OnEvent, RetentionPlan, Schedule
@@ -128,13 +128,39 @@ class Ledger:
         self.schedule = schedule
         self._write_registry(retention_to_json(self.keep), schedule)
 
-    def apply(self, plan: RetentionPlan) -> None:
-        """Carry out a plan: manifests first, then the packs that nothing else reaches. Raises OSError."""
+    def apply(self, plan: RetentionPlan) -> list[int]:
+        """Carry out a plan: manifests first, then the packs that nothing else reaches; the steps that are gone.
+
+        A step that was pinned after the plan stays, if `keep` goes by pins. Raises OSError, CorruptCheckpointError if
+        pins cannot be read.
+        """
+        dropped = []
         for step in plan.drop:
-            self.store.hide(step)
+            if not self._hide_unless_pinned(step):
+                continue
             packs = self.own_packs(self.rows.pop(step).packs)
             self.tell("dropped", step=step, reason=plan.reasons[step])
             self.store.erase(step, packs)
+            dropped.append(step)
+        return dropped
+
+    def _hide_unless_pinned(self, step: int) -> bool:
+        """Hide first and look at the pins then, while `pins.pin` writes the pin first and looks for the manifest then.
+
+        So at least one of the two sees the other, and no pin is lost silently, without a lock that could keep a
+        training waiting.
+        """
+        self.store.hide(step)
+        if Pinned() not in self.keep.rules:
+            return True
+        try:
+            pinned = step in load_pins(self.store.folder, self.store.files)
+        except (OSError, CorruptCheckpointError):
+            self.store.unhide(step)
+            raise
+        if pinned:
+            self.store.unhide(step)
+        return not pinned
 
     def make_room(self, coming: CheckpointInfo, schedule: Schedule) -> bool:
         """Drop now what retention would drop once `coming` is committed; whether anything went.
@@ -145,8 +171,7 @@ class Ledger:
         after, floor = self.plan(schedule, coming=coming), KeepAny(()).plan(self.infos(), schedule)
         drop = tuple(step for step in after.drop if step in floor.drop)
         reasons = {step: f"{after.reasons[step]}; early, because the disk is full" for step in drop}
-        self.apply(RetentionPlan(keep=(), drop=drop, reasons=reasons))
-        return bool(drop)
+        return bool(self.apply(RetentionPlan(keep=(), drop=drop, reasons=reasons)))
 
     def own_packs(self, packs: Collection[str]) -> list[str]:
         """Those of `packs` that no checkpoint reaches any more."""

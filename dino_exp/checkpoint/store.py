@@ -141,6 +141,11 @@ class Store:
         """Begin to drop a checkpoint: from now on it is not listed."""
         self.files.replace(self.manifest_path(step), self.folder / trash_name(step))
 
+    def unhide(self, step: int) -> None:
+        """Think better of dropping a checkpoint that was hidden, and nothing more."""
+        self.files.replace(self.folder / trash_name(step), self.manifest_path(step))
+        self.files.sync_dir(self.folder)  # or the next start may find it hidden, and sweep it
+
     def erase(self, step: int, packs: Iterable[str]) -> None:
         """Finish to drop a hidden checkpoint, with those packs that nothing else reaches."""
         self.files.sync_dir(self.folder)  # its manifest must be gone for good before its packs are

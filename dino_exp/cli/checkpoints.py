@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from dino_exp.checkpoint.reader import CheckpointReader
-from dino_exp.cli.show import console, metric_text, print_json, size_text, table
+from dino_exp.cli.show import console, metric_text, print_json, print_table, size_text, table
 from dino_exp.runs.find import find_run, split_at
 from dino_exp.runs.layout import RunPaths
 
@@ -48,7 +48,7 @@ def list_checkpoints(run: RunArgument, outputs: OutputsOption = OUTPUTS, as_json
         )
         return
     columns = ("step", "epoch", "kinds", "knn_top1", "loss", "size", "created", "verified", "state")
-    console().print(table(columns, [_line(row) for row in rows], right=("step", "epoch", "knn_top1", "loss", "size")))
+    print_table(columns, [_line(row) for row in rows], right=("step", "epoch", "knn_top1", "loss", "size"))
 
 
 def _line(row: dict[str, Any]) -> tuple[str, ...]:

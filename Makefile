@@ -44,3 +44,4 @@ test-crash: setup  ## hundreds of kills and faults
 bench: setup  ## the benchmarks, as ratios within one run
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.loop_overhead
+	$(BIN)/python -m benchmarks.checkpoint

@@ -15,7 +15,9 @@ from typing import Any
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.pins import load_pins
 from dino_exp.checkpoint.policies import KeepAny, Pinned, rank_best, retention_to_json
-from dino_exp.checkpoint.registry import Row, missing_packs, read_index, row_of, write_registry
+from dino_exp.checkpoint.pruning import PrunePlan, PruneRules, as_done, plan_prune
+from dino_exp.checkpoint.registry import Row, read_index, row_of, write_registry
+from dino_exp.checkpoint.stock import mark_verified, sort_rows, verify_newest
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.types import CheckpointInfo, OnEvent, RetentionPlan, Schedule
 from dino_exp.checkpoint.verify import read_verified
@@ -52,15 +54,10 @@ class Ledger:
 
     def _take_stock(self, rows: Mapping[int, Row], damaged: Mapping[int, str]) -> None:
         """Sort rows into whole and damaged by the sizes of their packs, and sweep what no manifest reaches."""
-        self.damaged = dict(damaged)
-        for step, row in rows.items():
-            problem = missing_packs(self.store, row)
-            if problem is not None:
-                self.damaged[step] = problem
+        self.rows, self.damaged = sort_rows(self.store, rows, damaged)
         # A manifest that cannot be read may reach any pack.
         reached = None if damaged else {name for row in rows.values() for name in row.packs}
         swept = self.store.sweep(reached)
-        self.rows = {step: row for step, row in rows.items() if step not in self.damaged}
         if swept:
             self.tell("swept", names=swept)
 
@@ -92,25 +89,14 @@ class Ledger:
 
     def mark_verified(self, step: int) -> None:
         """Every byte of it was read and found good."""
-        self.rows[step] = replace(self.rows[step], info=replace(self.rows[step].info, verified=True))
+        self.rows[step] = mark_verified(self.rows[step])
 
     def verify_one(self) -> int | None:
         """See to it that one resumable checkpoint is verified, so that retention may drop others; its step.
 
         Damaged ones on the way are noted as such. None where no good one is left. Raises OSError.
         """
-        for step in sorted((step for step, row in self.rows.items() if row.info.resumable), reverse=True):
-            if self.rows[step].info.verified:
-                return step
-            try:
-                read_verified(self.store, step)
-            except CorruptCheckpointError as damage:
-                self.damaged[step] = str(damage)
-                del self.rows[step]
-                continue
-            self.mark_verified(step)
-            return step
-        return None
+        return verify_newest(self.store, self.rows, self.damaged)
 
     def retain(self, schedule: Schedule) -> None:
         """Drop what no rule keeps, and renew the registry.
@@ -134,9 +120,28 @@ class Ledger:
         A step that was pinned after the plan stays, if `keep` goes by pins. Raises OSError, CorruptCheckpointError if
         pins cannot be read.
         """
+        return self._drop(plan, heed_pins=Pinned() in self.keep.rules)
+
+    def prune(self, rules: PruneRules) -> PrunePlan:
+        """Drop what the recorded policy, as `rules` change it, does not keep; what was planned and done.
+
+        `keep` must be the recorded policy. One resumable checkpoint is verified first; while none is, all that a run
+        could go on from stay. Raises UsageError as `plan_prune`, OSError, CorruptCheckpointError.
+        """
+        self.verify_one()
+        schedule, rows = self.schedule or Schedule(1, 1), dict(self.rows)
+        pins = load_pins(self.store.folder, self.store.files)
+        planned = plan_prune(rows, pins, self.damaged, recorded=self.keep, rules=rules, schedule=schedule)
+        try:
+            dropped = self._drop(planned.plan, heed_pins=True)
+        finally:
+            self.renew_registry(schedule)
+        return as_done(planned, dropped, rows)
+
+    def _drop(self, plan: RetentionPlan, *, heed_pins: bool) -> list[int]:
         dropped = []
         for step in plan.drop:
-            if not self._hide_unless_pinned(step):
+            if not self._hide(step, heed_pins=heed_pins):
                 continue
             packs = self.own_packs(self.rows.pop(step).packs)
             self.tell("dropped", step=step, reason=plan.reasons[step])
@@ -144,14 +149,16 @@ class Ledger:
             dropped.append(step)
         return dropped
 
-    def _hide_unless_pinned(self, step: int) -> bool:
-        """Hide first and look at the pins then, while `pins.pin` writes the pin first and looks for the manifest then.
+    def _hide(self, step: int, *, heed_pins: bool) -> bool:
+        """Begin to drop a step; False where somebody has pinned it since the plan, so that it is there again.
+
+        Hide first and look at the pins then, while `pins.pin` writes the pin first and looks for the manifest then.
 
         So at least one of the two sees the other, and no pin is lost silently, without a lock that could keep a
         training waiting.
         """
         self.store.hide(step)
-        if Pinned() not in self.keep.rules:
+        if not heed_pins:
             return True
         try:
             pinned = step in load_pins(self.store.folder, self.store.files)

@@ -15,16 +15,20 @@ from dino_exp.checkpoint.layout import parse_manifest_name
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.pack import PackReader
 from dino_exp.checkpoint.pins import load_pins
-from dino_exp.checkpoint.policies import derive_kinds, rank_best
+from dino_exp.checkpoint.policies import KeepAny, derive_kinds, rank_best, retention_from_json
+from dino_exp.checkpoint.pruning import PrunePlan, PruneRules, plan_prune
 from dino_exp.checkpoint.registry import Index, read_index
+from dino_exp.checkpoint.stock import sort_rows, verify_newest
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule, Stateful
-from dino_exp.checkpoint.verify import find_damage, read_verified
-from dino_exp.errors import CorruptCheckpointError, NoCheckpointError, UsageError
+from dino_exp.checkpoint.verify import Damage, find_damage, read_verified
+from dino_exp.errors import ConfigError, CorruptCheckpointError, NoCheckpointError, RefusedError, UsageError
 from dino_exp.fsio import LOCAL, Files
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_MOST_LISTED = 20
 
 
 class CheckpointReader:
@@ -60,13 +64,26 @@ class CheckpointReader:
         return [self._row(index, info, kinds[info.step]) for info in infos]
 
     def show(self, at: str | int | Path) -> dict[str, JSON]:
-        """What `checkpoints show` prints: the row, its record's `parent`, why it was saved, its tensors."""
+        """What `checkpoints show` prints: the row, where the checkpoint comes from and why it was saved, its tensors.
+
+        `note` is that of its pin, None where there is none; `record` is the caller's, less the configuration's text.
+        """
         manifest = self.manifest(at)
         row = next((row for row in self.rows() if row["step"] == manifest.step), {})
         return {
             **row,
             "parent": manifest.record.get("parent"),
             "reasons": list(manifest.reasons),
+            "note": load_pins(self._store.folder, self._store.files).get(manifest.step),
+            "healthy": manifest.healthy,
+            "health": dict(manifest.health),
+            "samples_seen": manifest.samples_seen,
+            "attempt": manifest.attempt,
+            "world_size": manifest.world_size,
+            "format_version": manifest.format_version,
+            "policy": manifest.policy,
+            "record": {name: value for name, value in manifest.record.items() if name not in ("config", "parent")},
+            "packs": [{"name": pack.name, "bytes": pack.bytes} for pack in manifest.packs],
             "tensors": [
                 {"name": name, "dtype": entry.dtype, "shape": list(entry.shape), "bytes": entry.num_bytes}
                 for name, entry in sorted(manifest.tensors.items())
@@ -101,13 +118,48 @@ class CheckpointReader:
         """
         return self._store.read(self.resolve(at))[0]
 
+    def retention(self) -> KeepAny:
+        """The policy that the newest checkpoint records; no rules where there is none that this version knows."""
+        return read_index(self._store).retention()
+
+    def recorded_policy(self) -> KeepAny:
+        """The same, for who is going to drop by it. Raises RefusedError for one that this version does not know."""
+        return self._recorded(read_index(self._store))
+
+    def plan_prune(self, rules: PruneRules) -> PrunePlan:
+        """What `Ledger.prune` would do now. Changes nothing, also while the run is in use.
+
+        Reads one checkpoint whole where none is known to be verified, as `Ledger.prune` would. Raises RefusedError as
+        `recorded_policy`, UsageError as `plan_prune`, CorruptCheckpointError for bad pins, OSError.
+        """
+        index = read_index(self._store)
+        rows, damaged = sort_rows(self._store, index.rows, index.damaged)
+        verify_newest(self._store, rows, damaged)
+        here = set(self._store.steps())  # a training may have dropped some meanwhile
+        return plan_prune(
+            {step: row for step, row in rows.items() if step in here},
+            load_pins(self._store.folder, self._store.files),
+            {step: why for step, why in damaged.items() if step in here},
+            recorded=self._recorded(index),
+            rules=rules,
+            schedule=index.schedule or Schedule(1, 1),
+        )
+
+    def num_bytes(self, steps: Iterable[int] | None = None) -> int:
+        """How many bytes the packs of some or all readable checkpoints hold: what `verify` has to read."""
+        rows = read_index(self._store).rows
+        return sum(sum(rows[step].pack_bytes) for step in (rows if steps is None else steps) if step in rows)
+
     def verify(
         self, steps: Iterable[int] | None = None, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, JSON]:
         """Check every byte of some or all checkpoints: `{ok, checked, damaged: [{step, tensor, pack, reason}]}`.
 
-        `progress(done, total)` hears of bytes read, out of those that the packs hold. Memory is bounded. Raises
-        NoCheckpointError for an unknown step, UnsupportedFormatError, OSError.
+        With all of them the pins are read too: damage there is of no step. What a training drops meanwhile is neither
+        checked nor damaged. `progress(done, total)` hears of bytes read, out of those that the packs hold. Memory is
+        bounded.
+
+        Raises NoCheckpointError for an unknown step, UnsupportedFormatError, OSError.
         """
         chosen = self._store.steps() if steps is None else [self._known(step) for step in steps]
         rows = read_index(self._store).rows
@@ -119,8 +171,9 @@ class CheckpointReader:
             if progress is not None:
                 progress(done, total)
 
-        damaged = [damage for step in chosen for damage in self._verify_step(step, count)]
-        return {"ok": not damaged, "checked": len(chosen), "damaged": damaged}
+        found = [places for step in chosen if (places := self._verify_step(step, count)) is not None]
+        damaged = [place for places in found for place in places] + (self._verify_pins() if steps is None else [])
+        return {"ok": not damaged, "checked": len(found), "damaged": damaged}
 
     def load_tensors(self, at: str | int | Path = "latest", prefix: str = "") -> dict[str, Tensor]:
         """Tensors whose names begin with `prefix`, on the CPU, each checked.
@@ -185,16 +238,41 @@ class CheckpointReader:
             )
         return self._known(step)
 
-    def _verify_step(self, step: int, progress: Callable[[int], None]) -> list[dict[str, Any]]:
+    def _recorded(self, index: Index) -> KeepAny:
         try:
-            manifest, _ = self._store.read(step)
+            return KeepAny(()) if index.policy is None else retention_from_json(index.policy)
+        except ConfigError as problem:
+            raise RefusedError(
+                f"{self._store.folder}: the newest checkpoint records a policy that this version does not know "
+                f"({problem}), so it cannot say what may go; use the version that wrote it"
+            ) from problem
+
+    def _verify_step(self, step: int, progress: Callable[[int], None]) -> list[dict[str, Any]] | None:
+        """Its damaged places; None when a training dropped it meanwhile."""
+        try:
+            manifest, identity = self._store.read(step)
+        except FileNotFoundError:
+            return None
         except CorruptCheckpointError as damage:
-            return [{"step": step, "tensor": None, "pack": None, "reason": str(damage)}]
-        found = find_damage(manifest, self._store.files, self._store.packs_folder, progress)
-        return [
-            {"step": step, "tensor": damage.tensor, "pack": damage.pack, "reason": damage.reason} for damage in found
-        ]
+            return [_place(step, Damage(None, None, str(damage)))]
+        found = list(find_damage(manifest, self._store.files, self._store.packs_folder, progress))
+        if found and self._store.identity(step) != identity:  # what was read is no longer what is committed
+            return self._verify_step(step, progress)
+        return [_place(step, damage) for damage in found]
+
+    def _verify_pins(self) -> list[dict[str, Any]]:
+        try:
+            load_pins(self._store.folder, self._store.files)
+        except CorruptCheckpointError as damage:
+            return [_place(None, Damage(None, None, str(damage)))]
+        return []
+
+
+def _place(step: int | None, damage: Damage) -> dict[str, Any]:
+    return {"step": step, "tensor": damage.tensor, "pack": damage.pack, "reason": damage.reason}
 
 
 def _listed(steps: Iterable[int]) -> str:
-    return ", ".join(map(str, steps)) or "none"
+    found = list(steps)
+    newest = ", ".join(map(str, found[-_MOST_LISTED:])) or "none"
+    return newest if len(found) <= _MOST_LISTED else f"{newest} and {len(found) - _MOST_LISTED} older"

@@ -1,0 +1,123 @@
+"""Pruning by hand: which rules count, what would go, and how much that frees. Pure.
+
+The same plan serves `CheckpointReader.plan_prune`, which changes nothing, and `Ledger.plan_prune`, whose plan is then
+carried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from dino_exp.checkpoint.policies import BestN, KeepAny, KeepRule, LatestN, Milestones, Pinned, derive_kinds
+from dino_exp.checkpoint.registry import Row
+from dino_exp.checkpoint.types import CheckpointInfo, RetentionPlan, Schedule
+from dino_exp.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneRules:
+    """What the caller wants instead of the recorded rules; None: as recorded.
+
+    `last` replaces the number of newest. `best` with `metric` and `mode` replaces the rule by that metric, or, where
+    there is none, the rule that says what "best" means; without `metric`, that one's number. Milestones and pins
+    always stay.
+    """
+
+    last: int | None = None
+    best: int | None = None
+    metric: str | None = None
+    mode: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.best is None and (self.metric is not None or self.mode is not None):
+            raise UsageError("a metric or a mode without a number of best checkpoints: add --keep-best <number>")
+        if self.metric is None and self.mode is not None:
+            raise UsageError(f"mode {self.mode} of which metric? Add --metric <name>")
+
+    def instead_of(self, recorded: KeepAny) -> KeepAny:
+        """The policy to prune by. Raises UsageError where a metric or its mode must be named."""
+        rules: list[KeepRule] = list(recorded.rules)
+        if self.last is not None:
+            rules = [LatestN(self.last), *(rule for rule in rules if not isinstance(rule, LatestN))]
+        if self.best is not None:
+            rules = self._with_best(rules, self.best)
+        rules += [rule for rule in (Pinned(), Milestones()) if not any(type(rule) is type(other) for other in rules)]
+        return KeepAny(tuple(rules))
+
+    def _with_best(self, rules: list[KeepRule], num: int) -> list[KeepRule]:
+        bests = [rule for rule in rules if isinstance(rule, BestN)]
+        same = [rule for rule in bests if self.metric in (None, rule.metric)]
+        metric = self.metric or (same[0].metric if same else None)
+        mode = self.mode or (same[0].mode if same else None)
+        if metric is None:
+            raise UsageError("best by which metric? The run records none: add --metric <name> --mode max or min")
+        if mode is None:
+            raise UsageError(f"is high or low {metric} better? The run does not record it: add --mode max or min")
+        new, old = BestN(metric, mode, num), [*same, *bests][:1]
+        return [new if rule in old else rule for rule in rules] if old else [*rules, new]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunePlan:
+    """What pruning keeps and drops. `kinds` are those that a listing shows; `damaged` are neither kept nor dropped."""
+
+    infos: tuple[CheckpointInfo, ...]
+    kinds: Mapping[int, tuple[str, ...]]
+    plan: RetentionPlan
+    damaged: Mapping[int, str]
+    freed_bytes: int
+
+
+def plan_prune(
+    rows: Mapping[int, Row],
+    pins: Collection[int],
+    damaged: Mapping[int, str],
+    *,
+    recorded: KeepAny,
+    rules: PruneRules,
+    schedule: Schedule,
+) -> PrunePlan:
+    """Judge `rows` by `recorded`, as `rules` change it.
+
+    Raises UsageError as `PruneRules.instead_of`, and for a metric that no checkpoint has: a slip of the pen must not
+    drop the best.
+    """
+    infos = tuple(replace(row.info, pinned=True) if step in pins else row.info for step, row in sorted(rows.items()))
+    if rules.metric is not None and not any(rules.metric in info.metrics for info in infos):
+        measured = sorted({name for info in infos for name in info.metrics})
+        raise UsageError(f"no checkpoint has a metric {rules.metric!r}; measured here: {', '.join(measured) or 'none'}")
+    plan = rules.instead_of(recorded).plan(infos, schedule)
+    return PrunePlan(
+        infos=infos,
+        kinds=derive_kinds(recorded, infos, schedule),
+        plan=plan,
+        damaged=dict(damaged),
+        freed_bytes=freed_bytes(rows, plan.drop),
+    )
+
+
+def as_done(planned: PrunePlan, dropped: Collection[int], rows: Mapping[int, Row]) -> PrunePlan:
+    """The plan as it was carried out: what was to go and did not was pinned after the plan was made.
+
+    `rows` are those before.
+    """
+    late = {step: "keep: pinned just now" for step in planned.plan.drop if step not in dropped}
+    plan = RetentionPlan(
+        keep=tuple(sorted({*planned.plan.keep, *late})),
+        drop=tuple(sorted(dropped)),
+        reasons={**planned.plan.reasons, **late},
+    )
+    return replace(planned, plan=plan, freed_bytes=freed_bytes(rows, dropped))
+
+
+def freed_bytes(rows: Mapping[int, Row], drop: Collection[int]) -> int:
+    """Bytes of the manifests of `drop`, and of those of their packs that no other row reaches."""
+    kept = {name for step, row in rows.items() if step not in drop for name in row.packs}
+    gone = {
+        name: num_bytes
+        for step in drop
+        for name, num_bytes in zip(rows[step].packs, rows[step].pack_bytes, strict=True)
+        if name not in kept
+    }
+    return sum(gone.values()) + sum(rows[step].identity[0] for step in drop)

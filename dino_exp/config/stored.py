@@ -6,6 +6,9 @@ Both must say the same when a run is resumed. Where the run lies, and which run 
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ MAX_BYTES = 1_000_000
 MAX_SETTINGS = 1_000  # several times as many as there are: each unknown one is compared with all that are known
 _MAX_KEY_CHARS = 200
 _MAX_MESSAGE_CHARS = 2_000
+_DIGEST = re.compile(rb"^# digest: (sha256:[0-9a-f]{64})$", re.MULTILINE)
 _PLACES = ("resume", "fork", "paths")
 
 
@@ -41,7 +45,7 @@ def yaml_text(config: Config) -> str:
     head = (
         "# The settings of this run, as resolved at its first start. Do not edit: a resume compares them\n"
         f"# with {CANONICAL_NAME}. To change one, give it on the command line, with resume= or fork=.\n"
-        f"# config_hash: {config_hash(config)}\n# group_hash: {group_hash(config)}\n"
+        f"# config_hash: {config_hash(config)}\n# group_hash: {group_hash(config)}\n# digest: {_digest(plain)}\n"
     )
     return head + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
@@ -51,16 +55,24 @@ def load_stored(directory: Path) -> Config:
 
     `paths.outputs` is where the run lies now (`outputs/runs/<run>`). Raises FileNotFoundError;
     DamagedFileError for a file that is not plain data of a sensible size; RefusedError for settings that this
-    version does not know or allow, and when the two files disagree, naming the keys.
+    version does not know or allow, when the two files disagree, naming the keys, and when a setting changed that
+    only one of them holds.
     """
     yaml_path, canonical_path = directory / YAML_NAME, directory / CANONICAL_NAME
-    mapping = parse_plain_yaml(LOCAL.read_bytes(yaml_path, MAX_BYTES), str(yaml_path))
+    shown = LOCAL.read_bytes(yaml_path, MAX_BYTES)
+    mapping = parse_plain_yaml(shown, str(yaml_path))
     recorded = LOCAL.read_bytes(canonical_path, MAX_BYTES)
     if not isinstance(mapping, dict):
         raise RefusedError(f"{yaml_path}: expected settings, found {type(mapping).__name__}")
     config = _checked(mapping, yaml_path, outputs=str(directory.absolute().parent.parent))
     if canonical_text(config).encode() != recorded:
         raise RefusedError(_disagreement(config, recorded, yaml_path, canonical_path))
+    stated = _DIGEST.search(shown)
+    if stated is not None and stated[1].decode() != _digest(mapping):  # a setting that is not part of the identity
+        raise RefusedError(
+            f"{yaml_path}: not the settings that were written: a byte changed, or somebody edited it. Undo that, or "
+            "take out the line `# digest:` to accept it; a resume takes other settings on the command line"
+        )
     return config
 
 
@@ -82,6 +94,10 @@ def _checked(mapping: dict[str, Any], path: Path, outputs: str) -> Config:
             f"{path}: these are not settings of this version; {_short(str(error))}\n"
             "The file was edited, or written by another version: restore it, or start a new run"
         ) from error
+
+
+def _digest(mapping: dict[str, Any]) -> str:
+    return "sha256:" + hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()
 
 
 def _interpolated(mapping: dict[str, Any]) -> list[str]:

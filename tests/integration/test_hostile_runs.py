@@ -67,7 +67,7 @@ class Scene:
         path = self.run / YAML_NAME
         text = path.read_text()
         assert old in text
-        path.write_text(text.replace(old, new, 1))
+        path.write_text("".join(line for line in text.replace(old, new, 1).splitlines(True) if "# digest" not in line))
 
     def record(self, **members: Any) -> None:
         """Members of run.json, with a digest that fits."""

@@ -65,6 +65,16 @@ def test_an_edited_identity_is_refused_and_named(run):
         load_stored(run)
 
 
+def test_an_edited_setting_outside_the_identity_is_noticed(run):
+    edit(run, "note: für später", "note: für immer")
+    with pytest.raises(RefusedError, match="not the settings that were written"):
+        load_stored(run)
+    path = run / YAML_NAME
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith("# digest:")))
+    assert load_stored(run).run.note == "für immer"
+
+
 def test_an_edited_canonical_text_is_refused(run):
     path = run / CANONICAL_NAME
     path.write_text(path.read_text() + "\n")

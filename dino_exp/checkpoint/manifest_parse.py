@@ -165,6 +165,8 @@ def _check_tiling(entry: TensorEntry, where: str) -> None:
             where,
             "a chunk reaches outside",
         )
+    # Without elements anything would cover it, and the chunk of a tensor in one piece is loaded as it is.
+    _need(len(entry.chunks) > 1 or entry.chunks[0].shape == entry.shape, where, "its only chunk has another shape")
     boxes = [chunk for chunk in entry.chunks if chunk.num_elements]
     volume = sum(chunk.num_elements for chunk in boxes)
     total = TensorEntry(dtype=entry.dtype, shape=entry.shape, chunks=()).num_bytes

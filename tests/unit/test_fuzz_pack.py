@@ -177,6 +177,14 @@ def test_tensors_of_a_stranger_are_what_lies_at_the_place(num: int, folder: Path
     fuzz(moved(body), check, num)
 
 
+def test_the_only_chunk_of_an_empty_tensor_has_its_shape(folder: Path, body: dict[str, Any]) -> None:
+    """Found by the fuzz test above: it was loaded as the chunk is, and did not fit the model."""
+    body["tensors"]["loss.empty"]["chunks"][0]["shape"] = [0, 0]
+    (folder / NAME).write_bytes(seal(body))
+    with pytest.raises(CorruptCheckpointError, match="another shape"):
+        CheckpointReader(folder).restore(ToyState(), 2)
+
+
 def test_a_pack_that_leads_elsewhere_is_damage(folder: Path, tmp_path: Path) -> None:
     pack, reader = pack_of(folder, 2), CheckpointReader(folder)
     elsewhere = tmp_path / "elsewhere"

@@ -67,7 +67,7 @@ class AttemptRecord:
 
     def __post_init__(self) -> None:
         if self.outcome is not None and self.outcome not in ENDED_STATES:
-            raise ValueError(f"outcome: found {self.outcome!r}, expected one of {', '.join(ENDED_STATES)}")
+            raise ValueError(f"outcome: found {self.outcome[:80]!r}, expected one of {', '.join(ENDED_STATES)}")
         if self.exact == bool(self.why_not_exact):
             raise ValueError("an attempt is exact, or it says why not")
 
@@ -131,7 +131,7 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
-            raise ValueError(f"state: found {self.state!r}, expected one of {', '.join(STATES)}")
+            raise ValueError(f"state: found {self.state[:80]!r}, expected one of {', '.join(STATES)}")
         if not CONFIG_HASH.fullmatch(self.config_hash):
             raise ValueError(f"config_hash: found {self.config_hash[:80]!r}, expected 'c1:' and 64 hex digits")
         self._check_key()
@@ -209,7 +209,7 @@ def _check_format(path: Path, found: Json) -> None:
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise _damaged(path, f"{path}: format is {str(found)[:40]!r}, expected {FORMAT}")
     if found > FORMAT:
-        raise RefusedError(f"{path}: written in format {found}, this version reads {FORMAT}; install the newer one")
+        raise RefusedError(f"{path}: written in format {str(found)[:40]}, this version reads {FORMAT}; install the newer one")
 
 
 def _damaged(path: Path, problem: str) -> DamagedFileError:

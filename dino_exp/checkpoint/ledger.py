@@ -6,6 +6,7 @@ each change. Needs no torch, so that commands which only look after checkpoints 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -43,6 +44,7 @@ class Ledger:
         self.store = Store(directory, files)
         self.rows: dict[int, Row] = {}
         self.damaged: dict[int, str] = {}
+        self._doubtful: set[int] = set()
         self._on_event = on_event
         self.store.prepare()
         index = read_index(self.store)
@@ -68,17 +70,21 @@ class Ledger:
 
     def infos(self) -> list[CheckpointInfo]:
         """Checkpoints by step ascending, with their pins. Raises CorruptCheckpointError if pins cannot be read."""
+        self.forget_removed()
         pins = load_pins(self.store.folder, self.store.files)
         return [replace(row.info, pinned=step in pins) for step, row in sorted(self.rows.items())]
 
     def ranked(self) -> list[CheckpointInfo]:
         """By the retention policy's first metric, best first."""
+        self.forget_removed()
         return rank_best(self.keep, [row.info for row in self.rows.values()])
 
     def plan(self, schedule: Schedule, *, coming: CheckpointInfo | None = None) -> RetentionPlan:
         """What retention would keep and drop now, or once `coming` is there too, and why. Nothing is changed."""
         infos = self.infos()
-        return self.keep.plan(infos if coming is None else [*infos, coming], schedule)
+        if coming is not None:  # it may be there already, and about to be superseded
+            infos = [*(info for info in infos if info.step != coming.step), coming]
+        return self.keep.plan(infos, schedule)
 
     def add(self, manifest: Manifest) -> CheckpointInfo:
         """Note a commit that was read back and found good."""
@@ -86,6 +92,31 @@ class Ledger:
         assert identity is not None
         row = self.rows[manifest.step] = row_of(manifest, identity, verified=True)
         return row.info
+
+    def forget_removed(self) -> None:
+        """What somebody removed by hand counts no more; its packs are swept at the next start. Raises OSError.
+
+        Retention would stumble over it at each save, and keep a checkpoint less. A doubtful one that was replaced
+        after all is not what is known of it: the next save of that step finds it there, or the next start.
+        """
+        for step in self.rows.keys() - set(self.store.steps()):
+            del self.rows[step]
+        for step in self._doubtful & self.rows.keys():
+            if self.store.identity(step) != self.rows[step].identity:
+                del self.rows[step]
+        self._doubtful.clear()
+
+    def doubt(self, step: int) -> None:
+        """A save of this step failed, perhaps after its rename."""
+        self._doubtful.add(step)
+
+    def holds(self, step: int) -> bool:
+        """Whether a step is committed, still there, and not known to be damaged."""
+        if step not in self.rows or step in self.damaged:
+            return False
+        with contextlib.suppress(OSError):
+            self.forget_removed()
+        return step in self.rows
 
     def mark_verified(self, step: int) -> None:
         """Every byte of it was read and found good."""
@@ -176,7 +207,7 @@ class Ledger:
         one verified, resumable state. Raises OSError, CorruptCheckpointError.
         """
         after, floor = self.plan(schedule, coming=coming), KeepAny(()).plan(self.infos(), schedule)
-        drop = tuple(step for step in after.drop if step in floor.drop)
+        drop = tuple(step for step in after.drop if step in floor.drop and step != coming.step)
         reasons = {step: f"{after.reasons[step]}; early, because the disk is full" for step in drop}
         return bool(self.apply(RetentionPlan(keep=(), drop=drop, reasons=reasons)))
 

@@ -157,7 +157,7 @@ class CheckpointManager:
         Raises CheckpointError for a state that cannot be written; without `background` also what `poll` raises.
         """
         self.drain()
-        if request.step in self._ledger.rows and not supersede:
+        if self._ledger.holds(request.step) and not supersede:
             return
         tensors, values = split_state(state.state_dict())
         writer = Writer(

@@ -67,14 +67,15 @@ class Saver:
         ledger, step = self._ledger, job.request.step
         try:
             job.ready()
-            old = ledger.rows.get(step)
             if step in ledger.damaged:
                 ledger.quarantine(step)
+            old = ledger.rows.get(step)
             self._write_with_room(job)
             manifest = self._read_back(step)
             if old is not None:
                 ledger.store.remove_packs(ledger.own_packs(old.packs))
         except OSError as problem:
+            ledger.doubt(step)
             raise SaveFailedError(step, str(problem)) from problem
         ledger.tell("saved", step=step, reasons=list(manifest.reasons), bytes=manifest.stored_bytes)
         if self._on_commit is not None:
@@ -103,7 +104,8 @@ class Saver:
     def _write(self, job: SaveJob) -> None:
         """Commit the step, if it is not committed already by a call that was interrupted after its rename."""
         store, step = self._ledger.store, job.request.step
-        if not job.supersede and store.identity(step) is not None:
+        found, known = store.identity(step), self._ledger.rows.get(step)
+        if found is not None and (known is None or known.identity != found):
             store.files.sync_dir(store.folder)
             return
         name = PackName(step, job.by.attempt, 0)

@@ -156,10 +156,11 @@ class Ledger:
     def prune(self, rules: PruneRules) -> PrunePlan:
         """Drop what the recorded policy, as `rules` change it, does not keep; what was planned and done.
 
-        `keep` must be the recorded policy. One resumable checkpoint is verified first; while none is, all that a run
-        could go on from stay. Raises UsageError as `plan_prune`, OSError, CorruptCheckpointError.
+        `keep` must be the recorded policy. One resumable checkpoint is read whole first and stays, whatever was found
+        when it was saved: disks rot, and by hand people prune months later. While none is good, all that a run could
+        go on from stay. Raises UsageError as `plan_prune`, OSError, CorruptCheckpointError.
         """
-        self.verify_one()
+        verify_newest(self.store, self.rows, self.damaged, afresh=True)
         schedule, rows = self.schedule or Schedule(1, 1), dict(self.rows)
         pins = load_pins(self.store.folder, self.store.files)
         planned = plan_prune(rows, pins, self.damaged, recorded=self.keep, rules=rules, schedule=schedule)

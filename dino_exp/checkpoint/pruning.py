@@ -6,12 +6,14 @@ carried out.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from dino_exp.checkpoint.policies import BestN, KeepAny, KeepRule, LatestN, Milestones, Pinned, derive_kinds
 from dino_exp.checkpoint.registry import Row
 from dino_exp.checkpoint.types import CheckpointInfo, RetentionPlan, Schedule
+from dino_exp.checkpoint.verify import few
 from dino_exp.errors import UsageError
 
 
@@ -86,7 +88,9 @@ def plan_prune(
     infos = tuple(replace(row.info, pinned=True) if step in pins else row.info for step, row in sorted(rows.items()))
     if rules.metric is not None and not any(rules.metric in info.metrics for info in infos):
         measured = sorted({name for info in infos for name in info.metrics})
-        raise UsageError(f"no checkpoint has a metric {rules.metric!r}; measured here: {', '.join(measured) or 'none'}")
+        near = difflib.get_close_matches(rules.metric, measured)
+        hint = f"near: {', '.join(near)}" if near else f"measured here: {few(measured) or 'none'}"
+        raise UsageError(f"no checkpoint has a metric {rules.metric!r}; {hint}")
     plan = rules.instead_of(recorded).plan(infos, schedule)
     return PrunePlan(
         infos=infos,

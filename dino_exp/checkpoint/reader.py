@@ -6,7 +6,7 @@ Creates nothing, and imports torch only to load tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 _MOST_LISTED = 20
 
 
+@dataclass(frozen=True)
+class Listing:
+    """Rows for people and programs, the policy that the newest one records, and how many manifests are unreadable."""
+
+    rows: list[dict[str, JSON]]
+    policy: KeepAny
+    num_unreadable: int
+
+
 class CheckpointReader:
     """Looks at the checkpoints folder of one run, which may be in use, damaged, or absent.
 
@@ -52,16 +61,25 @@ class CheckpointReader:
         """
         return self._infos(read_index(self._store))
 
+    def steps(self) -> list[int]:
+        """The steps that have a manifest, readable or not, ascending."""
+        return self._store.steps()
+
     def num_found(self) -> int:
         """How many manifests lie here, readable or not."""
-        return len(self._store.steps())
+        return len(self.steps())
 
     def rows(self) -> list[dict[str, JSON]]:
         """What `checkpoints list` prints, by step ascending. Unreadable manifests are left to `verify`."""
+        return self.listing().rows
+
+    def listing(self) -> Listing:
+        """The same, with what else one look at the folder tells. Raises CorruptCheckpointError for bad pins."""
         index = read_index(self._store)
-        infos = self._infos(index)
-        kinds = derive_kinds(index.retention(), infos, index.schedule or Schedule(1, 1))
-        return [self._row(index, info, kinds[info.step]) for info in infos]
+        infos, policy = self._infos(index), index.retention()
+        kinds = derive_kinds(policy, infos, index.schedule or Schedule(1, 1))
+        rows = [self._row(index, info, kinds[info.step]) for info in infos]
+        return Listing(rows, policy, len(index.damaged))
 
     def show(self, at: str | int | Path) -> dict[str, JSON]:
         """What `checkpoints show` prints: the row, where the checkpoint comes from and why it was saved, its tensors.
@@ -118,23 +136,22 @@ class CheckpointReader:
         """
         return self._store.read(self.resolve(at))[0]
 
-    def retention(self) -> KeepAny:
-        """The policy that the newest checkpoint records; no rules where there is none that this version knows."""
-        return read_index(self._store).retention()
-
     def recorded_policy(self) -> KeepAny:
-        """The same, for who is going to drop by it. Raises RefusedError for one that this version does not know."""
+        """What the newest checkpoint records; no rules where there is none.
+
+        Raises RefusedError for a policy that this version does not know.
+        """
         return self._recorded(read_index(self._store))
 
     def plan_prune(self, rules: PruneRules) -> PrunePlan:
         """What `Ledger.prune` would do now. Changes nothing, also while the run is in use.
 
-        Reads one checkpoint whole where none is known to be verified, as `Ledger.prune` would. Raises RefusedError as
+        Reads one checkpoint whole, the newest that is good, as `Ledger.prune` would. Raises RefusedError as
         `recorded_policy`, UsageError as `plan_prune`, CorruptCheckpointError for bad pins, OSError.
         """
         index = read_index(self._store)
         rows, damaged = sort_rows(self._store, index.rows, index.damaged)
-        verify_newest(self._store, rows, damaged)
+        verify_newest(self._store, rows, damaged, afresh=True)
         here = set(self._store.steps())  # a training may have dropped some meanwhile
         return plan_prune(
             {step: row for step, row in rows.items() if step in here},

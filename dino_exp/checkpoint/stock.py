@@ -19,14 +19,14 @@ def sort_rows(
     return {step: row for step, row in rows.items() if step not in problems}, {**damaged, **problems}
 
 
-def verify_newest(store: Store, rows: dict[int, Row], damaged: dict[int, str]) -> int | None:
+def verify_newest(store: Store, rows: dict[int, Row], damaged: dict[int, str], *, afresh: bool = False) -> int | None:
     """See to it that one resumable checkpoint is verified, so that retention may drop others; its step.
 
-    The newest are read until one is good, which its row notes; a bad one goes from `rows` to `damaged`. None where
-    no good one is left. Raises OSError.
+    The newest are read until one is good, which its row notes; a bad one goes from `rows` to `damaged`. What was
+    found good earlier is believed, but not with `afresh`. None where no good one is left. Raises OSError.
     """
     for step in sorted((step for step, row in rows.items() if row.info.resumable), reverse=True):
-        if rows[step].info.verified:
+        if rows[step].info.verified and not afresh:
             return step
         try:
             read_verified(store, step)

@@ -103,15 +103,17 @@ def test_a_metric_that_nobody_measured_drops_nothing(tmp_path: Path) -> None:
     save_steps(tmp_path, [1, 2, 3], keep=ALL)
     rules = PruneRules(last=1, best=1, metric="knn_tpo1", mode="max")
     for plan in (CheckpointReader(tmp_path).plan_prune, lambda rules: prune(tmp_path, rules)):
-        with pytest.raises(UsageError, match="measured here: knn_top1"):
+        with pytest.raises(UsageError, match="near: knn_top1"):
             plan(rules)
     assert steps(tmp_path) == [1, 2, 3]
 
 
-def test_one_is_verified_before_anything_goes(tmp_path: Path) -> None:
-    """Without a registry nothing is known to be verified; the newest is damaged, so the one before it is read too."""
+@pytest.mark.parametrize("is_known", [True, False])
+def test_one_is_read_whole_before_anything_goes(is_known: bool, tmp_path: Path) -> None:
+    """The newest is damaged, which the registry, if it is there, does not know: the one before it is read too."""
     save_steps(tmp_path, [1, 2, 3, 4, 5], keep=ALL)
-    (tmp_path / "registry.json").unlink()
+    if not is_known:
+        (tmp_path / "registry.json").unlink()
     flip(pack_of(tmp_path, 5))
     planned = CheckpointReader(tmp_path).plan_prune(PruneRules(last=1, best=0))
     assert list(planned.damaged) == [5]
@@ -122,7 +124,6 @@ def test_one_is_verified_before_anything_goes(tmp_path: Path) -> None:
 
 def test_with_nothing_good_left_nothing_goes(tmp_path: Path) -> None:
     save_steps(tmp_path, [1, 2, 3], keep=ALL)
-    (tmp_path / "registry.json").unlink()
     for step in (1, 2, 3):
         flip(pack_of(tmp_path, step))
     planned = prune(tmp_path, PruneRules(last=0, best=0))

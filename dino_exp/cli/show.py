@@ -1,18 +1,23 @@
-"""How values look on the command line: sizes in human units, tables, JSON."""
+"""How values look on the command line: sizes and ages in human units, kinds in colours, tables, JSON."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from datetime import datetime
+from functools import cache
+from typing import Any, TypeAlias
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+Cell: TypeAlias = str | Text  # a Text holds nothing that came from a file unless it went through `plain`
+
 _MOST_FOLDED = 200
+_KIND_STYLES = {"latest": "green", "milestone": "cyan", "pinned": "magenta", "emergency": "red"}
 
 
 def console() -> Console:
@@ -44,23 +49,56 @@ def size_text(num_bytes: float) -> str:
     return f"{num_bytes:.0f} {unit}" if num_bytes >= 100 or unit == "B" else f"{num_bytes:.1f} {unit}"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
+def age_text(created_at: str, now_secs: float) -> str:
+    """How long ago an ISO time was: `12s ago`, `3h ago`, and the day itself from a month on; as it is if it is none."""
+    try:
+        created = datetime.fromisoformat(created_at)
+        secs = now_secs - created.timestamp()
+    except (ValueError, OverflowError, OSError):
+        return created_at
+    if not -60 < secs < 30 * 86_400:  # a clock that was set back says when, not how long ago
+        return created_at[:10]
+    for unit, num_secs in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if secs >= num_secs:
+            return f"{secs // num_secs:.0f}{unit} ago"
+    return f"{max(secs, 0):.0f}s ago"
+
+
+def count_text(num: int, noun: str) -> str:
+    """`1 checkpoint`, `2,000 checkpoints`."""
+    return f"{num:,} {noun}{'' if num == 1 else 's'}"
+
+
+def kinds_text(kinds: Sequence[str]) -> Text:
+    """Kinds, each in its colour where there are colours."""
+    return _coloured_kinds(tuple(kinds))
+
+
+@cache  # a long listing has few combinations of them
+def _coloured_kinds(kinds: tuple[str, ...]) -> Text:
+    return Text(" ").join(Text(plain(kind), _KIND_STYLES.get(kind, "yellow")) for kind in kinds)  # yellow: a best
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Sequence[str] = ()) -> Table:
     """A plain table; the columns named in `right` are right-aligned. Cells are text of files: no markup, `plain`."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        made.add_column(Text(plain(name)), justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(Text(plain(cell)) for cell in row))
+        made.add_row(*map(_cell, row))
     return made
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Print a table; a long one without folding its cells, for which rich takes a millisecond a row."""
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Sequence[str] = ()) -> None:
+    """Print a table; a long one without folding its cells and without colours: rich takes a millisecond a row."""
     out = console()
     if len(rows) <= _MOST_FOLDED:
         out.print(table(columns, rows, right=right))
         return
-    lines = [columns, *([plain(cell) for cell in row] for row in rows)]
+    lines = [
+        list(map(plain, columns)),
+        *([cell.plain if isinstance(cell, Text) else plain(cell) for cell in row] for row in rows),
+    ]
     widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
     sides = [">" if name in right else "<" for name in columns]
     head, *rest = (
@@ -69,6 +107,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
     )
     out.print(Text(head, "bold"), soft_wrap=True)
     out.out("\n".join(rest), highlight=False)
+
+
+def _cell(cell: Cell) -> Text:
+    return cell if isinstance(cell, Text) else Text(plain(cell))
 
 
 def metric_text(metrics: Mapping[str, Any], name: str) -> str:

@@ -59,6 +59,14 @@ def find_run(outputs: Path, named: str) -> Path:
     raise UsageError(f"no run in {outputs} begins with {_short(named)!r}; {hint}")
 
 
+def all_runs(outputs: Path) -> list[Path]:
+    """Every folder of a run, also one whose record is lost but not its checkpoints. Raises UsageError for none."""
+    folders = {path.parent for name in ("run.json", "checkpoints") for path in outputs.glob(f"runs/*/{name}")}
+    if not folders:
+        raise UsageError(f"no run in {outputs}; {_hint(outputs)}")
+    return sorted(folders)
+
+
 def _last(outputs: Path) -> Path:
     """The run whose newest attempt started last, by its own record: a copy changes the times of files."""
     started: list[tuple[str, str]] = []

@@ -82,6 +82,7 @@ def test_every_command_over_a_hostile_manifest(num: int, run: Path) -> None:
         path.write_bytes(data)
         (run / "checkpoints" / "registry.json").unlink(missing_ok=True)
         told("checkpoints", "list", str(run))
+        told("checkpoints", "prune", str(run), "--dry-run", "--keep-last", "1")
         for verb, at in (("list", "@best"), ("list", ""), ("show", "@2"), ("verify", "")):
             printed = told("checkpoints", verb, f"{run}{at}", "--json")
             if printed.startswith(("[", "{")):
@@ -118,6 +119,7 @@ def test_every_text_of_a_manifest_is_shown_as_text(num: int, run: Path) -> None:
                 changed["record"]["parent"] = {"run_key": text}
         path.write_bytes(seal(changed))
         told("checkpoints", "list", str(run), codes=(0,))
+        told("checkpoints", "prune", str(run), "--dry-run", codes=(0,))
         if told("checkpoints", "show", f"{run}@2", codes=(0, 4)).startswith("dino-exp:"):
             raise DinoExpError("refused")
 

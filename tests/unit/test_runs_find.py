@@ -5,7 +5,7 @@ import pytest
 from runs_samples import CODE_HEX, CONFIG_HEX, sample_attempt, sample_record
 
 from dino_exp.errors import UsageError
-from dino_exp.runs.find import find_run, split_at
+from dino_exp.runs.find import all_runs, find_run, split_at
 from dino_exp.runs.record import save_record
 
 
@@ -68,6 +68,15 @@ def test_last_passes_over_a_damaged_record_and_says_so(outputs, caplog):
     (late / "run.json").write_text("{")
     assert find_run(outputs, "last").name.endswith("-later")
     assert str(late) in caplog.text
+
+
+def test_all_runs_are_those_with_a_record_or_with_checkpoints(outputs):
+    late = next((outputs / "runs").glob("*-late"))
+    (late / "checkpoints").mkdir()
+    (late / "run.json").unlink()
+    assert [path.name.rpartition("-")[2] for path in all_runs(outputs)] == ["early", "late", "later"]
+    with pytest.raises(UsageError, match="no run in"):
+        all_runs(outputs / "runs")
 
 
 def test_last_without_a_run(tmp_path):

@@ -1,0 +1,142 @@
+"""`dino-exp checkpoints prune`: drop what the policy does not keep, or say what would go and why."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from dino_exp.checkpoint.ledger import Ledger
+from dino_exp.checkpoint.policies import retention_to_json
+from dino_exp.checkpoint.pruning import PrunePlan, PruneRules
+from dino_exp.cli.arguments import OUTPUTS, JsonOption, Named, OutputsOption, RunArgument, named_run
+from dino_exp.cli.owning import own
+from dino_exp.cli.show import Cell, count_text, kinds_text, plain, print_json, print_table, size_text
+from dino_exp.runs.events import EventLog
+
+
+class Mode(StrEnum):
+    """Which end of a metric is the better one."""
+
+    MAX = "max"
+    MIN = "min"
+
+
+def prune(
+    run: RunArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and why.")] = False,
+    keep_last: Annotated[
+        int | None, typer.Option("--keep-last", min=0, metavar="N", help="Keep the N newest, instead of as recorded.")
+    ] = None,
+    keep_best: Annotated[
+        int | None, typer.Option("--keep-best", min=0, metavar="N", help="Keep the N best, instead of as recorded.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="NAME", help="Best by this metric, instead of the recorded one.")
+    ] = None,
+    mode: Annotated[
+        Mode | None, typer.Option("--mode", help="Whether high or low is better, for a metric not recorded.")
+    ] = None,
+    outputs: OutputsOption = OUTPUTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Drop the checkpoints that the run's policy does not keep.
+
+    The policy is the one that the newest checkpoint records; an option
+    replaces the rule that it is about, for this once. Milestones and pins
+    always stay, and so do the newest checkpoint, the last healthy one and the
+    newest that is verified. A run in use is refused (exit 3): it prunes itself
+    at each save. --dry-run changes nothing, and looks at any run.
+
+    \b
+    Examples:
+      dino-exp checkpoints prune last --dry-run
+      dino-exp checkpoints prune last --keep-last 1
+      dino-exp checkpoints prune last --keep-best 2 --metric val_loss --mode min
+    """
+    rules = PruneRules(last=keep_last, best=keep_best, metric=metric, mode=None if mode is None else mode.value)
+    wanted = named_run(run, outputs, "prune")
+    # Where nothing was ever saved there is nothing to own the run for, and no folder is to be made.
+    only_look = dry_run or wanted.reader.num_found() == 0
+    planned = wanted.reader.plan_prune(rules) if only_look else _carry_out(wanted, rules)
+    if as_json:
+        print_json(_for_programs(planned, dry_run=dry_run))
+    else:
+        _tell(wanted, planned, dry_run=dry_run)
+
+
+def _carry_out(wanted: Named, rules: PruneRules) -> PrunePlan:
+    """Prune as the run's owner. Raises LockedError that names another owner."""
+    paths = wanted.paths
+    refusal = (
+        f"nothing was dropped. It prunes itself at each save; what would go now: "
+        f"dino-exp checkpoints prune {wanted.paths.directory} --dry-run"
+    )
+    with own(paths, refusal) as lock, contextlib.closing(EventLog(paths.events, time.time)) as events:
+        lock.start_heartbeat()  # thousands of packs on a slow disk take longer than another host would wait
+        recorded = wanted.reader.recorded_policy()
+        ledger = Ledger(paths.checkpoints, keep=recorded, on_event=events.append)
+        lock.check()
+        done = ledger.prune(rules)
+        if done.plan.drop:
+            events.append("pruned", policy=retention_to_json(rules.instead_of(recorded)), freed_bytes=done.freed_bytes)
+    return done
+
+
+def _for_programs(planned: PrunePlan, *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "kept": list(planned.plan.keep),
+        "dropped": list(planned.plan.drop),
+        "reasons": {str(step): why for step, why in sorted(planned.plan.reasons.items())},
+        "damaged": {str(step): why for step, why in sorted(planned.damaged.items())},
+        "freed_bytes": planned.freed_bytes,
+        "dry_run": dry_run,
+    }
+
+
+def _tell(wanted: Named, planned: PrunePlan, *, dry_run: bool) -> None:
+    if not planned.infos and not planned.damaged:
+        print("no checkpoints yet")
+        return
+    columns = ("step", "epoch", "kinds", "size", "plan", "why")
+    lines = [
+        *_lines(planned),
+        *((str(step), "", "", "", _verdict("damaged"), why) for step, why in planned.damaged.items()),
+    ]
+    print_table(columns, sorted(lines, key=lambda line: int(str(line[0]))), right=("step", "epoch", "size"))
+    num, left = len(planned.plan.drop), count_text(len(planned.plan.keep), "checkpoint")
+    freed = size_text(planned.freed_bytes)
+    if planned.damaged:
+        print(f"damaged ones stay; more about them: dino-exp checkpoints verify {plain(str(wanted.paths.directory))}")
+    if num == 0:
+        print(f"nothing to drop; {left} stay")
+    elif dry_run:
+        print(f"{count_text(num, 'checkpoint')} would go, {freed} freed; {left} would stay. Nothing was changed")
+    else:
+        print(f"dropped {count_text(num, 'checkpoint')}, freed {freed}; {left} left")
+
+
+def _lines(planned: PrunePlan) -> list[tuple[Cell, ...]]:
+    return [
+        (
+            str(info.step),
+            str(info.epoch),
+            kinds_text(planned.kinds[info.step]),
+            size_text(info.bytes),
+            _verdict(verdict),
+            why,
+        )
+        for info in planned.infos
+        for verdict, _, why in [planned.plan.reasons[info.step].partition(": ")]
+    ]
+
+
+_STYLES = {"keep": "green", "drop": "red", "damaged": "bold red"}
+
+
+def _verdict(word: str) -> Text:
+    return Text(word, _STYLES.get(word, ""))

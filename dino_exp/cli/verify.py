@@ -1,0 +1,208 @@
+"""`dino-exp checkpoints verify`: read every byte of one run, or of all, and say what is damaged."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from dino_exp.checkpoint.reader import CheckpointReader
+from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, named
+from dino_exp.cli.damage import summarise
+from dino_exp.cli.show import count_text, plain, print_json
+from dino_exp.errors import DinoExpError, UsageError
+from dino_exp.runs.find import all_runs
+from dino_exp.runs.layout import RunPaths
+from dino_exp.runs.record import load_record
+
+_MOST_LISTED = 20
+_TELL_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What reading one run found: places as `CheckpointReader.verify` gives them, summed up for each damaged step."""
+
+    run: str
+    checked: int
+    places: list[dict[str, Any]]
+    summaries: dict[int, str]
+    advice: str
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs, beside other runs."""
+        damaged = [{"run": self.run, **place} for place in self.places]
+        return {"run": self.run, "ok": not damaged, "checked": self.checked, "damaged": damaged}
+
+
+def verify(
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN[@AT]", help="A run, or one of its checkpoints. Or give --all.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every run below the outputs folder.")] = False,
+    outputs: OutputsOption = OUTPUTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every byte and compare it with its digest; exit 4 on damage.
+
+    Changes nothing, and may look at a run while it is being trained.
+
+    \b
+    Examples:
+      dino-exp checkpoints verify last          # all checkpoints of the run that was started last
+      dino-exp checkpoints verify last@best     # one of them
+      dino-exp checkpoints verify --all         # every run below outputs/
+      dino-exp checkpoints verify --all --outputs /backup/outputs --json
+    """
+    if everything == (run is not None):
+        raise UsageError("verify what? Expected a run or --all, for example: dino-exp checkpoints verify last")
+    if run is None:
+        verdicts = _verify_all(all_runs(outputs), quiet=as_json)
+    else:
+        verdicts = [_verify_named(run, outputs, quiet=as_json)]
+    ok = not any(verdict.places for verdict in verdicts)
+    if as_json:
+        rows = [verdict.as_json() for verdict in verdicts]
+        damaged = verdicts[0].places if run is not None else [place for row in rows for place in row["damaged"]]
+        found = {"ok": ok, "checked": sum(verdict.checked for verdict in verdicts), "damaged": damaged}
+        print_json(found if run is not None else {**found, "runs": rows})
+    else:
+        _tell(verdicts, plain(verdicts[0].run) if run is not None else count_text(len(verdicts), "run"))
+    if not ok:
+        raise typer.Exit(4)
+
+
+def _verify_named(typed: str, outputs: Path, *, quiet: bool) -> Verdict:
+    wanted = named(typed, outputs)
+    reader, at = wanted.reader, wanted.at
+    steps = None if at is None else [reader.resolve(at)]
+    with _progress(reader.num_bytes(steps), quiet=quiet) as heard:
+        return _verdict(wanted.paths, reader, steps, heard)
+
+
+def _verify_all(runs: list[Path], *, quiet: bool) -> list[Verdict]:
+    """What ails one run is told with that run, and the others are read all the same."""
+    sizes = [_num_bytes(run) for run in runs]
+    verdicts: list[Verdict] = []
+    with _progress(sum(sizes), quiet=quiet) as heard:
+        for index, run in enumerate(runs):
+            verdicts.append(_verify_run(run, partial(_heard_after, heard, sum(sizes[:index]))))
+    return verdicts
+
+
+def _heard_after(heard: Callable[[int], None], before: int, done: int) -> None:
+    heard(before + done)
+
+
+def _verify_run(run: Path, heard: Callable[[int], None]) -> Verdict:
+    paths = RunPaths(run)
+    try:
+        return _verdict(paths, CheckpointReader(paths.checkpoints), None, heard)
+    except (DinoExpError, OSError) as problem:
+        place = {"step": None, "tensor": None, "pack": None, "reason": f"cannot be checked: {problem}"}
+        return Verdict(str(run), 0, [place], {}, "")
+
+
+def _num_bytes(run: Path) -> int:
+    """How much there is to read; 0 where that is not known before reading, which will meet and tell the problem."""
+    try:
+        return CheckpointReader(RunPaths(run).checkpoints).num_bytes()
+    except (DinoExpError, OSError):
+        return 0
+
+
+def _verdict(
+    paths: RunPaths, reader: CheckpointReader, steps: list[int] | None, heard: Callable[[int], None]
+) -> Verdict:
+    found = reader.verify(steps, progress=lambda done, _: heard(done))
+    places = found["damaged"]
+    damaged = sorted({place["step"] for place in places if place["step"] is not None})
+    advice = ""
+    if damaged:
+        good = [step for step in reader.steps() if step not in damaged] if steps is None else None
+        advice = _advice(paths, damaged, good)
+    summaries = {step: _summary(reader, [place for place in places if place["step"] == step]) for step in damaged}
+    return Verdict(str(paths.directory), found["checked"], places, summaries, advice)
+
+
+def _summary(reader: CheckpointReader, places: list[dict[str, Any]]) -> str:
+    """For example `teacher backbone.blocks.7 damaged (2 tensors); student, optimizer, loss fine`."""
+    try:
+        tensors = list(reader.manifest(places[0]["step"]).tensors)
+    except DinoExpError:
+        tensors = []
+    names = [place["tensor"] for place in places if place["tensor"] is not None]
+    return summarise(names, tensors, elsewhere=len(names) < len(places))
+
+
+def _advice(paths: RunPaths, damaged: list[int], good: list[int] | None) -> str:
+    """The next command to type. `good` are the other steps of the run; None: they were not looked at."""
+    run = paths.directory
+    if good is None:
+        return f"dino-exp checkpoints verify {run}   # the other checkpoints"
+    if not good:
+        return "none of its checkpoints is good: put them back from a copy, or start anew with run.variant=<name>"
+    if _is_finished(paths):
+        return f"python -m dino_exp.train fork={run}@{good[-1]}   # a new run from its newest good one: it is finished"
+    resume = f"python -m dino_exp.train resume={run}"
+    if good[-1] > damaged[-1]:
+        return f"{resume}   # goes on from step {good[-1]}, the newest, which is good"
+    bad = ", ".join(str(step) for step in damaged if step > good[-1])
+    return f"{resume}   # moves {bad} to quarantine/ and goes on from step {good[-1]}"
+
+
+def _is_finished(paths: RunPaths) -> bool:
+    try:
+        record = load_record(paths.run_json)
+    except (DinoExpError, OSError):
+        return False
+    return record is not None and record.state == "completed"
+
+
+def _tell(verdicts: list[Verdict], where: str) -> None:
+    bad = [verdict for verdict in verdicts if verdict.places]
+    for verdict in bad:
+        _tell_damage(verdict)
+    checked = count_text(sum(verdict.checked for verdict in verdicts), "checkpoint")
+    if not bad:
+        print(f"all good: {checked} of {where} checked, every byte")
+    elif len(verdicts) > 1:
+        print(f"{checked} of {where} checked, every byte: damage in {count_text(len(bad), 'run')}")
+
+
+def _tell_damage(verdict: Verdict) -> None:
+    print(f"damage in {plain(verdict.run)}:")
+    for step in (*verdict.summaries, None):
+        reasons = [place["reason"] for place in verdict.places if place["step"] == step]
+        if step is not None:
+            print(f"  step {step}: {plain(verdict.summaries[step])}")
+        for reason in reasons[:_MOST_LISTED]:
+            print(f"    {plain(reason)}")
+        if len(reasons) > _MOST_LISTED:
+            print(f"    and {len(reasons) - _MOST_LISTED} more places, all of which --json names")
+    if verdict.advice:
+        print(f"  next: {plain(verdict.advice)}")
+
+
+@contextlib.contextmanager
+def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error while bytes are read, for eyes only: nothing of it stays."""
+    console = Console(stderr=True)
+    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task, told = bar.add_task("verify", total=total), 0
+
+        def heard(done: int) -> None:
+            nonlocal told
+            if done - told >= _TELL_BYTES or done >= total:  # telling costs more than checking a small tensor
+                told = done
+                bar.update(task, completed=done)
+
+        yield heard

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,11 @@ class Named:
     typed: str
     paths: RunPaths
     at: str | None
+
+    @property
+    def quoted(self) -> str:
+        """Its directory, for a command that can be typed as it stands."""
+        return shlex.quote(str(self.paths.directory))
 
     @property
     def reader(self) -> CheckpointReader:

@@ -63,7 +63,7 @@ def list_checkpoints(run: RunAtArgument, outputs: OutputsOption = OUTPUTS, as_js
 
 def _tell_unread(wanted: Named, num_unread: int, *, found_some: bool) -> None:
     if num_unread > 0:
-        why = f"dino-exp checkpoints verify {plain(str(wanted.paths.directory))}"
+        why = f"dino-exp checkpoints verify {plain(wanted.quoted)}"
         print(f"{count_text(num_unread, 'checkpoint')} cannot be read; why: {why}")
     elif not found_some:
         print("no checkpoints yet")

@@ -68,7 +68,7 @@ def _at(wanted: Named, verb: str) -> str:
     if wanted.at is None:
         raise UsageError(
             f"{wanted.paths.directory}: which checkpoint? Expected a step, best or latest, such as: "
-            f"dino-exp checkpoints {verb} {wanted.paths.directory}@best"
+            f"dino-exp checkpoints {verb} {wanted.quoted}@best"
         )
     return wanted.at
 

@@ -74,7 +74,7 @@ def _carry_out(wanted: Named, rules: PruneRules) -> PrunePlan:
     paths = wanted.paths
     refusal = (
         f"nothing was dropped. It prunes itself at each save; what would go now: "
-        f"dino-exp checkpoints prune {wanted.paths.directory} --dry-run"
+        f"dino-exp checkpoints prune {wanted.quoted} --dry-run"
     )
     with own(paths, refusal) as lock, contextlib.closing(EventLog(paths.events, time.time)) as events:
         lock.start_heartbeat()  # thousands of packs on a slow disk take longer than another host would wait
@@ -111,7 +111,7 @@ def _tell(wanted: Named, planned: PrunePlan, *, dry_run: bool) -> None:
     num, left = len(planned.plan.drop), count_text(len(planned.plan.keep), "checkpoint")
     freed = size_text(planned.freed_bytes)
     if planned.damaged:
-        print(f"damaged ones stay; more about them: dino-exp checkpoints verify {plain(str(wanted.paths.directory))}")
+        print(f"damaged ones stay; more about them: dino-exp checkpoints verify {plain(wanted.quoted)}")
     if num == 0:
         print(f"nothing to drop; {left} stay")
     elif dry_run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -144,7 +145,7 @@ def _summary(reader: CheckpointReader, places: list[dict[str, Any]]) -> str:
 
 def _advice(paths: RunPaths, damaged: list[int], good: list[int] | None) -> str:
     """The next command to type. `good` are the other steps of the run; None: they were not looked at."""
-    run = paths.directory
+    run = shlex.quote(str(paths.directory))
     if good is None:
         return f"dino-exp checkpoints verify {run}   # the other checkpoints"
     if not good:

@@ -209,7 +209,9 @@ def _check_format(path: Path, found: Json) -> None:
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise _damaged(path, f"{path}: format is {str(found)[:40]!r}, expected {FORMAT}")
     if found > FORMAT:
-        raise RefusedError(f"{path}: written in format {str(found)[:40]}, this version reads {FORMAT}; install the newer one")
+        raise RefusedError(
+            f"{path}: written in format {str(found)[:40]}, this version reads {FORMAT}; install the newer one"
+        )
 
 
 def _damaged(path: Path, problem: str) -> DamagedFileError:

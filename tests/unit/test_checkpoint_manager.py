@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.checkpoints import SCHEDULE, Events, ToyState, flip, open_manager, pack_of, request, saved_manifest, save_steps
+from support.checkpoints import (
+    SCHEDULE,
+    Events,
+    ToyState,
+    flip,
+    open_manager,
+    pack_of,
+    request,
+    save_steps,
+    saved_manifest,
+)
 
 from dino_exp.checkpoint.generators import restore_generators
 from dino_exp.checkpoint.manifest import manifest_to_bytes
@@ -248,7 +258,7 @@ def test_pinned_steps_stay_and_unreadable_pins_drop_nothing(tmp_path: Path) -> N
 
 
 def test_no_clock_orders_checkpoints(tmp_path: Path) -> None:
-    times = iter([3e9, 2e9, 1e9, 0.0])
+    times = iter([4e9, 3e9, 2e9, 1e9, 0.0])
     manager = save_steps(tmp_path, [1, 2, 3, 4], clock=lambda: next(times), keep=KeepAny((LatestN(1),)))
     assert [info.step for info in manager.infos()] == [4]
 

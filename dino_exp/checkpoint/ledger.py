@@ -204,9 +204,13 @@ class Ledger:
     def make_room(self, coming: CheckpointInfo, schedule: Schedule) -> bool:
         """Drop now what retention would drop once `coming` is committed; whether anything went.
 
-        For a full disk only. What the floor of today's checkpoints keeps stays, so at no moment is there less than
-        one verified, resumable state. Raises OSError, CorruptCheckpointError.
+        For a full disk only. What the floor of today's checkpoints keeps stays, and of these the newest is read whole
+        first: the coming one may fail again, so at no moment is there less than one verified, resumable state. Raises
+        OSError, CorruptCheckpointError.
         """
+        self.forget_removed()
+        if verify_newest(self.store, self.rows, self.damaged, afresh=True) is None:
+            return False
         after, floor = self.plan(schedule, coming=coming), KeepAny(()).plan(self.infos(), schedule)
         drop = tuple(step for step in after.drop if step in floor.drop and step != coming.step)
         reasons = {step: f"{after.reasons[step]}; early, because the disk is full" for step in drop}

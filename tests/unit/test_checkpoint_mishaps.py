@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.checkpoints import (
     Died,
     Events,
+    FaultyFiles,
     ToyState,
     flip,
     no_space,
@@ -102,3 +104,20 @@ def test_a_checkpoint_that_was_removed_by_hand_is_saved_again(tmp_path: Path) ->
     manager.save(ToyState(2), request(2))
     assert manifest_of(tmp_path, 2).exists()
     assert CheckpointReader(tmp_path).verify() == {"ok": True, "checked": 2, "damaged": []}
+
+
+def test_no_room_is_made_on_the_word_of_a_checkpoint_that_has_rotted(tmp_path: Path) -> None:
+    """The save fails again, and the good one that retention was to drop is all that is left."""
+
+    class Full(FaultyFiles):
+        def create(self, path: Path) -> Any:
+            raise no_space()
+
+    save_steps(tmp_path, [1, 2], keep=KEEP)
+    flip(pack_of(tmp_path, 2))
+    manager = open_manager(tmp_path, keep=KEEP, attempt=2, files=Full(0, once=True))
+    with pytest.raises(SaveFailedError):
+        manager.save(ToyState(3), request(3))
+    state = ToyState()
+    assert open_manager(tmp_path, attempt=3).restore(state).quarantined == (2,)
+    assert state.is_of_step(1)

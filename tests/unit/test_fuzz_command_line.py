@@ -73,7 +73,7 @@ def told(*words: str, codes: tuple[int, ...] = (0, 1, 2, 3, 4)) -> str:
     return out + err
 
 
-@amounts(40, 3_000)
+@amounts(40, 1_500)
 def test_every_command_over_a_hostile_manifest(num: int, run: Path) -> None:
     path = run / "checkpoints" / NAME
     body = unseal(path.read_bytes(), NAME)
@@ -93,7 +93,7 @@ def test_every_command_over_a_hostile_manifest(num: int, run: Path) -> None:
     fuzz(sealed(body), check, num)
 
 
-@amounts(40, 3_000)
+@amounts(40, 1_500)
 def test_every_text_of_a_manifest_is_shown_as_text(num: int, run: Path) -> None:
     """Markup, control characters, half characters: of names, metrics, reasons and records, one after another."""
     path = run / "checkpoints" / NAME
@@ -119,14 +119,15 @@ def test_every_text_of_a_manifest_is_shown_as_text(num: int, run: Path) -> None:
                 changed["record"]["parent"] = {"run_key": text}
         path.write_bytes(seal(changed))
         told("checkpoints", "list", str(run), codes=(0,))
-        told("checkpoints", "prune", str(run), "--dry-run", codes=(0,))
+        told("checkpoints", "prune", str(run), "--dry-run", codes=(0, 3))
+        told("checkpoints", "verify", str(run), codes=(0, 4))
         if told("checkpoints", "show", f"{run}@2", codes=(0, 4)).startswith("dino-exp:"):
             raise DinoExpError("refused")
 
     fuzz(st.tuples(st.sampled_from(places), st.sampled_from(NASTY_TEXTS)), check, num, both=False)
 
 
-@amounts(40, 3_000)
+@amounts(40, 1_500)
 def test_a_hostile_registry_and_hostile_pins(num: int, run: Path) -> None:
     folder = run / "checkpoints"
     whole = (folder / "registry.json").read_bytes()

@@ -14,7 +14,7 @@ from support.hostile import agrees, amounts, fuzz, seal_text, sealed, torn
 from dino_exp.checkpoint.canonical import unseal
 from dino_exp.checkpoint.pins import load_pins, save_pins
 from dino_exp.checkpoint.reader import CheckpointReader
-from dino_exp.cli.checkpoints import _line
+from dino_exp.cli.show import size_text
 from dino_exp.errors import CorruptCheckpointError
 
 NOTES = {2: "for the paper", 3: ""}
@@ -36,7 +36,7 @@ def said_in(body: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**group, **row} for group in body["versions"] for row in group["checkpoints"]]
 
 
-@amounts(150, 10_000)
+@amounts(150, 4_000)
 def test_a_sealed_registry_is_believed_as_it_says_or_passed_over(num: int, folder: Path) -> None:
     path, reader = folder / "registry.json", CheckpointReader(folder)
     body = unseal(path.read_bytes(), path.name)
@@ -49,7 +49,7 @@ def test_a_sealed_registry_is_believed_as_it_says_or_passed_over(num: int, folde
         assert [row["step"] for row in rows] == sorted(honest)
         for row in rows:
             json.dumps(row, allow_nan=False)
-            _line(row)
+            size_text(row["bytes"])
             facts = facts_of(row)
             if facts != {**honest[row["step"]], "verified": False}:
                 assert any(agrees(facts, said) for said in said_in(unseal(data, path.name))), row
@@ -62,7 +62,7 @@ def test_a_sealed_registry_is_believed_as_it_says_or_passed_over(num: int, folde
     assert believed
 
 
-@amounts(120, 10_000)
+@amounts(120, 4_000)
 def test_a_torn_registry_costs_nothing(num: int, folder: Path) -> None:
     path, reader = folder / "registry.json", CheckpointReader(folder)
     whole = path.read_bytes()
@@ -76,7 +76,7 @@ def test_a_torn_registry_costs_nothing(num: int, folder: Path) -> None:
     fuzz(torn(whole), check, num, both=False)
 
 
-@amounts(150, 10_000)
+@amounts(150, 4_000)
 def test_sealed_pins_are_read_as_they_say_or_refused(num: int, folder: Path) -> None:
     path = folder / "pins.json"
     body = unseal(path.read_bytes(), path.name)
@@ -91,7 +91,7 @@ def test_sealed_pins_are_read_as_they_say_or_refused(num: int, folder: Path) -> 
     fuzz(sealed(body), check, num)
 
 
-@amounts(120, 10_000)
+@amounts(120, 4_000)
 def test_torn_pins_are_refused(num: int, folder: Path) -> None:
     path = folder / "pins.json"
     whole = path.read_bytes()

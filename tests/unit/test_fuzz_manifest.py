@@ -46,12 +46,12 @@ def read_as_said(data: bytes) -> None:
     assert repr(replace(indexed, tensors=manifest.tensors)) == repr(manifest)  # by their texts: NaN is not NaN
 
 
-@amounts(200, 20_000)
+@amounts(200, 8_000)
 def test_a_sealed_manifest_is_read_as_it_says_or_refused(num: int, body: dict[str, Any]) -> None:
     fuzz(sealed(body), read_as_said, num)
 
 
-@amounts(150, 10_000)
+@amounts(150, 4_000)
 def test_a_torn_manifest_is_refused(num: int, folder: Path) -> None:
     whole = (folder / NAME).read_bytes()
 

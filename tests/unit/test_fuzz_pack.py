@@ -39,7 +39,7 @@ def body(folder: Path) -> dict[str, Any]:
     return unseal((folder / NAME).read_bytes(), NAME)
 
 
-@amounts(150, 10_000)
+@amounts(150, 4_000)
 def test_a_torn_pack_is_noticed_with_and_without_verification(num: int, folder: Path) -> None:
     pack, reader = pack_of(folder, 2), CheckpointReader(folder)
     whole, tensors = pack.read_bytes(), reader.load_tensors(2)
@@ -160,7 +160,7 @@ def sealed_over(body: dict[str, Any], pack: bytes) -> bytes:
     return seal(body)
 
 
-@amounts(200, 10_000)
+@amounts(200, 4_000)
 def test_tensors_of_a_stranger_are_what_lies_at_the_place(num: int, folder: Path, body: dict[str, Any]) -> None:
     pack, reader = pack_of(folder, 2).read_bytes(), CheckpointReader(folder)
 

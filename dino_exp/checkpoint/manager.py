@@ -249,4 +249,6 @@ class CheckpointManager:
         raise nothing_to_load(ledger.store, at, damaged, sorted(ledger.rows.keys() - damaged.keys()))
 
     def _end_save(self) -> None:
+        if self._background.is_held:  # whoever waited was interrupted: the buffers are still being written
+            return
         self._step_under_way, self._latest_step = None, self._ledger.latest_step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,20 @@ class FaultyHandle:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class GatedFiles(FaultyFiles):
+    """Real files that wait before they create a pack until `gate` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(0, once=True)
+        self.gate, self.reached = threading.Event(), threading.Event()
+
+    def create(self, path: Path) -> Any:
+        if path.suffix == ".safetensors":
+            self.reached.set()
+            assert self.gate.wait(60)
+        return super().create(path)
 
 
 def quick_files() -> FaultyFiles:

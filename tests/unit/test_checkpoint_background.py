@@ -17,6 +17,7 @@ from support.checkpoints import (
     SCHEDULE,
     Events,
     FaultyFiles,
+    GatedFiles,
     ToyState,
     flip,
     io_error,
@@ -37,20 +38,6 @@ from dino_exp.checkpoint.tensors import tensor_bytes
 from dino_exp.checkpoint.types import SaveContext
 from dino_exp.checkpoint.writing import NonFiniteStateError
 from dino_exp.errors import CheckpointError, LockedError, SaveFailedError
-
-
-class GatedFiles(FaultyFiles):
-    """Real files that wait before they create a pack until `gate` is set."""
-
-    def __init__(self) -> None:
-        super().__init__(0, once=True)
-        self.gate, self.reached = threading.Event(), threading.Event()
-
-    def create(self, path: Path) -> Any:
-        if path.suffix == ".safetensors":
-            self.reached.set()
-            assert self.gate.wait(60)
-        return super().create(path)
 
 
 def context(step: int, **fields: Any) -> SaveContext:

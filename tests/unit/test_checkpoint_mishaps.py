@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from support.checkpoints import (
     Died,
     Events,
     FaultyFiles,
+    GatedFiles,
     ToyState,
     flip,
     no_space,
@@ -121,3 +125,36 @@ def test_no_room_is_made_on_the_word_of_a_checkpoint_that_has_rotted(tmp_path: P
     state = ToyState()
     assert open_manager(tmp_path, attempt=3).restore(state).quarantined == (2,)
     assert state.is_of_step(1)
+
+
+def test_whoever_was_interrupted_while_waiting_for_a_save_still_has_it_under_way(tmp_path: Path) -> None:
+    """Else the next save would put its state over the one that is being written."""
+    files = GatedFiles()
+    manager = open_manager(tmp_path, keep=KEEP, background=True, files=files)
+    manager.save(ToyState(1), request(1))
+    assert files.reached.wait(60)
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        manager.drain()
+    assert manager.latest_step() == 1
+    threading.Timer(0.1, files.gate.set).start()
+    manager.save(ToyState(2), request(2))
+    manager.drain()
+    for step in (1, 2):
+        state = ToyState()
+        manager.restore(state, at=step)
+        assert state.is_of_step(step)
+
+
+def test_a_thread_that_cannot_start_is_no_save_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    manager = open_manager(tmp_path, keep=KEEP, background=True)
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with pytest.raises(RuntimeError, match="new thread"):
+        manager.save(ToyState(1), request(1))
+    monkeypatch.undo()
+    assert (manager.drain(), manager.latest_step()) == (None, None)
+    manager.save(ToyState(1), request(1))
+    assert manager.drain() is not None

@@ -7,6 +7,7 @@ copy runs on a stream of its own beside the next forward and backward pass.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 _ALIGN = 64  # bytes: a cache line, and enough for every element type
+_PAGE = 4096  # bytes
+_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
 
 Layout = tuple[tuple[str, torch.dtype, torch.Size], ...]
 
@@ -25,7 +28,8 @@ class HostBuffers:
         self._layout: Layout = ()
         self._arena = torch.empty(0, dtype=torch.uint8)
         self._views: dict[str, Tensor] = {}
-        self._device_copy: _DeviceCopy | None = None
+        self._device_copies = _DeviceCopies()
+        self._unpin: weakref.finalize[..., HostBuffers] | None = None  # at the latest when this object goes
 
     @property
     def num_bytes(self) -> int:
@@ -37,12 +41,12 @@ class HostBuffers:
         """Copy every tensor, row-major. CPU tensors are copied when this returns.
 
         For tensors on a CUDA device the copy has only been ordered: `wait_on_host` waits for it. Those not in `late`
-        are copied before anything that the device is asked to do from now on; those in `late` may be changed only
-        after `wait_on_device`.
+        are copied before anything that the device is asked to do from now on (in the stream that is current); those in
+        `late` may be changed only after `wait_on_device`.
         """
+        self.wait_on_host()  # of an earlier copy, whose save was given up: it would still write into this memory
         views = self._fit(tensors)
-        on_device = {name: tensor for name, tensor in tensors.items() if tensor.is_cuda}
-        self._device_copy = _DeviceCopy(on_device, views, late) if on_device else None
+        self._device_copies.order({name: tensor for name, tensor in tensors.items() if tensor.is_cuda}, views, late)
         for name, tensor in tensors.items():
             if not tensor.is_cuda:
                 views[name].copy_(tensor)
@@ -50,23 +54,22 @@ class HostBuffers:
 
     def wait_on_device(self) -> None:
         """Let the device change what was `late` only after it is copied; the host does not wait."""
-        if self._device_copy is not None:
-            self._device_copy.wait_on_device()
+        self._device_copies.wait_on_device()
 
     def wait_on_host(self) -> None:
         """Return when everything is in host memory."""
-        if self._device_copy is not None:
-            self._device_copy.wait_on_host()
+        self._device_copies.wait_on_host()
 
     def _fit(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Views into the buffer, made anew only when names, types or shapes have changed."""
         layout = tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
-        if layout != self._layout:
+        pinned = any(tensor.is_cuda for tensor in tensors.values())
+        if layout != self._layout or (pinned and self._unpin is None):
             starts, size = [], 0
             for tensor in tensors.values():
                 starts.append(size)
                 size += -(-tensor.numel() * tensor.element_size() // _ALIGN) * _ALIGN
-            self._provide(size, pinned=any(tensor.is_cuda for tensor in tensors.values()))
+            self._provide(size, pinned=pinned)
             self._views = {
                 name: self._arena[start : start + tensor.numel() * tensor.element_size()]
                 .view(tensor.dtype)
@@ -77,61 +80,86 @@ class HostBuffers:
         return self._views
 
     def _provide(self, size: int, *, pinned: bool) -> None:
-        if size <= self._arena.numel():
+        if size <= self._arena.numel() and (self._unpin is not None or not pinned):
             return
-        _unpin(self._arena)
         self._views, self._layout = {}, ()
+        if self._unpin is not None:
+            self._unpin()
+            self._unpin = None
         self._arena = torch.empty(0, dtype=torch.uint8)  # the old memory goes before the new comes
-        self._arena = torch.empty(size, dtype=torch.uint8)
-        if pinned:
+        self._arena = _whole_pages(size) if pinned else torch.empty(size, dtype=torch.uint8)
+        if pinned and size:
             _pin(self._arena)
-
-    def __del__(self) -> None:
-        _unpin(self._arena)
+            self._unpin = weakref.finalize(self, _unpin, self._arena, self._device_copies)
 
 
-class _DeviceCopy:
+class _DeviceCopies:
     """Copies from CUDA devices under way: the early ones first, on a stream of their own for each device."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], views: Mapping[str, Tensor], late: Collection[str]) -> None:
-        self._done: list[tuple[torch.device, torch.cuda.Event]] = []
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._ends: list[tuple[torch.device, torch.cuda.Event]] = []
+
+    def order(self, tensors: Mapping[str, Tensor], views: Mapping[str, Tensor], late: Collection[str]) -> None:
+        """Order the copy of `tensors` into `views`; an earlier one must have ended."""
+        self._ends = []
         for device in {tensor.device for tensor in tensors.values()}:
             here = {name: tensor for name, tensor in tensors.items() if tensor.device == device}
-            training = torch.cuda.current_stream(device)
-            side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            side.wait_stream(training)
-            early, later = here.keys() - set(late), here.keys() & set(late)
-            with torch.cuda.stream(side):
-                self._order(early, here, views)
+            self._order_on(device, here, views, set(late))
+
+    def _order_on(
+        self, device: torch.device, tensors: Mapping[str, Tensor], views: Mapping[str, Tensor], late: set[str]
+    ) -> None:
+        training = torch.cuda.current_stream(device)
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side = self._streams[device]
+        side.wait_stream(training)
+        with torch.cuda.stream(side):
+            try:
+                self._copy(tensors, views, [name for name in tensors if name not in late], side)
                 training.wait_event(side.record_event())
-                self._order(later, here, views)
-                self._done.append((device, side.record_event()))
+                self._copy(tensors, views, [name for name in tensors if name in late], side)
+            finally:  # also after an error: what was ordered before it still writes into the buffer
+                asleep = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                self._ends.append((device, side.record_event(asleep)))
 
     @staticmethod
-    def _order(names: Collection[str], tensors: Mapping[str, Tensor], views: Mapping[str, Tensor]) -> None:
-        stream = torch.cuda.current_stream()
+    def _copy(
+        tensors: Mapping[str, Tensor], views: Mapping[str, Tensor], names: list[str], side: torch.cuda.Stream
+    ) -> None:
         for name in names:
             views[name].copy_(tensors[name], non_blocking=True)
-            tensors[name].record_stream(stream)
+            tensors[name].record_stream(side)  # its memory is not given to others before it is copied
 
     def wait_on_device(self) -> None:
-        for device, done in self._done:
-            torch.cuda.current_stream(device).wait_event(done)
+        for device, end in self._ends:
+            torch.cuda.current_stream(device).wait_event(end)
 
     def wait_on_host(self) -> None:
-        for _, done in self._done:
-            done.synchronize()
+        for _, end in self._ends:
+            end.synchronize()  # from any thread, asleep, without Python's lock
+
+
+def _whole_pages(size: int) -> Tensor:
+    """Memory of at least `size` bytes that shares no page with anything else: pages are locked whole, and once."""
+    memory = torch.empty(size + 2 * _PAGE, dtype=torch.uint8)
+    start = -memory.data_ptr() % _PAGE
+    return memory[start : start + -(-size // _PAGE) * _PAGE]
 
 
 def _pin(memory: Tensor) -> None:
     """Page-lock memory in place: torch's own pinned allocator rounds sizes up to powers of two."""
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    code = runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 0)
+    code = runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), _PORTABLE)
     if int(code) != 0:
-        raise RuntimeError(f"cudaHostRegister of {memory.numel()} bytes failed with error {int(code)}")
+        raise RuntimeError(
+            f"{memory.numel()} bytes of host memory could not be page-locked (CUDA error {int(code)}); saving without "
+            "the background needs none: checkpoint.storage.background=false"
+        )
 
 
-def _unpin(memory: Tensor) -> None:
-    if memory.numel() and torch.cuda.is_available() and memory.is_pinned():
-        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        runtime.cudaHostUnregister(memory.data_ptr())
+def _unpin(memory: Tensor, copies: _DeviceCopies) -> None:
+    copies.wait_on_host()  # the device must not write into memory that is given back
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    runtime.cudaHostUnregister(memory.data_ptr())

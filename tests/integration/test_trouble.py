@@ -59,12 +59,18 @@ class Disk:
             time.sleep(0.01)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """One for all tests here, each with runs of its own."""
+    return Lab(tmp_path_factory.mktemp("trouble"))
+
+
+@pytest.fixture(scope="module")
 def disk(lab: Lab) -> Disk:
     return Disk(lab)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def zygote(lab: Lab, disk: Disk) -> Iterator[Zygote]:
     """Forks trainings on such a disk; one that ran through undisturbed lies there as `reference`."""
     with Zygote(lab) as zygote:
@@ -131,8 +137,9 @@ def test_a_second_signal_while_the_last_save_is_written(
     first: int, second: tuple[int, ...], codes: set[int], lab: Lab, disk: Disk, zygote: Zygote
 ) -> None:
     """It saves after all, or leaves at once; either way the checkpoint before it stands, and the run ends the same."""
-    pid = zygote.start("run.variant=twice")
-    run = of(lab, "twice")
+    variant = f"twice{first}.{second[0]}"
+    pid = zygote.start(f"run.variant={variant}")
+    run = of(lab, variant)
     wait_for_rows(run, 14)
     disk.be("stuck")
     zygote.kill(pid, first)
@@ -146,7 +153,7 @@ def test_a_second_signal_while_the_last_save_is_written(
     assert zygote.wait() in codes
     disk.mend()
     assert before <= set(manifests(run))
-    zygote.train("run.variant=twice")
+    zygote.train(f"run.variant={variant}")
     assert_same_end(run, of(lab, "reference"))
 
 
@@ -155,5 +162,6 @@ def test_saving_at_once_ends_in_the_same_bits(lab: Lab, disk: Disk, zygote: Zygo
     zygote.train("run.variant=atonce", "checkpoint.storage.max_mb_per_sec=50")
     assert_same_end(of(lab, "atonce"), of(lab, "reference"))
     disk.be("full")
-    zygote.train("run.variant=full", "checkpoint.storage.background=false", code=1)
-    assert [event["step"] for event in events(of(lab, "full"), "save_failed")] == [11, 22, 33, 44]
+    zygote.train("run.variant=fullatonce", "checkpoint.storage.background=false", code=1)
+    disk.mend()
+    assert [event["step"] for event in events(of(lab, "fullatonce"), "save_failed")] == [11, 22, 33, 44]

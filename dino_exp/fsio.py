@@ -12,6 +12,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -52,24 +53,39 @@ class _Handle:
 
 
 class WriteHandle(_Handle):
-    """An open file that grows at its end. Nothing is durable before `sync`."""
+    """An open file that grows at its end. Nothing is durable before `sync`. Errors name the file."""
+
+    def __init__(self, fd: int, path: Path) -> None:
+        super().__init__(fd)
+        self._path = path
 
     def write(self, data: Bytes) -> None:
         """Append all of `data` (a buffer of bytes), however many system calls it takes."""
         rest = memoryview(data).cast("B")
-        while rest:
-            rest = rest[os.write(self._fd, rest[:_MAX_WRITE_BYTES]) :]
+        with self._named():
+            while rest:
+                rest = rest[os.write(self._fd, rest[:_MAX_WRITE_BYTES]) :]
 
     def write_at(self, offset: int, data: Bytes) -> None:
         """Overwrite `data` at a byte offset inside what was already written."""
         rest = memoryview(data).cast("B")
-        while rest:
-            done = os.pwrite(self._fd, rest[:_MAX_WRITE_BYTES], offset)
-            rest, offset = rest[done:], offset + done
+        with self._named():
+            while rest:
+                done = os.pwrite(self._fd, rest[:_MAX_WRITE_BYTES], offset)
+                rest, offset = rest[done:], offset + done
 
     def sync(self) -> None:
         """Return when the bytes and the size are on the disk."""
-        os.fsync(self._fd)
+        with self._named():
+            os.fsync(self._fd)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # the system knows a descriptor only
+            error.filename = error.filename or str(self._path)
+            raise
 
 
 class ReadHandle(_Handle):
@@ -110,12 +126,12 @@ class Files:
     def create(self, path: Path) -> WriteHandle:
         """Open a file that does not exist yet. Raises FileExistsError: nothing is overwritten in place."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        return WriteHandle(os.open(path, flags, 0o666))
+        return WriteHandle(os.open(path, flags, 0o666), path)
 
     def append(self, path: Path) -> WriteHandle:
         """Open a file for growing at its end, made if it does not exist."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        return WriteHandle(os.open(path, flags, 0o666))
+        return WriteHandle(os.open(path, flags, 0o666), path)
 
     def open_read(self, path: Path) -> ReadHandle:
         """Open a regular file. Raises FileNotFoundError; DamagedFileError for a link, a folder or a pipe."""

@@ -196,3 +196,12 @@ def test_errors_of_the_system_are_not_hidden(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Input/output") as caught:
         read_json_bounded(tmp_path / "a.json", files=FaultyFiles(1, io_error))  # type: ignore[arg-type]
     assert caught.value.errno == errno.EIO
+
+
+def test_an_error_of_writing_names_the_file() -> None:
+    """The system knows a descriptor only, and "No space left on device" alone says nothing."""
+    with (
+        LOCAL.append(Path("/dev/full")) as handle,
+        pytest.raises(OSError, match=r"No space left on device: '/dev/full'"),
+    ):
+        handle.write(b"x")

@@ -129,23 +129,16 @@ class Files:
         return WriteHandle(os.open(path, flags, 0o666), path)
 
     def append(self, path: Path) -> WriteHandle:
-        """Open a file for growing at its end, made if it does not exist."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        return WriteHandle(os.open(path, flags, 0o666), path)
+        """Open a regular file for growing at its end, made if it does not exist.
+
+        Raises DamagedFileError for a folder, a pipe or a link, OSError.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return WriteHandle(_open_regular(path, flags)[0], path)
 
     def open_read(self, path: Path) -> ReadHandle:
         """Open a regular file. Raises FileNotFoundError; DamagedFileError for a link, a folder or a pipe."""
-        try:  # non-blocking, so that a pipe in the place of a file cannot hang the reader
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno in _NOT_A_FILE:
-                raise DamagedFileError(f"{path}: found a link or a special file, not a regular one") from error
-            raise
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(fd)
-            raise DamagedFileError(f"{path}: found a folder or a special file, not a regular one")
-        return ReadHandle(fd, status.st_size)
+        return ReadHandle(*_open_regular(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
 
     def read_bytes(self, path: Path, max_bytes: int | None = None) -> bytes:
         """All of a regular file. Raises DamagedFileError, before reading, if larger than `max_bytes`."""
@@ -191,6 +184,21 @@ class Files:
         """Bytes that an unprivileged writer may still use on the file system of an existing path."""
         status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
+
+
+def _open_regular(path: Path, flags: int) -> tuple[int, int]:
+    """The descriptor and the size. `flags` are non-blocking: a pipe in the place of a file must hang nobody."""
+    try:
+        fd = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in _NOT_A_FILE:
+            raise DamagedFileError(f"{path}: found a link or a special file, not a regular one") from error
+        raise
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise DamagedFileError(f"{path}: found a folder or a special file, not a regular one")
+    return fd, status.st_size
 
 
 LOCAL = Files()

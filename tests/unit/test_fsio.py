@@ -15,6 +15,7 @@ from dino_exp.errors import CorruptCheckpointError
 from dino_exp.fsio import (
     LOCAL,
     DamagedFileError,
+    WriteHandle,
     json_depth,
     make_dirs,
     parse_json,
@@ -200,8 +201,21 @@ def test_errors_of_the_system_are_not_hidden(tmp_path: Path) -> None:
 
 def test_an_error_of_writing_names_the_file() -> None:
     """The system knows a descriptor only, and "No space left on device" alone says nothing."""
-    with (
-        LOCAL.append(Path("/dev/full")) as handle,
-        pytest.raises(OSError, match=r"No space left on device: '/dev/full'"),
-    ):
-        handle.write(b"x")
+    path = Path("/dev/full")
+    with WriteHandle(os.open(path, os.O_WRONLY), path) as full, pytest.raises(OSError, match="on device: '/dev/full'"):
+        full.write(b"x")
+
+
+def test_nothing_waits_for_the_other_end_of_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for is_read in (True, False):
+        for name in ("pipe", "link"):
+            for open_it in (LOCAL.append, LOCAL.open_read):
+                with pytest.raises(DamagedFileError, match="special file"):
+                    open_it(tmp_path / name)
+        if is_read:
+            os.close(reader)
+    with pytest.raises(DamagedFileError):
+        LOCAL.append(tmp_path)

@@ -301,6 +301,9 @@ class OwnedFolder(RuleBasedStateMachine):
     def nothing_needed_is_gone(self, before: set[int], coming: tuple[int, Fact] | None, *, committed: bool) -> None:
         """What retention dropped is what it may drop, and good states were not dropped for the sake of bad ones."""
         gone = before - self.listed()
+        if coming is not None and coming[0] in gone & self.hurt:  # set aside before it is saved anew
+            gone, before = gone - {coming[0]}, before - {coming[0]}
+            self.forget(coming[0])
         whole = replace(self.model, facts=dict(self.model.facts))
         steps = set(before)
         if coming is not None:

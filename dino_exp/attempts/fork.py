@@ -130,6 +130,15 @@ def _children(outputs: Path, asked: str) -> Iterator[dict[str, Any]]:
             yield parent
 
 
+def _is_parent(given: Mapping[str, Any]) -> bool:
+    """Whether it is what `Parent` says; its run is named by one part of a path, so that it lies beside the child."""
+    if given.keys() != {field.name for field in fields(Parent)} or type(given["step"]) is not int or given["step"] < 0:
+        return False
+    texts = [value for name, value in given.items() if name != "step"]
+    key = given["run_key"]
+    return all(isinstance(text, str) for text in texts) and Path(key).name == key and "\0" not in key
+
+
 def parent_checkpoints(target: Target) -> tuple[CheckpointReader, int] | None:
     """Where a child without a checkpoint of its own takes its first state from; None for a run that is no child.
 
@@ -139,6 +148,8 @@ def parent_checkpoints(target: Target) -> tuple[CheckpointReader, int] | None:
     parent = target.parent or recorded
     if not isinstance(parent, Mapping):
         return None
+    if not _is_parent(parent):
+        raise RefusedError(f"{target.paths.run_json}: parent is {str(parent)[:80]!r}, which no fork has written")
     directory = target.parent_directory or target.paths.directory.parent / parent["run_key"]
     checkpoints = RunPaths(directory).checkpoints
     if not checkpoints.is_dir():

@@ -16,6 +16,7 @@ import torch
 from dino_exp.config.schema import RuntimeConfig
 from dino_exp.errors import ConfigError
 
+MAX_RECORDED_THREADS = 1024
 MAX_THREADS = 16  # more do not help models of the sizes that fit a CPU
 
 
@@ -31,7 +32,11 @@ def choose_threads(asked: int | None, recorded: Any) -> int:
     """Threads of torch: what is asked for, else what the first attempt had, else the cores of this machine."""
     if asked is not None:
         return asked
-    return recorded if isinstance(recorded, int) else min(len(os.sched_getaffinity(0)), MAX_THREADS)
+    if type(recorded) is int and 1 <= recorded <= MAX_RECORDED_THREADS:
+        return recorded
+    return min(
+        len(os.sched_getaffinity(0)), MAX_THREADS
+    )  # also for a record of nonsense, which is told as a difference
 
 
 def apply_numerics(runtime: RuntimeConfig, recorded: Mapping[str, Any]) -> tuple[torch.device, dict[str, Any]]:

@@ -66,6 +66,7 @@ def is_done(target: Target, console: Console) -> bool:
 
 def carry_out(attempt: Attempt) -> Outcome:
     """Record, train, and record how it ended; the exception of a failed attempt is passed on."""
+    refuse_links(attempt)
     attempt.lock.set_attempt(attempt.number)
     events = EventLog(attempt.paths.events, time.time)
     with contextlib.closing(events), logging_to(attempt.paths.log(), attempt.console):
@@ -85,6 +86,16 @@ def carry_out(attempt: Attempt) -> Outcome:
         events.append("attempt_ended", attempt=attempt.number, outcome=outcome.state, signal=outcome.signum)
         work.tell_end(outcome)
         return outcome
+
+
+def refuse_links(attempt: Attempt) -> None:
+    """What this attempt writes below the run's directory lies there. Raises RefusedError for a part that leads out."""
+    paths = attempt.paths
+    folders = [paths.hydra_dir, paths.attempt_hydra_dir(2).parent, paths.attempt_hydra_dir(attempt.number)]
+    folders += [paths.code_dir, paths.code_dir / "attempts", paths.code_dir / "attempts" / f"{attempt.number:03d}"]
+    for path in (*folders, paths.log()):
+        if path.is_symlink() or (path == paths.log() and path.exists() and not path.is_file()):
+            raise RefusedError(f"{path} is a link or a special file; a run's files must lie inside it. Remove it")
 
 
 def start_of(target: Target) -> Start:

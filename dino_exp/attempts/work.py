@@ -142,8 +142,7 @@ class Work:
         """Bring state and rows to the newest good checkpoint, to a fork's origin, or to the start."""
         if manager is not None and manager.latest_step() is not None:
             restored = manager.restore(state, optional=OPTIONAL, check=self.check_origin)
-            aside = restored.manifest.aside
-            rows.open_at(aside["metrics_rows"], aside["metrics_bytes"])
+            rows.open_at(*position_of(restored.manifest))
             self.events.append("resumed", step=state.step, lost_steps=restored.lost_steps)
             manifest, reasons = restored.manifest, self.inherited_reasons(restored.manifest)
         else:
@@ -162,13 +161,19 @@ class Work:
         return manifest
 
     def check_origin(self, manifest: Manifest) -> None:
-        """Refuse a checkpoint of other settings than this run's, whoever put it here."""
+        """Refuse a checkpoint of other settings than this run's, whoever put it here.
+
+        Raises CorruptCheckpointError for one that no training of ours has saved: the next older one is taken.
+        """
         found, expected = manifest.record.get("config_hash"), self.attempt.target.key.config_hash
         if found != expected:
             raise RefusedError(
                 f"{self.paths.checkpoints}: the checkpoint of step {manifest.step} belongs to settings {found}, this "
                 f"run has {expected}; give the run a directory of its own, or `fork=` from that one"
             )
+        position_of(manifest)
+        if manifest.state.get("step") != manifest.step:
+            raise CorruptCheckpointError(f"its state is of step {str(manifest.state.get('step'))[:40]}")
 
     def check_nothing_lost(self) -> None:
         """Refuse to begin again from step 0 in a run that has saved checkpoints; say so where nothing ever was."""
@@ -298,3 +303,11 @@ class Work:
             self.events.append(kind, **fields)
         except OSError as problem:
             log.warning("events.jsonl could not be written (%s); training goes on", problem)
+
+
+def position_of(manifest: Manifest) -> tuple[int, int]:
+    """How many rows, in how many bytes, of metrics.jsonl belong to a checkpoint. Raises CorruptCheckpointError."""
+    rows, num_bytes = manifest.aside.get("metrics_rows"), manifest.aside.get("metrics_bytes")
+    if type(rows) is not int or type(num_bytes) is not int or not 0 <= rows <= num_bytes < 2**63:
+        raise CorruptCheckpointError(f"step {manifest.step} does not say which rows of metrics.jsonl belong to it")
+    return rows, num_bytes

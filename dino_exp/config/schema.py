@@ -266,7 +266,7 @@ class RuntimeConfig(Section):
 
     device: str = setting(role="numerics", choices=("auto", "cpu", "cuda"), help="auto: cuda if there")
     threads: int | None = setting(
-        minimum=1, role="numerics", help="torch threads; null: fixed at the first attempt and kept"
+        minimum=1, maximum=1024, role="numerics", help="torch threads; null: fixed at the first attempt and kept"
     )
     deterministic: bool = setting(role="numerics", help="only deterministic kernels")
     workers: int = setting(minimum=0, role="runtime", help="processes that load data; 0: none")

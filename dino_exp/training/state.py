@@ -7,7 +7,7 @@ Only `train_step` and the loop change a `TrainState`. Its `state_dict` is flat: 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dino_exp.checkpoint.torch_state import load_moments, optimizer_moments
 from dino_exp.dino.multicrop import MultiCropModel
-from dino_exp.errors import CheckpointError
+from dino_exp.errors import CheckpointError, CorruptCheckpointError
 
 JSON_FIELDS = ("step", "loss_sum", "loss_count", "best", "pending_row", "collapse_rows", "healthy")
 
@@ -70,8 +70,8 @@ class TrainState:
     def load_state_dict(self, flat: Mapping[str, Any]) -> None:
         """Take over a saved state, strictly, one tensor at a time (a mapping may read each from the disk).
 
-        Raises CheckpointError where a name is missing or unexpected, and then nothing has changed; also where a
-        shape or dtype differs, which leaves the state torn.
+        Raises CheckpointError where a name is missing or unexpected, CorruptCheckpointError where a value is not of
+        its kind, and then nothing has changed; CheckpointError where a shape or dtype differs, which leaves it torn.
         """
         expected = {name for name in self.state_dict() if not name.startswith("optimizer.")}
         given = {name for name in flat if not name.startswith("optimizer.")}
@@ -80,6 +80,9 @@ class TrainState:
                 f"the checkpoint's names are not this model's: missing {_some(expected - given)}, "
                 f"unexpected {_some(given - expected)}; was it written with another model?"
             )
+        for name in JSON_FIELDS:
+            if not _KINDS[name](flat[name]):
+                raise CorruptCheckpointError(f"{name} is {str(flat[name])[:60]!r}, which no training has saved")
         self.torn = True  # until every tensor is in place
         for name, live in self.state_dict().items():
             if isinstance(live, Tensor) and not name.startswith("optimizer."):
@@ -111,6 +114,42 @@ class TrainState:
         mean = self.loss_sum / self.loss_count if self.loss_count else math.nan
         self.loss_sum, self.loss_count = 0.0, 0
         return mean
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**32
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_best(value: Any) -> bool:
+    if value is None:
+        return True
+    return (
+        isinstance(value, dict)
+        and value.keys() == Best.__dataclass_fields__.keys()
+        and _is_count(value["step"])
+        and isinstance(value["metric"], str)
+        and _is_number(value["value"])
+    )
+
+
+def _is_row(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and _is_count(value.get("step")))
+
+
+# A manifest may come from a stranger: what would only fail many steps later is refused before the state is touched.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "step": _is_count,
+    "loss_sum": _is_number,
+    "loss_count": _is_count,
+    "best": _is_best,
+    "pending_row": _is_row,
+    "collapse_rows": _is_count,
+    "healthy": lambda value: type(value) is bool,
+}
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -151,8 +152,9 @@ def record(**members: Any) -> Change:
 def replaced(name: str, by: str) -> Change:
     def change(scene: Scene) -> None:
         path = scene.run / name
-        if by == "link":
-            return scene.link(name, "folder" if path.is_dir() else "file")
+        if by.startswith("link"):
+            path.parent.mkdir(exist_ok=True)
+            return scene.link(name, "folder" if path.is_dir() or "folder" in by else "file")
         if path.is_dir():
             shutil.rmtree(path)
         path.unlink(missing_ok=True)
@@ -179,6 +181,27 @@ def both_manifests(by: str) -> Change:
 
 def state(**values: Any) -> Change:
     return manifest(lambda body: body["state"].update(values))
+
+
+# In the order in which a reader that does not look would fail: at once, at the next row, at the next evaluation.
+STATES = (
+    ("step", "2"), ("step", -1), ("step", 2**70), ("step", 2.0), ("step", True), ("loss_sum", "x"), ("healthy", "no"),
+    ("loss_count", None), ("collapse_rows", "x"), ("pending_row", 3), ("pending_row", {"wall": 1}), ("best", "x"),
+    ("best", {}), ("best", {"step": 1, "metric": 2, "value": 1.0}),
+    ("best", {"step": 1, "metric": "x", "value": "x"}),
+)  # fmt: skip
+PARENT = {"run_key": "x", "step": 1, "state_digest": "s1:", "asked": "last@best", "settings": "c1:"}
+
+
+def without_checkpoints(parent: Any) -> Change:
+    """A child that has not saved yet, and so looks for its parent."""
+
+    def change(scene: Scene) -> None:
+        shutil.rmtree(scene.checkpoints)
+        (scene.run / "events.jsonl").unlink()
+        scene.record(parent=parent, step=0)
+
+    return change
 
 
 REFUSED = {
@@ -228,14 +251,29 @@ REFUSED = {
     "a pack that leads out": (4, manifest(lambda body: body["packs"][0].update(name="../../../outside/file")), "pack"),
     "packs that are a link": (1, replaced("checkpoints/packs", "link"), "link"),
     "a quarantine that is a link": (1, replaced("checkpoints/quarantine", "link"), "link"),
+    **{f"a state whose {name} is {value!r}"[:60]: (4, state(**{name: value}), name) for name, value in STATES},
+    "a state of another step": (4, state(step=3), "state is of step 3"),
+    "no position of the rows": (4, manifest(lambda body: body["aside"].clear()), "rows"),
+    "a position in words": (4, manifest(lambda body: body["aside"].update(metrics_rows="2")), "rows"),
+    "a negative position": (4, manifest(lambda body: body["aside"].update(metrics_bytes=-1)), "rows"),
+    "a position beyond every file": (4, manifest(lambda body: body["aside"].update(metrics_bytes=2**70)), "rows"),
+    "a parent that leads out of the folder": (3, without_checkpoints({**PARENT, "run_key": "../../outside"}), "parent"),
+    "a parent of nonsense": (3, without_checkpoints({"run_key": 3}), "parent"),
+    "a log that is a link": (3, replaced("train.log", "link"), "train.log"),
+    "a log that is a pipe": (3, replaced("train.log", "pipe"), "train.log"),
+    "settings typed that are a link": (3, replaced(".hydra", "link"), ".hydra"),
+    "attempts that are a link": (3, replaced(".hydra/attempts", "link to a folder"), "attempts"),
+    "an attempt that is a link": (3, replaced(".hydra/attempts/002", "link to a folder"), "002"),
+    "code that is a link": (3, replaced("code", "link"), "code"),
     "checkpoints that are a link": (1, replaced("checkpoints", "link"), "link"),
 }
 
 
-BUILDS = tuple(
-    name for name in REFUSED if "manifest" in name or ("link" in name and "checkpoints" in name) or "pack" in name
-)
-QUICK = ("manifests that are links", "a pack that leads out", "a manifest of another run", "packs that are a link")
+BUILDS = tuple(name for name in REFUSED if re.search("manifest|pack|checkpoints|state|position", name))
+QUICK = (
+    "manifests that are links", "a pack that leads out", "a manifest of another run", "packs that are a link",
+    "a state of another step", "a state whose best is {}", "no position of the rows",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -249,6 +287,17 @@ def test_it_is_refused_with_one_message(name: str, scene: Scene) -> None:
     code, message = scene.resume()
     assert (code, says in message) == (expected, True), (code, message)
     assert scene.world() == before
+
+
+def threads(recorded: Any) -> Change:
+    """The number that the first attempt had counts where the settings give none."""
+
+    def change(scene: Scene) -> None:
+        if "threads: 1" in (scene.run / YAML_NAME).read_text():
+            scene.yaml("threads: 1", "threads: null")
+        scene.record(numerics={**json.loads((scene.run / "run.json").read_text())["numerics"], "threads": recorded})
+
+    return change
 
 
 HARMLESS = {
@@ -269,6 +318,9 @@ HARMLESS = {
     "metrics of every kind": record(metrics={"loss": "nan", "x" * 900: 1e308, "[/x]": "-inf", "\x1b[2J": 1}),
     "a parent that leads out": record(parent={"run_key": "../../x", "step": "x"}),
     "a parent that is a list": record(parent=[1]),
+    "threads beyond every machine": threads(2**40),
+    "threads in words": threads("2"),
+    "no threads": threads(0),
     "an absurd schedule": record(schedule={"horizon_steps": 2**62, "steps_per_epoch": 1}),
     "a pack of the next step that is a link": replaced(
         "checkpoints/packs/step-000000003.a002.r00000.safetensors", "link"

@@ -66,6 +66,11 @@ def trash_name(step: int) -> str:
     return f".trash-{manifest_name(step)}"
 
 
+def parse_trash_name(name: str) -> int | None:
+    """The step of a manifest that is being dropped; None for any other name."""
+    return parse_manifest_name(name.removeprefix(".trash-")) if name.startswith(".trash-") else None
+
+
 def is_leftover(name: str) -> bool:
     """Whether this is a file of a writer that died, safe to remove."""
     return _LEFTOVER.fullmatch(name) is not None

@@ -18,7 +18,7 @@ from dino_exp.checkpoint.pins import load_pins
 from dino_exp.checkpoint.policies import KeepAny, Pinned, rank_best, retention_to_json
 from dino_exp.checkpoint.pruning import PrunePlan, PruneRules, as_done, plan_prune
 from dino_exp.checkpoint.registry import Row, read_index, row_of, write_registry
-from dino_exp.checkpoint.stock import mark_verified, sort_rows, verify_newest
+from dino_exp.checkpoint.stock import is_whole, mark_verified, sort_rows, verify_newest
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.types import CheckpointInfo, OnEvent, RetentionPlan, Schedule
 from dino_exp.checkpoint.verify import read_verified
@@ -34,8 +34,8 @@ class Ledger:
     `keep` is the retention policy; None takes the one that the newest manifest recorded. `on_event(kind, **fields)`
     hears of dropped, quarantined, swept and trouble.
 
-    Raises UnsupportedFormatError where a newer version has written, CheckpointError for a folder that leads
-    elsewhere, OSError.
+    Raises UnsupportedFormatError where a newer version has written, CorruptCheckpointError for a folder that
+    leads elsewhere, OSError.
     """
 
     def __init__(
@@ -47,12 +47,33 @@ class Ledger:
         self._doubtful: set[int] = set()
         self._on_event = on_event
         self.store.prepare()
+        self._restore_pinned()
         index = read_index(self.store)
         self.keep = index.retention() if keep is None else keep
         self.schedule: Schedule | None = index.schedule
         self._take_stock(index.rows, index.damaged)
         if not index.current and index.schedule is not None:
             self._write_registry(index.policy, index.schedule)
+
+    def _restore_pinned(self) -> None:
+        """Bring back what a process that died had hidden, and not yet seen to be pinned (see `_hide`).
+
+        Pins that cannot be read may be of any step. One without its packs was already being erased: whoever pinned
+        it since then was told that it is gone.
+        """
+        hidden = self.store.hidden_steps()
+        if not hidden:
+            return
+        try:
+            pinned = load_pins(self.store.folder, self.store.files).keys()
+        except CorruptCheckpointError:
+            pinned = set(hidden)
+        for step in hidden:
+            if step not in pinned:
+                continue
+            self.store.unhide(step)
+            if not is_whole(self.store, step):
+                self.store.hide(step)
 
     def _take_stock(self, rows: Mapping[int, Row], damaged: Mapping[int, str]) -> None:
         """Sort rows into whole and damaged by the sizes of their packs, and sweep what no manifest reaches."""

@@ -48,11 +48,7 @@ class CheckpointReader:
 
     def __init__(self, directory: Path | str, files: Files = LOCAL) -> None:
         self._store = Store(Path(directory), files)
-        for path in (self._store.folder, self._store.packs_folder):
-            if path.is_symlink():
-                raise CorruptCheckpointError(
-                    f"{path} is a link; a run's files must lie inside it. Replace it by the folder it names"
-                )
+        self._store.refuse_links()
 
     def infos(self) -> list[CheckpointInfo]:
         """Facts about each readable checkpoint, by step ascending.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from dino_exp.checkpoint.registry import Row, missing_packs
+from dino_exp.checkpoint.registry import Row, missing_packs, row_of
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.verify import read_verified
 from dino_exp.errors import CorruptCheckpointError
@@ -17,6 +17,15 @@ def sort_rows(
     """Rows that are whole by the sizes of their packs, and why each other one is not. Raises OSError."""
     problems = {step: why for step, row in rows.items() if (why := missing_packs(store, row)) is not None}
     return {step: row for step, row in rows.items() if step not in problems}, {**damaged, **problems}
+
+
+def is_whole(store: Store, step: int) -> bool:
+    """Whether a step's manifest can be read and its packs have the sizes that it names. Raises OSError."""
+    try:
+        manifest, identity = store.read(step, with_tensors=False)
+    except CorruptCheckpointError:
+        return False
+    return missing_packs(store, row_of(manifest, identity, verified=False)) is None
 
 
 def verify_newest(store: Store, rows: dict[int, Row], damaged: dict[int, str], *, afresh: bool = False) -> int | None:

@@ -19,6 +19,7 @@ from dino_exp.checkpoint.layout import (
     manifest_name,
     parse_manifest_name,
     parse_pack_name,
+    parse_trash_name,
     temporary_name,
     trash_name,
 )
@@ -41,13 +42,22 @@ class Store:
         self.files = files
         self.packs_folder = folder / PACKS
 
-    def prepare(self) -> None:
-        """Make the folders (the run's folder exists). Raises CheckpointError if one of them is a link."""
-        for path in (self.folder, self.packs_folder, self.folder / QUARANTINE):
+    @property
+    def _folders(self) -> tuple[Path, Path, Path]:
+        return self.folder, self.packs_folder, self.folder / QUARANTINE
+
+    def refuse_links(self) -> None:
+        """Raises CorruptCheckpointError if one of the folders is a link: who sent it would choose where files go."""
+        for path in self._folders:
             if path.is_symlink():
-                raise CheckpointError(
+                raise CorruptCheckpointError(
                     f"{path} is a link; a run's files must lie inside it. Replace it by the folder it names"
                 )
+
+    def prepare(self) -> None:
+        """Make the folders (the run's folder exists). Raises CorruptCheckpointError as `refuse_links`, OSError."""
+        self.refuse_links()
+        for path in self._folders:
             self.files.mkdir(path)
 
     def steps(self) -> list[int]:
@@ -140,6 +150,11 @@ class Store:
     def hide(self, step: int) -> None:
         """Begin to drop a checkpoint: from now on it is not listed."""
         self.files.replace(self.manifest_path(step), self.folder / trash_name(step))
+
+    def hidden_steps(self) -> list[int]:
+        """Steps that a dead process had begun to drop, and that are not there anew, ascending."""
+        hidden = {step for name in self.files.listdir(self.folder) if (step := parse_trash_name(name)) is not None}
+        return sorted(hidden - set(self.steps()))
 
     def unhide(self, step: int) -> None:
         """Think better of dropping a checkpoint that was hidden, and nothing more."""

@@ -249,8 +249,8 @@ REFUSED = {
     "a manifest without a tensor": (1, manifest(lambda body: body["tensors"].pop("loss.center")), "loss.center"),
     "a manifest of a newer version": (4, manifest(lambda body: body.update(format_version=7)), "newer"),
     "a pack that leads out": (4, manifest(lambda body: body["packs"][0].update(name="../../../outside/file")), "pack"),
-    "packs that are a link": (1, replaced("checkpoints/packs", "link"), "link"),
-    "a quarantine that is a link": (1, replaced("checkpoints/quarantine", "link"), "link"),
+    "packs that are a link": (4, replaced("checkpoints/packs", "link"), "link"),
+    "a quarantine that is a link": (4, replaced("checkpoints/quarantine", "link"), "link"),
     **{f"a state whose {name} is {value!r}"[:60]: (4, state(**{name: value}), name) for name, value in STATES},
     "a state of another step": (4, state(step=3), "state is of step 3"),
     "no position of the rows": (4, manifest(lambda body: body["aside"].clear()), "rows"),
@@ -265,7 +265,7 @@ REFUSED = {
     "attempts that are a link": (3, replaced(".hydra/attempts", "link to a folder"), "attempts"),
     "an attempt that is a link": (3, replaced(".hydra/attempts/002", "link to a folder"), "002"),
     "code that is a link": (3, replaced("code", "link"), "code"),
-    "checkpoints that are a link": (1, replaced("checkpoints", "link"), "link"),
+    "checkpoints that are a link": (4, replaced("checkpoints", "link"), "link"),
 }
 
 

@@ -30,7 +30,7 @@ from dino_exp.checkpoint.pins import save_pins
 from dino_exp.checkpoint.policies import BestN, EverySteps, KeepAny, LatestN, Milestones, milestone_from_text
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.checkpoint.types import SaveContext, Schedule
-from dino_exp.errors import CheckpointError, LockedError, NoCheckpointError
+from dino_exp.errors import CheckpointError, CorruptCheckpointError, LockedError, NoCheckpointError
 from dino_exp.fsio import Files
 
 KEEP_ALL = KeepAny((LatestN(100),))
@@ -267,7 +267,7 @@ def test_a_folder_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "packs").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match="is a link"):
+    with pytest.raises(CorruptCheckpointError, match="is a link"):
         open_manager(tmp_path / "c")
 
 

@@ -134,6 +134,63 @@ def test_a_pin_that_is_written_while_the_manifest_is_hidden_is_honoured(tmp_path
     assert steps(tmp_path) == [1, 2]
 
 
+class Died(BaseException):
+    """The process is gone: nothing after this point is done."""
+
+
+def die() -> None:
+    raise Died
+
+
+def leave_hidden(folder: Path, pins: dict[int, str]) -> None:
+    """What a writer leaves that is killed between hiding step 1 and looking whether it is pinned."""
+    save_steps(folder, [1, 2], keep=KeepAny((LatestN(9),)))
+    ledger = Ledger(folder, keep=LAST, files=Meddling(".trash-step-000000001.json", die))
+    plan = ledger.plan(request(1).schedule)
+    save_pins(folder, pins)
+    with pytest.raises(Died):
+        ledger.apply(plan)
+    assert steps(folder) == [2]
+
+
+def test_a_pinned_checkpoint_that_a_dead_writer_had_hidden_comes_back(tmp_path: Path) -> None:
+    leave_hidden(tmp_path, {1: "for the paper"})
+    Ledger(tmp_path, keep=LAST)
+    assert steps(tmp_path) == [1, 2]
+    assert CheckpointReader(tmp_path).verify()["ok"]
+
+
+def test_what_is_hidden_and_not_pinned_goes(tmp_path: Path) -> None:
+    leave_hidden(tmp_path, {2: "another"})
+    Ledger(tmp_path, keep=LAST)
+    assert steps(tmp_path) == [2]
+    assert not list(tmp_path.rglob("*step-000000001*"))
+
+
+def test_with_pins_that_cannot_be_read_all_that_is_hidden_comes_back(tmp_path: Path) -> None:
+    leave_hidden(tmp_path, {1: "for the paper"})
+    (tmp_path / "pins.json").write_text("{")
+    Ledger(tmp_path, keep=LAST)
+    assert CheckpointReader(tmp_path).steps() == [1, 2]
+
+
+@pytest.mark.parametrize("gone", ["packs", "manifest", "superseded"])
+def test_what_was_already_being_erased_stays_gone(gone: str, tmp_path: Path) -> None:
+    leave_hidden(tmp_path, {1: "too late"})
+    hidden = tmp_path / ".trash-step-000000001.json"
+    if gone == "packs":
+        for pack in (tmp_path / "packs").glob("step-000000001.*"):
+            pack.unlink()
+    elif gone == "manifest":
+        hidden.write_bytes(hidden.read_bytes()[:-1])
+    else:
+        (tmp_path / "step-000000001.json").write_bytes(hidden.read_bytes())
+    ledger = Ledger(tmp_path, keep=LAST)
+    assert steps(tmp_path) == ([1, 2] if gone == "superseded" else [2])
+    assert ledger.damaged == {}
+    assert not hidden.exists()
+
+
 def test_a_pin_of_what_is_dropped_meanwhile_is_taken_back_aloud(tmp_path: Path) -> None:
     save_steps(tmp_path, [1, 2, 3], keep=KeepAny((LatestN(9),)))
     pin(tmp_path, 2, "another's")

@@ -16,8 +16,8 @@ import torch
 from dino_exp.config.schema import RuntimeConfig
 from dino_exp.errors import ConfigError
 
-MAX_RECORDED_THREADS = 1024
-MAX_THREADS = 16  # more do not help models of the sizes that fit a CPU
+MAX_THREADS = 16  # chosen unasked: more do not help models of the sizes that fit a CPU
+MAX_RECORDED_THREADS = 1024  # as many as the setting allows
 
 
 def choose_device(asked: str) -> torch.device:
@@ -34,9 +34,8 @@ def choose_threads(asked: int | None, recorded: Any) -> int:
         return asked
     if type(recorded) is int and 1 <= recorded <= MAX_RECORDED_THREADS:
         return recorded
-    return min(
-        len(os.sched_getaffinity(0)), MAX_THREADS
-    )  # also for a record of nonsense, which is told as a difference
+    # Also for a record of nonsense, which is then told as a difference.
+    return min(len(os.sched_getaffinity(0)), MAX_THREADS)
 
 
 def apply_numerics(runtime: RuntimeConfig, recorded: Mapping[str, Any]) -> tuple[torch.device, dict[str, Any]]:

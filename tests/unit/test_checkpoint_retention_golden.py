@@ -95,6 +95,10 @@ CASES = {
         KeepAny((LatestN(1), BEST)),
         changed(changed(run_of([0.5, 0.6, 0.7, 0.9]), 297, healthy=False), 396, healthy=False),
     ),
+    "collapsed-of-two-metrics": (
+        KeepAny((LatestN(1), BestN("knn_top1"), BestN("knn_1shot"))),
+        changed(run_of([0.5, 0.6, 0.9]), 198, healthy=False),
+    ),
     "nothing-verified": (
         KeepAny((LatestN(1),)),
         [CheckpointInfo(step=step, epoch=step, verified=False) for step in range(1, 5)],

@@ -183,7 +183,7 @@ def plan_retention(infos: Sequence[CheckpointInfo], rules: Sequence[KeepRule], s
             reasons[step] = "keep: " + "; ".join(kept[step])
         else:
             drops.append(step)
-            against = [opinion[step] for opinion in opinions if step in opinion]
+            against = dict.fromkeys(opinion[step] for opinion in opinions if step in opinion)  # each said once
             reasons[step] = "drop: " + (", ".join(against) or "no rule keeps it")
     return RetentionPlan(tuple(keeps), tuple(drops), reasons)
 

@@ -65,7 +65,7 @@ class Ledger:
         if not hidden:
             return
         try:
-            pinned = load_pins(self.store.folder, self.store.files).keys()
+            pinned = set(load_pins(self.store.folder, self.store.files))
         except CorruptCheckpointError:
             pinned = set(hidden)
         for step in hidden:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from support.runs import SMOKE, Lab, assert_same_end, record, rows
-from support.zygote import Zygote
 
 DROP_PATH = ("model.drop_path_rate=0.2", "checkpoint=rotating", "checkpoint.save.every_steps=4")
 CASES = {
@@ -24,32 +24,31 @@ def kill_again_and_again(directory: Path, overrides: tuple[str, ...], *, num_kil
     lab = Lab(directory, settings=(*SMOKE, *overrides))
     dice = random.Random(seed)
     done = ended = 0
-    with Zygote(lab) as zygote:
-        secs = zygote.train("run.variant=reference")
-        reference = lab.only_run()
-        while done < num_kills:
-            variant = f"run.variant=run{ended}"
-            done += kill_one_run(zygote, variant, dice, secs, most=min(KILLS_A_RUN, num_kills - done))
-            run = reference.with_name(reference.name.replace("reference", f"run{ended}"))
-            assert_same_end(run, reference)
-            assert record(run)["state"] == "completed"
-            ended += 1
+    secs = lab.time("run.variant=reference")
+    reference = lab.only_run()
+    while done < num_kills:
+        variant = f"run.variant=run{ended}"
+        done += kill_one_run(lab, variant, dice, secs, most=min(KILLS_A_RUN, num_kills - done))
+        run = reference.with_name(reference.name.replace("reference", f"run{ended}"))
+        assert_same_end(run, reference)
+        assert record(run)["state"] == "completed"
+        ended += 1
     return ended
 
 
-def kill_one_run(zygote: Zygote, variant: str, dice: random.Random, secs: float, *, most: int) -> int:
+def kill_one_run(lab: Lab, variant: str, dice: random.Random, secs: float, *, most: int) -> int:
     """Kill attempts of one run at random moments, `most` times at most, then let it finish; the kills done."""
     kills = 0
     while kills < most:
-        pid = zygote.start(variant)
-        if not zygote.ends_within(dice.uniform(0, secs)):
-            zygote.kill(pid)
-        code = zygote.wait()
-        assert code in (0, -9)
+        attempt = lab.fork(variant)
+        if not attempt.ends_within(dice.uniform(0, secs)):
+            attempt.kill()
+        code = attempt.wait()
+        assert code in (0, -9), attempt.output()
         if code == 0:
             return kills
         kills += 1
-    zygote.train(variant)
+    lab.train(variant)
     return kills
 
 
@@ -70,7 +69,7 @@ def test_killed_many_times(case: str, tmp_path: Path) -> None:
 def test_the_plain_command_survives_kills(lab: Lab) -> None:
     """The same with the command as users type it, imports and all."""
     started = time.monotonic()
-    lab.train("run.variant=reference")
+    finish(lab.start("run.variant=reference"))
     secs = time.monotonic() - started
     reference = lab.only_run()
     for share in (0.5, 0.7, 0.85):
@@ -78,7 +77,12 @@ def test_the_plain_command_survives_kills(lab: Lab) -> None:
         time.sleep(secs * share)
         process.kill()
         process.communicate()
-    lab.train("run.variant=killed")
+    finish(lab.start("run.variant=killed"))
     run = reference.with_name(reference.name.replace("reference", "killed"))
     assert_same_end(run, reference)
     assert [row["step"] for row in rows(run)] == list(range(len(rows(run))))
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed

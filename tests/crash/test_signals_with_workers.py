@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from support.runs import SMOKE, Lab, assert_same_end, record
-from support.zygote import Zygote
 
 SETTINGS = (*SMOKE, "runtime.workers=2", "checkpoint=rotating", "checkpoint.save.every_steps=4")
 NUM_RUNS = 4  # for each signal, once and twice
@@ -24,25 +23,24 @@ NUM_RUNS = 4  # for each signal, once and twice
 @pytest.mark.timeout(3000)
 def test_signals_to_the_whole_group_at_random_moments(tmp_path: Path) -> None:
     lab, dice, codes = Lab(tmp_path, settings=SETTINGS), random.Random(0), []
-    with Zygote(lab) as zygote:
-        secs = zygote.train("run.variant=reference")
-        reference = lab.only_run()
-        kinds = itertools.product((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2), (1, 2), range(NUM_RUNS))
-        for name, (number, times, _) in enumerate(kinds):
-            variant = f"run.variant=run{name}"
-            pid = zygote.start(variant)
-            if not zygote.ends_within(dice.uniform(0.1, 1) * secs):
-                for _ in range(times):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(pid, number)
-                    time.sleep(dice.uniform(0, 0.05))
-            codes.append(zygote.wait())
-            assert codes[-1] in (0, 128 + number, -number)  # the last: before anything was begun
-            assert everybody_is_gone(pid)
-            zygote.train(variant)
-            run = reference.with_name(reference.name.replace("reference", f"run{name}"))
-            assert_same_end(run, reference)
-            assert record(run)["state"] == "completed"
+    secs = lab.time("run.variant=reference")
+    reference = lab.only_run()
+    kinds = itertools.product((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2), (1, 2), range(NUM_RUNS))
+    for name, (number, times, _) in enumerate(kinds):
+        variant = f"run.variant=run{name}"
+        attempt = lab.fork(variant)
+        if not attempt.ends_within(dice.uniform(0.1, 1) * secs):
+            for _ in range(times):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(attempt.pid, number)
+                time.sleep(dice.uniform(0, 0.05))
+        codes.append(attempt.wait())
+        assert codes[-1] in (0, 128 + number, -number)  # the last: before anything was begun
+        assert everybody_is_gone(attempt.pid)
+        lab.train(variant)
+        run = reference.with_name(reference.name.replace("reference", f"run{name}"))
+        assert_same_end(run, reference)
+        assert record(run)["state"] == "completed"
     stopped = sum(code != 0 for code in codes)
     print(f"{len(codes)} runs with two workers: {stopped} stopped by a signal to the group, all ended in the same bits")
     assert stopped > len(codes) // 2

@@ -10,7 +10,6 @@ import pytest
 import torch
 from support.checkpoints import ToyState, open_manager, quick_files, request
 from support.runs import Lab, assert_same_end, events, record, rows
-from support.zygote import Zygote
 
 from dino_exp.checkpoint.policies import KeepAny, LatestN
 from dino_exp.checkpoint.reader import CheckpointReader
@@ -110,20 +109,19 @@ def test_a_training_whose_disk_is_too_small(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
     mount(lab.outputs, 4 * MEGABYTE)
     try:
-        with Zygote(lab) as zygote:
-            zygote.train("run.variant=small", code=1)
-            run = lab.only_run()
-            assert record(run)["state"] == "failed"
-            assert record(run)["failed_save"]["step"] == 44
-            assert "MB free" in record(run)["failed_save"]["error"]
-            assert record(run)["step"] == 11
-            assert [row["step"] for row in rows(run)] == list(range(45))
-            assert [event["step"] for event in events(run, "save_failed")] == [22, 33, 44]
-            assert CheckpointReader(run / "checkpoints").verify()["ok"]
-            subprocess.run(["mount", "-o", f"remount,size={40 * MEGABYTE}", str(lab.outputs)], check=True)
-            zygote.train("run.variant=small")
-            assert record(run)["state"] == "completed"
-            zygote.train("run.variant=reference")
-            assert_same_end(run, next(other for other in lab.runs() if other != run))
+        lab.train("run.variant=small", code=1)
+        run = lab.only_run()
+        assert record(run)["state"] == "failed"
+        assert record(run)["failed_save"]["step"] == 44
+        assert "MB free" in record(run)["failed_save"]["error"]
+        assert record(run)["step"] == 11
+        assert [row["step"] for row in rows(run)] == list(range(45))
+        assert [event["step"] for event in events(run, "save_failed")] == [22, 33, 44]
+        assert CheckpointReader(run / "checkpoints").verify()["ok"]
+        subprocess.run(["mount", "-o", f"remount,size={40 * MEGABYTE}", str(lab.outputs)], check=True)
+        lab.train("run.variant=small")
+        assert record(run)["state"] == "completed"
+        lab.train("run.variant=reference")
+        assert_same_end(run, next(other for other in lab.runs() if other != run))
     finally:
         subprocess.run(["umount", "--lazy", str(lab.outputs)], check=True)

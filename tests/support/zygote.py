@@ -1,87 +1,106 @@
-"""Real training processes without the wait for imports: one process imports everything, and forks for each attempt.
+"""Real trainings without the wait for imports: one process imports everything, and forks for each attempt.
 
-An attempt is a process of its own that runs the entry point, and can be killed like any other.
+An attempt is a process of its own, of a session of its own, that runs the entry point, and can be killed like any
+other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from support.runs import Lab
+
+@dataclass
+class Attempt:
+    """One attempt that was started; its session has the number of its process."""
+
+    server: Zygote
+    pid: int
+    log: Path
+    code: int | None = None
+
+    def ends_within(self, secs: float) -> bool:
+        """Wait for its end, for `secs` at most; whether it came."""
+        return self.code is not None or self.server.has_answer(secs)
+
+    def wait(self) -> int:
+        """Its exit code; minus the signal's number when a signal killed it."""
+        if self.code is None:
+            self.code = int(self.server.read())
+        return self.code
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def output(self) -> str:
+        """What it has printed, on both streams."""
+        return self.log.read_text()
 
 
 class Zygote:
-    """Forks trainings on demand. A context manager."""
+    """Forks attempts on demand, one at a time."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-        places = [lab.environment.get("PYTHONPATH", ""), *sys.path]
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__))], cwd=lab.directory, text=True, bufsize=1,
-            env={**lab.environment, "PYTHONPATH": os.pathsep.join(filter(None, places))},
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="attempts-")
+        self._num_started = 0
+        self._last: Attempt | None = None
+        places = [environment.get("PYTHONPATH", ""), *sys.path]
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__))], text=True, bufsize=1, cwd=self._folder.name,
+            env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, places))},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
+        assert self.read() == "ready"
 
-    def __enter__(self) -> Zygote:
-        assert self._read() == "ready"
-        return self
+    def start(self, arguments: Sequence[str], directory: Path, environment: Mapping[str, str]) -> Attempt:
+        """Begin an attempt in a directory. One that a failed test has left running is killed first."""
+        if self._last is not None and self._last.code is None:
+            os.killpg(self._last.pid, signal.SIGKILL)
+            self._last.wait()
+        log = Path(self._folder.name) / f"{self._num_started}.txt"
+        self._num_started += 1
+        order = {
+            "arguments": list(arguments), "directory": str(directory), "environment": dict(environment),
+            "log": str(log),
+        }  # fmt: skip
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._last = Attempt(self, int(self.read()), log)
+        return self._last
 
-    def __exit__(self, *_: object) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.stdout.close()
-        assert self.process.wait(30) == 0
+    def has_answer(self, secs: float) -> bool:
+        return bool(select.select([self._process.stdout], [], [], secs)[0])
 
-    def start(self, *overrides: str) -> int:
-        """Begin an attempt; its process number."""
-        arguments = [*self.lab.settings, f"paths.outputs={self.lab.outputs}", *overrides]
-        assert self.process.stdin is not None
-        self.process.stdin.write(
-            json.dumps({"arguments": arguments, "log": str(self.lab.directory / "log.txt")}) + "\n"
-        )
-        return int(self._read())
-
-    def wait(self) -> int:
-        """The exit code of the attempt; -9 when it was killed."""
-        return int(self._read())
-
-    def ends_within(self, secs: float) -> bool:
-        """Wait for the attempt's end, for `secs` at most; whether it came. Its exit code is still to be read."""
-        return bool(select.select([self.process.stdout], [], [], secs)[0])
-
-    def train(self, *overrides: str, code: int = 0) -> float:
-        """An attempt to its end; its seconds."""
-        started = time.monotonic()
-        self.start(*overrides)
-        found = self.wait()
-        assert found == code, (self.lab.directory / "log.txt").read_text()[-3000:]
-        return time.monotonic() - started
-
-    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            return
-
-    def _read(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().strip()
+    def read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().strip()
         assert line, "the zygote has died"
         return line
 
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._folder.cleanup()
+
 
 def serve() -> None:
+    import sklearn.datasets  # noqa: F401
     import torch
     import torch._dynamo  # an optimizer's first use imports it
 
+    import dino_exp.attempts.run
+    import dino_exp.attempts.work  # noqa: F401
     from dino_exp import train
 
     with torch.device("meta"):
@@ -92,6 +111,9 @@ def serve() -> None:
         pid = os.fork()
         if pid == 0:
             os.setsid()
+            os.chdir(order["directory"])
+            os.environ.clear()
+            os.environ.update(order["environment"])
             log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(log, 1)

@@ -3,44 +3,39 @@
 from __future__ import annotations
 
 from support.runs import Lab, manifests, record, rows
-from support.zygote import Zygote
 
 
 def test_a_fork_goes_on_with_other_settings_and_is_found_again(lab: Lab) -> None:
-    with Zygote(lab) as zygote:
-        zygote.train("run.tags=[parent]", "train.stop_after_steps=20")
-        parent = lab.only_run()
-        before = {path: path.read_bytes() for path in parent.rglob("*") if path.is_file()}
-        fork = (f"fork={parent.name}@latest", "optimizer.lr=1e-3", "train.epochs=3")
-        lab.settings = ()
-        zygote.train(*fork, "train.stop_after_steps=21")
-        child = next(run for run in lab.runs() if run != parent)
-        assert {path: path.read_bytes() for path in parent.rglob("*") if path.is_file()} == before
-        made = record(child)
-        assert made["parent"]["run_key"] == parent.name
-        assert made["parent"]["step"] == 20
-        assert (
-            manifests(child)[20]["state_digest"]
-            == manifests(parent)[20]["state_digest"]
-            == made["parent"]["state_digest"]
-        )
-        assert [row["step"] for row in rows(child)] == list(range(21, 22))
-        assert made["schedule"]["horizon_steps"] == 66
+    lab.train("run.tags=[parent]", "train.stop_after_steps=20")
+    parent = lab.only_run()
+    before = {path: path.read_bytes() for path in parent.rglob("*") if path.is_file()}
+    fork = (f"fork={parent.name}@latest", "optimizer.lr=1e-3", "train.epochs=3")
+    lab.settings = ()
+    lab.train(*fork, "train.stop_after_steps=21")
+    child = next(run for run in lab.runs() if run != parent)
+    assert {path: path.read_bytes() for path in parent.rglob("*") if path.is_file()} == before
+    made = record(child)
+    assert made["parent"]["run_key"] == parent.name
+    assert made["parent"]["step"] == 20
+    assert (
+        manifests(child)[20]["state_digest"] == manifests(parent)[20]["state_digest"] == made["parent"]["state_digest"]
+    )
+    assert [row["step"] for row in rows(child)] == list(range(21, 22))
+    assert made["schedule"]["horizon_steps"] == 66
 
-        zygote.train(f"resume={parent}", "train.stop_after_steps=30")  # the parent goes on: latest is another state now
-        zygote.train(*fork)
-        assert len(lab.runs()) == 2
-        assert record(child)["state"] == "completed"
-        assert record(child)["step"] == 66
+    lab.train(f"resume={parent}", "train.stop_after_steps=30")  # the parent goes on: latest is another state now
+    lab.train(*fork)
+    assert len(lab.runs()) == 2
+    assert record(child)["state"] == "completed"
+    assert record(child)["step"] == 66
 
 
 def test_a_fork_that_changes_nothing_ends_like_its_parent(lab: Lab) -> None:
-    with Zygote(lab) as zygote:
-        zygote.train()
-        parent = lab.only_run()
-        step = min(manifests(parent))
-        lab.settings = ()
-        zygote.train(f"fork={parent}@{step}", "run.variant=again")
+    lab.train()
+    parent = lab.only_run()
+    step = min(manifests(parent))
+    lab.settings = ()
+    lab.train(f"fork={parent}@{step}", "run.variant=again")
     child = next(run for run in lab.runs() if run != parent)
     assert rows(child) == [row for row in rows(parent) if row["step"] > step]
     ours, theirs = manifests(child)[44]["tensors"], manifests(parent)[44]["tensors"]

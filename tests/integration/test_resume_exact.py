@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from support.runs import SMOKE, Lab, assert_same_end, events, last_digest, manifests, record
-from support.zygote import Zygote
 
 STEPS_PER_EPOCH = 5
 
@@ -20,31 +19,28 @@ def renamed(reference: Path, variant: str) -> Path:
 
 def test_stop_at_every_step_of_an_epoch(tmp_path: Path) -> None:
     lab = Lab(tmp_path, settings=(*SMOKE, "model.drop_path_rate=0.2", "train.batch_size=256"))
-    with Zygote(lab) as zygote:
-        zygote.train("run.variant=reference")
-        reference = lab.only_run()
-        for step in range(STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH):
-            variant = f"stop{step}"
-            zygote.train(f"run.variant={variant}", f"train.stop_after_steps={step}")
-            run = renamed(reference, variant)
-            assert record(run)["state"] == "stopped"
-            assert record(run)["step"] == step
-            zygote.train(f"run.variant={variant}")
-            assert_same_end(run, reference)
+    lab.train("run.variant=reference")
+    reference = lab.only_run()
+    for step in range(STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH):
+        variant = f"stop{step}"
+        lab.train(f"run.variant={variant}", f"train.stop_after_steps={step}")
+        run = renamed(reference, variant)
+        assert record(run)["state"] == "stopped"
+        assert record(run)["step"] == step
+        lab.train(f"run.variant={variant}")
+        assert_same_end(run, reference)
 
 
 def test_stopping_again_at_the_same_place_touches_nothing(lab: Lab) -> None:
-    with Zygote(lab) as zygote:
-        zygote.train("train.stop_after_steps=5")
-        before = snapshot(lab.only_run())
-        zygote.train("train.stop_after_steps=5")
-        assert snapshot(lab.only_run()) == before
-        zygote.train()
-        finished = snapshot(lab.only_run())
-        zygote.train()
-        assert snapshot(lab.only_run()) == finished
+    lab.train("train.stop_after_steps=5")
+    before = snapshot(lab.only_run())
+    lab.train("train.stop_after_steps=5")
+    assert snapshot(lab.only_run()) == before
+    lab.train()
+    finished = snapshot(lab.only_run())
+    assert "Nothing to do" in lab.train()
+    assert snapshot(lab.only_run()) == finished
     assert record(lab.only_run())["state"] == "completed"
-    assert "Nothing to do" in (lab.directory / "log.txt").read_text()
 
 
 def snapshot(run: Path) -> dict[str, tuple[int, bytes]]:
@@ -63,29 +59,27 @@ def snapshot(run: Path) -> dict[str, tuple[int, bytes]]:
     ],
 )
 def test_workers_and_checkpoint_policy_change_no_bit(lab: Lab, first: tuple[str, ...], later: tuple[str, ...]) -> None:
-    with Zygote(lab) as zygote:
-        zygote.train("run.variant=reference")
-        zygote.train("run.variant=mixed", "train.stop_after_steps=16", *first)
-        zygote.train("run.variant=mixed", *later)
-        reference = next(run for run in lab.runs() if run.name.endswith("reference"))
-        assert_same_end(renamed(reference, "mixed"), reference)
+    lab.train("run.variant=reference")
+    lab.train("run.variant=mixed", "train.stop_after_steps=16", *first)
+    lab.train("run.variant=mixed", *later)
+    reference = next(run for run in lab.runs() if run.name.endswith("reference"))
+    assert_same_end(renamed(reference, "mixed"), reference)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_a_stop_signal_saves_and_exits_with_its_number(lab: Lab, number: signal.Signals) -> None:
-    with Zygote(lab) as zygote:
-        zygote.train("run.variant=reference")
-        reference = lab.only_run()
-        run = renamed(reference, "signalled")
-        for num_rows in (2, 12, 24):
-            pid = zygote.start("run.variant=signalled")
-            wait_for_rows(run, num_rows)
-            zygote.kill(pid, number)
-            assert zygote.wait() == 128 + number
-            assert record(run)["state"] == "preempted"
-        zygote.train("run.variant=signalled")
-        assert_same_end(run, reference)
-        assert [attempt["outcome"] for attempt in record(run)["attempts"]] == ["preempted"] * 3 + ["completed"]
+    lab.train("run.variant=reference")
+    reference = lab.only_run()
+    run = renamed(reference, "signalled")
+    for num_rows in (2, 12, 24):
+        attempt = lab.fork("run.variant=signalled")
+        wait_for_rows(run, num_rows)
+        attempt.kill(number)
+        assert attempt.wait() == 128 + number
+        assert record(run)["state"] == "preempted"
+    lab.train("run.variant=signalled")
+    assert_same_end(run, reference)
+    assert [attempt["outcome"] for attempt in record(run)["attempts"]] == ["preempted"] * 3 + ["completed"]
 
 
 def wait_for_rows(run: Path, num: int) -> None:
@@ -97,13 +91,12 @@ def wait_for_rows(run: Path, num: int) -> None:
 
 def test_usr1_saves_and_goes_on(lab: Lab) -> None:
     lab.settings = (*lab.settings, "checkpoint.save.every_epochs=null")
-    with Zygote(lab) as zygote:
-        pid = zygote.start("train.epochs=40", "train.stop_after_steps=60")
-        while not lab.runs():
-            time.sleep(0.02)
-        wait_for_rows(lab.only_run(), 3)
-        zygote.kill(pid, signal.SIGUSR1)
-        assert zygote.wait() == 0
+    attempt = lab.fork("train.epochs=40", "train.stop_after_steps=60")
+    while not lab.runs():
+        time.sleep(0.02)
+    wait_for_rows(lab.only_run(), 3)
+    attempt.kill(signal.SIGUSR1)
+    assert attempt.wait() == 0
     saves = [event for event in events(lab.only_run(), "saved") if "signal SIGUSR1" in event["reasons"]]
     assert len(saves) == 1
     assert record(lab.only_run())["step"] == 60
@@ -121,17 +114,16 @@ def test_two_interrupts_abort_at_once(lab: Lab) -> None:
 
 
 def test_resume_by_directory_prefix_and_last(lab: Lab) -> None:
-    with Zygote(lab) as zygote:
-        zygote.train("run.variant=reference")
-        reference = lab.only_run()
-        zygote.train("run.variant=other", "train.stop_after_steps=4")
-        run = renamed(reference, "other")
-        lab.settings = ()
-        zygote.train(f"resume={run}", "train.stop_after_steps=8")
-        zygote.train("resume=last", "train.stop_after_steps=12")
-        zygote.train(f"resume={run.name}")
-        assert_same_end(run, reference)
-        assert [attempt["resumed_from"] for attempt in record(run)["attempts"]] == [None, 4, 8, 12]
+    lab.train("run.variant=reference")
+    reference = lab.only_run()
+    lab.train("run.variant=other", "train.stop_after_steps=4")
+    run = renamed(reference, "other")
+    lab.settings = ()
+    lab.train(f"resume={run}", "train.stop_after_steps=8")
+    lab.train("resume=last", "train.stop_after_steps=12")
+    lab.train(f"resume={run.name}")
+    assert_same_end(run, reference)
+    assert [attempt["resumed_from"] for attempt in record(run)["attempts"]] == [None, 4, 8, 12]
 
 
 def test_resume_names_a_checkpoint_only_if_it_is_the_newest(lab: Lab) -> None:
@@ -164,14 +156,13 @@ def test_a_refusal_leaves_no_mark_on_earlier_attempts(lab: Lab) -> None:
 
 
 def test_a_moved_run_resumes_where_it_lies(lab: Lab) -> None:
-    with Zygote(lab) as zygote:
-        zygote.train("run.variant=reference")
-        reference = lab.only_run()
-        zygote.train("run.variant=moved", "train.stop_after_steps=7")
-        elsewhere = lab.directory / "elsewhere"
-        renamed(reference, "moved").rename(elsewhere)
-        lab.settings = ()
-        zygote.train(f"resume={elsewhere}")
+    lab.train("run.variant=reference")
+    reference = lab.only_run()
+    lab.train("run.variant=moved", "train.stop_after_steps=7")
+    elsewhere = lab.directory / "elsewhere"
+    renamed(reference, "moved").rename(elsewhere)
+    lab.settings = ()
+    lab.train(f"resume={elsewhere}")
     assert_same_end(elsewhere, reference)
 
 
@@ -248,18 +239,17 @@ def edit_record(path: Path, change: object) -> None:
 
 
 def test_damaged_newest_checkpoint_falls_back_aloud(lab: Lab) -> None:
-    with Zygote(lab) as zygote:
-        zygote.train("run.variant=reference")
-        reference = lab.only_run()
-        zygote.train("run.variant=hurt", "checkpoint.save.every_steps=5", "train.stop_after_steps=18")
-        run = renamed(reference, "hurt")
-        newest = max(manifests(run))
-        pack = run / "checkpoints" / "packs" / manifests(run)[newest]["packs"][0]["name"]
-        content = bytearray(pack.read_bytes())
-        content[len(content) // 2] ^= 1
-        pack.write_bytes(content)
-        zygote.train("run.variant=hurt")
-        assert_same_end(run, reference)
+    lab.train("run.variant=reference")
+    reference = lab.only_run()
+    lab.train("run.variant=hurt", "checkpoint.save.every_steps=5", "train.stop_after_steps=18")
+    run = renamed(reference, "hurt")
+    newest = max(manifests(run))
+    pack = run / "checkpoints" / "packs" / manifests(run)[newest]["packs"][0]["name"]
+    content = bytearray(pack.read_bytes())
+    content[len(content) // 2] ^= 1
+    pack.write_bytes(content)
+    lab.train("run.variant=hurt")
+    assert_same_end(run, reference)
     assert events(run, "quarantined")[0]["step"] == newest
     assert list((run / "checkpoints" / "quarantine").iterdir())
     assert record(run)["attempts"][-1]["resumed_from"] < newest

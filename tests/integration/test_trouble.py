@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.runs import Lab, assert_same_end, events, manifests, record, rows
-from support.zygote import Zygote
 
 PLANT = """
 import sys
@@ -67,15 +65,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 @pytest.fixture(scope="module")
 def disk(lab: Lab) -> Disk:
-    return Disk(lab)
-
-
-@pytest.fixture(scope="module")
-def zygote(lab: Lab, disk: Disk) -> Iterator[Zygote]:
-    """Forks trainings on such a disk; one that ran through undisturbed lies there as `reference`."""
-    with Zygote(lab) as zygote:
-        zygote.train("run.variant=reference")
-        yield zygote
+    """The disk of all attempts here; one that ran through undisturbed lies on it as `reference`."""
+    disk = Disk(lab)
+    lab.train("run.variant=reference")
+    return disk
 
 
 def of(lab: Lab, variant: str) -> Path:
@@ -90,11 +83,10 @@ def wait_for_rows(run: Path, num: int) -> None:
         time.sleep(0.005)
 
 
-def test_a_full_disk_does_not_stop_the_training_and_is_no_success(lab: Lab, disk: Disk, zygote: Zygote) -> None:
+def test_a_full_disk_does_not_stop_the_training_and_is_no_success(lab: Lab, disk: Disk) -> None:
     disk.be("full")
-    zygote.train("run.variant=full", code=1)
+    printed = lab.train("run.variant=full", code=1)
     run = of(lab, "full")
-    printed = (lab.directory / "log.txt").read_text()
     assert "warning: the checkpoint of step 11 was not saved: [Errno 28] No space left on device" in printed
     assert "no checkpoint exists; training goes on" in printed
     assert "training came to step 44, and its last checkpoint could not be saved" in printed
@@ -104,14 +96,14 @@ def test_a_full_disk_does_not_stop_the_training_and_is_no_success(lab: Lab, disk
     assert [row["step"] for row in rows(run)] == list(range(45))
     assert not list((run / "checkpoints" / "packs").iterdir())
     disk.mend()
-    zygote.train("run.variant=full")
+    lab.train("run.variant=full")
     assert (record(run)["state"], record(run)["failed_save"]) == ("completed", None)
     assert_same_end(run, of(lab, "reference"))
 
 
-def test_a_disk_that_was_full_for_a_while_is_forgiven(lab: Lab, disk: Disk, zygote: Zygote) -> None:
+def test_a_disk_that_was_full_for_a_while_is_forgiven(lab: Lab, disk: Disk) -> None:
     disk.be("full")
-    zygote.start("run.variant=while", "checkpoint.save.every_steps=4")
+    attempt = lab.fork("run.variant=while", "checkpoint.save.every_steps=4")
     run = of(lab, "while")
     deadline = time.monotonic() + 100
     while not ((run / "events.jsonl").exists() and events(run, "save_failed")):
@@ -119,7 +111,7 @@ def test_a_disk_that_was_full_for_a_while_is_forgiven(lab: Lab, disk: Disk, zygo
         time.sleep(0.005)
     assert record(run)["failed_save"]["error"].startswith("[Errno 28] No space left on device")
     disk.mend()
-    assert zygote.wait() == 0
+    assert attempt.wait() == 0
     assert (record(run)["state"], record(run)["failed_save"]) == ("completed", None)
     assert_same_end(run, of(lab, "reference"))
 
@@ -134,34 +126,34 @@ def test_a_disk_that_was_full_for_a_while_is_forgiven(lab: Lab, disk: Disk, zygo
     ],
 )
 def test_a_second_signal_while_the_last_save_is_written(
-    first: int, second: tuple[int, ...], codes: set[int], lab: Lab, disk: Disk, zygote: Zygote
+    first: int, second: tuple[int, ...], codes: set[int], lab: Lab, disk: Disk
 ) -> None:
     """It saves after all, or leaves at once; either way the checkpoint before it stands, and the run ends the same."""
     variant = f"twice{first}.{second[0]}"
-    pid = zygote.start(f"run.variant={variant}")
+    attempt = lab.fork(f"run.variant={variant}")
     run = of(lab, variant)
     wait_for_rows(run, 14)
     disk.be("stuck")
-    zygote.kill(pid, first)
+    attempt.kill(first)
     disk.wait_until_stuck()
     before = set(manifests(run))
     for number in second:
-        zygote.kill(pid, number)
+        attempt.kill(number)
         time.sleep(0.1)
-    if not zygote.ends_within(1):
+    if not attempt.ends_within(1):
         disk.mend()
-    assert zygote.wait() in codes
+    assert attempt.wait() in codes
     disk.mend()
     assert before <= set(manifests(run))
-    zygote.train(f"run.variant={variant}")
+    lab.train(f"run.variant={variant}")
     assert_same_end(run, of(lab, "reference"))
 
 
-def test_saving_at_once_ends_in_the_same_bits(lab: Lab, disk: Disk, zygote: Zygote) -> None:
-    zygote.train("run.variant=atonce", "checkpoint.storage.background=false", "train.stop_after_steps=13")
-    zygote.train("run.variant=atonce", "checkpoint.storage.max_mb_per_sec=50")
+def test_saving_at_once_ends_in_the_same_bits(lab: Lab, disk: Disk) -> None:
+    lab.train("run.variant=atonce", "checkpoint.storage.background=false", "train.stop_after_steps=13")
+    lab.train("run.variant=atonce", "checkpoint.storage.max_mb_per_sec=50")
     assert_same_end(of(lab, "atonce"), of(lab, "reference"))
     disk.be("full")
-    zygote.train("run.variant=fullatonce", "checkpoint.storage.background=false", code=1)
+    lab.train("run.variant=fullatonce", "checkpoint.storage.background=false", code=1)
     disk.mend()
     assert [event["step"] for event in events(of(lab, "fullatonce"), "save_failed")] == [11, 22, 33, 44]

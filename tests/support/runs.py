@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,22 @@ READ_AT_START = ("PYTHONPATH", "PYTHONWARNINGS", "OMP_NUM_THREADS")
 SMOKE = ("experiment=digits_smoke", "runtime.threads=1")
 
 
-@functools.cache
-def zygote() -> Zygote:
-    """The one server of this process."""
-    server = Zygote(ENVIRONMENT)
-    atexit.register(server.close)
-    return server
+_servers: list[Zygote] = []
+
+
+@atexit.register
+def close_servers() -> None:
+    while _servers:
+        _servers.pop().close()
+
+
+def zygote(environment: Mapping[str, str]) -> Zygote:
+    """The one server of this process, started anew when what the interpreter reads at its start has changed."""
+    wanted = {name: environment[name] for name in READ_AT_START if name in environment}
+    if not _servers or _servers[0].read_at_start != wanted:
+        close_servers()
+        _servers.append(Zygote(environment, wanted))
+    return _servers[0]
 
 
 @dataclass
@@ -60,22 +70,13 @@ class Lab:
 
     def fork(self, *overrides: str) -> Attempt:
         """The same command in a process that is forked from one that has imported everything."""
-        return zygote().start(self.command(*overrides)[3:], self.directory, self.environment)
+        return zygote(self.environment).start(self.command(*overrides)[3:], self.directory, self.environment)
 
     def train(self, *overrides: str, code: int = 0) -> str:
-        """Run to the end; what it printed. Fails unless it leaves with exit code `code`.
-
-        In a forked process, unless variables are set that only the start of the interpreter takes note of.
-        """
-        if any(self.environment.get(name) != ENVIRONMENT.get(name) for name in READ_AT_START):
-            process = self.start(*overrides)
-            printed, _ = process.communicate(timeout=900)
-            found = process.returncode
-        else:
-            attempt = self.fork(*overrides)
-            found, printed = attempt.wait(), attempt.output()
-        assert found == code, f"exit {found}, expected {code}:\n{printed}"
-        return printed
+        """Run to the end, in a forked process; what it printed. Fails unless it leaves with exit code `code`."""
+        attempt = self.fork(*overrides)
+        assert attempt.wait() == code, f"exit {attempt.wait()}, expected {code}:\n{attempt.output()}"
+        return attempt.output()
 
     def time(self, *overrides: str) -> float:
         """The seconds that `train` takes."""

@@ -48,9 +48,10 @@ class Attempt:
 
 
 class Zygote:
-    """Forks attempts on demand, one at a time."""
+    """Forks attempts on demand, one at a time. `read_at_start` is for whoever wants to know whether it will do."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], read_at_start: Mapping[str, str]) -> None:
+        self.read_at_start = read_at_start
         self._folder = tempfile.TemporaryDirectory(prefix="attempts-")
         self._num_started = 0
         self._last: Attempt | None = None
@@ -114,7 +115,7 @@ def serve() -> None:
             os.chdir(order["directory"])
             os.environ.clear()
             os.environ.update(order["environment"])
-            log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(log, 1)
             os.dup2(log, 2)

@@ -89,10 +89,8 @@ class Zygote:
         return line
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._folder.cleanup()
+        with self._process:  # closes its pipes, whereupon it leaves, and waits for that
+            self._folder.cleanup()
 
 
 def serve() -> None:

@@ -39,7 +39,7 @@ test-slow: setup  ## wheels in fresh environments, full trainings over seeds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow --timeout 3600
 
 test-crash: setup  ## hundreds of kills and faults; prints how many there were and how they ended
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m crash --timeout 7200 -rP
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m crash --timeout 7200
 
 bench: setup  ## the benchmarks, as ratios within one run
 	$(BIN)/python -m benchmarks.startup

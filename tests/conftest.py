@@ -1,7 +1,9 @@
-"""Fixtures for whole trainings."""
+"""Fixtures for whole trainings, and the count of what the tests have survived."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,3 +14,21 @@ from support.runs import Lab
 def lab(tmp_path: Path) -> Lab:
     """An empty outputs directory, and the commands that write to it."""
     return Lab(tmp_path)
+
+
+@pytest.fixture
+def survived(record_property: Callable[[str, object], None]) -> Callable[[str, int], None]:
+    """Says how many faults of a kind a test has caused, all of which must have ended well where it passes."""
+    return lambda what, number: record_property(f"survived {what}", number)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        for name, number in report.user_properties:
+            if name.startswith("survived "):
+                counts[name.removeprefix("survived ")] += int(str(number))
+    if counts:
+        terminalreporter.section("faults that ended well, all of them")
+    for what, number in sorted(counts.items()):
+        terminalreporter.write_line(f"{number:9,} {what}")

@@ -32,6 +32,8 @@ from dino_exp.errors import SaveFailedError
 STEPS = range(1, 5)
 Stop = type[BaseException] | tuple[type[BaseException], ...]
 Choice = random.Random | bool
+Survived = Callable[[str, int], None]
+POWER_LOSSES = "power losses, each with another order of what reached the disk"
 
 
 def check_survival(folder: Path, acknowledged: int | None) -> None:
@@ -76,7 +78,7 @@ def save_until_fault(folder: Path, files: object, stop: Stop, *, beside: bool = 
 
 
 @pytest.mark.parametrize("beside", [True, False])
-def test_death_at_every_file_operation(tmp_path: Path, beside: bool) -> None:
+def test_death_at_every_file_operation(tmp_path: Path, beside: bool, survived: Survived) -> None:
     for fail_at in range(1, 10_000):
         folder = tmp_path / f"{fail_at}"
         acknowledged, finished = save_until_fault(folder, FaultyFiles(fail_at), Died, beside=beside)
@@ -86,11 +88,14 @@ def test_death_at_every_file_operation(tmp_path: Path, beside: bool) -> None:
         if finished:
             break
     assert fail_at > 100  # as many operations as that were failed
+    survived("file operations at which the process died", fail_at - 1)
 
 
 @pytest.mark.parametrize("error", [no_space, io_error])
 @pytest.mark.parametrize("once", [True, False])
-def test_an_error_at_every_file_operation(tmp_path: Path, error: Callable[[], OSError], once: bool) -> None:
+def test_an_error_at_every_file_operation(
+    tmp_path: Path, error: Callable[[], OSError], once: bool, survived: Survived
+) -> None:
     """One error, or a disk that stays full: nothing acknowledged is lost, and a later save succeeds."""
     for fail_at in range(1, 10_000):
         folder = tmp_path / f"{fail_at}"
@@ -102,9 +107,10 @@ def test_an_error_at_every_file_operation(tmp_path: Path, error: Callable[[], OS
         if files.num_calls < fail_at:
             break
     assert fail_at > 100
+    survived("file operations that failed", fail_at - 1)
 
 
-def test_the_same_manager_goes_on_after_one_error(tmp_path: Path) -> None:
+def test_the_same_manager_goes_on_after_one_error(tmp_path: Path, survived: Survived) -> None:
     """Training goes on after a failed save: the next one, or the same one again, succeeds."""
     for fail_at in range(8, 10_000):
         folder = tmp_path / f"{fail_at}"
@@ -125,9 +131,11 @@ def test_the_same_manager_goes_on_after_one_error(tmp_path: Path) -> None:
         if files.num_calls < fail_at:
             break
     assert fail_at > 100
+    survived("file operations that failed", fail_at - 8)
 
 
-def check_power_loss(tmp_path: Path, files: PowerLossFiles, acknowledged: int | None, choices: list[Choice]) -> None:
+def check_power_loss(tmp_path: Path, files: PowerLossFiles, acknowledged: int | None, choices: list[Choice]) -> int:
+    """Try each choice of what was written and not synced; how many that were."""
     disk = tmp_path / "disk"
     for choice in choices:
         files.surviving(disk, choice)
@@ -135,35 +143,41 @@ def check_power_loss(tmp_path: Path, files: PowerLossFiles, acknowledged: int | 
             check_survival(disk / "live", acknowledged)
         shutil.rmtree(disk)
     shutil.rmtree(tmp_path / "live", ignore_errors=True)
+    return len(choices)
 
 
-def test_power_loss_at_every_file_operation(tmp_path: Path) -> None:
+def test_power_loss_at_every_file_operation(tmp_path: Path, survived: Survived) -> None:
+    num = 0
     for die_at in range(1, 10_000):
         files = PowerLossFiles(tmp_path, die_at)
         acknowledged, finished = save_until_fault(tmp_path / "live", files, Died)
-        check_power_loss(tmp_path, files, acknowledged, [False, random.Random(die_at)])
+        num += check_power_loss(tmp_path, files, acknowledged, [False, random.Random(die_at)])
         if finished:
             break
     assert die_at > 60
+    survived(POWER_LOSSES, num)
 
 
 @pytest.mark.crash
 @pytest.mark.timeout(3000)
-def test_power_loss_with_many_orders(tmp_path: Path) -> None:
+def test_power_loss_with_many_orders(tmp_path: Path, survived: Survived) -> None:
+    num = 0
     for die_at in range(1, 10_000):
         files = PowerLossFiles(tmp_path, die_at)
         acknowledged, finished = save_until_fault(tmp_path / "live", files, Died)
         choices: list[Choice] = [True, False, *(random.Random(100 * die_at + n) for n in range(50))]
-        check_power_loss(tmp_path, files, acknowledged, choices)
+        num += check_power_loss(tmp_path, files, acknowledged, choices)
         if finished:
             break
+    survived(POWER_LOSSES, num)
 
 
 @pytest.mark.crash
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("error_first", [True, False])
-def test_power_loss_soon_after_another_fault(tmp_path: Path, error_first: bool) -> None:
+def test_power_loss_soon_after_another_fault(tmp_path: Path, error_first: bool, survived: Survived) -> None:
     """A process dies, or gets an I/O error, and the next few operations end in a power loss."""
+    num = 0
     for fault_at in range(1, 10_000):
         for later in range(1, 14):
             die_at = fault_at + later if error_first else fault_at
@@ -173,12 +187,14 @@ def test_power_loss_soon_after_another_fault(tmp_path: Path, error_first: bool) 
             with contextlib.suppress(Died):
                 manager = open_manager(tmp_path / "live", files=files, attempt=2)
                 manager.save(ToyState(6), request(6))
-            check_power_loss(tmp_path, files, acknowledged, [False, *(random.Random(die_at + n) for n in range(3))])
+            orders: list[Choice] = [False, *(random.Random(die_at + n) for n in range(3))]
+            num += check_power_loss(tmp_path, files, acknowledged, orders)
         if finished:
             break
+    survived(POWER_LOSSES, num)
 
 
-def test_death_while_opening_after_death(tmp_path: Path) -> None:
+def test_death_while_opening_after_death(tmp_path: Path, survived: Survived) -> None:
     """The sweep and the quarantine of a restart may die too."""
     first = tmp_path / "first"
     save_steps(first, range(1, 4))
@@ -202,3 +218,4 @@ def test_death_while_opening_after_death(tmp_path: Path) -> None:
         if files.num_calls < fail_at:
             break
     assert fail_at > 20
+    survived("file operations at which the process died", fail_at - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ CASES = {
     "workers": (*DROP_PATH, "runtime.workers=2"),
 }
 KILLS_A_RUN = 8
+KILLS = "trainings killed with SIGKILL"
+Survived = Callable[[str, int], None]
 
 
 def kill_again_and_again(directory: Path, overrides: tuple[str, ...], *, num_kills: int, seed: int) -> int:
@@ -53,20 +56,23 @@ def kill_one_run(lab: Lab, variant: str, dice: random.Random, secs: float, *, mo
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_killed_runs_end_in_the_same_bits(case: str, tmp_path: Path) -> None:
-    ended = kill_again_and_again(tmp_path, CASES[case], num_kills=7, seed=0)
+def test_killed_runs_end_in_the_same_bits(case: str, tmp_path: Path, survived: Survived) -> None:
+    num_kills = 7
+    ended = kill_again_and_again(tmp_path, CASES[case], num_kills=num_kills, seed=0)
     assert ended >= 1
+    survived(KILLS, num_kills)
 
 
 @pytest.mark.crash
 @pytest.mark.parametrize("case", CASES)
-def test_killed_many_times(case: str, tmp_path: Path) -> None:
+def test_killed_many_times(case: str, tmp_path: Path, survived: Survived) -> None:
     num_kills = 110
     ended = kill_again_and_again(tmp_path, CASES[case], num_kills=num_kills, seed=1)
-    print(f"{case}: {num_kills} kills, {ended} of {ended} runs ended in the same bits")
+    survived(KILLS, num_kills)
+    survived("runs that were killed again and again and ended in the same bits", ended)
 
 
-def test_the_plain_command_survives_kills(lab: Lab) -> None:
+def test_the_plain_command_survives_kills(lab: Lab, survived: Survived) -> None:
     """The same with the command as users type it, imports and all."""
     started = time.monotonic()
     finish(lab.start("run.variant=reference"))
@@ -81,6 +87,7 @@ def test_the_plain_command_survives_kills(lab: Lab) -> None:
     run = reference.with_name(reference.name.replace("reference", "killed"))
     assert_same_end(run, reference)
     assert [row["step"] for row in rows(run)] == list(range(len(rows(run))))
+    survived(KILLS, 3)
 
 
 def finish(process: subprocess.Popen[str]) -> None:

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ NUM_RUNS = 4  # for each signal, once and twice
 
 @pytest.mark.crash
 @pytest.mark.timeout(3000)
-def test_signals_to_the_whole_group_at_random_moments(tmp_path: Path) -> None:
+def test_signals_to_the_whole_group_at_random_moments(tmp_path: Path, survived: Callable[[str, int], None]) -> None:
     lab, dice, codes = Lab(tmp_path, settings=SETTINGS), random.Random(0), []
     secs = lab.time("run.variant=reference")
     reference = lab.only_run()
@@ -42,8 +43,8 @@ def test_signals_to_the_whole_group_at_random_moments(tmp_path: Path) -> None:
         assert_same_end(run, reference)
         assert record(run)["state"] == "completed"
     stopped = sum(code != 0 for code in codes)
-    print(f"{len(codes)} runs with two workers: {stopped} stopped by a signal to the group, all ended in the same bits")
     assert stopped > len(codes) // 2
+    survived("trainings stopped by signals to their process group", stopped)
 
 
 def everybody_is_gone(group: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from dino_exp.checkpoint.restoring import load_into
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.verify import read_verified
 from dino_exp.errors import CorruptCheckpointError
+
+Survived = Callable[[str, int], None]
+FLIPS = "changed bits in files of a checkpoint"
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +32,15 @@ def flips(path: Path) -> list[bytes]:
     return [data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :] for at in range(len(data))]
 
 
-def test_every_byte_of_a_manifest(folder: Path) -> None:
-    for data in flips(folder / "step-000000002.json"):
+def test_every_byte_of_a_manifest(folder: Path, survived: Survived) -> None:
+    variants = flips(folder / "step-000000002.json")
+    for data in variants:
         with pytest.raises(CorruptCheckpointError):
             parse_manifest(data, "manifest")
+    survived(FLIPS, len(variants))
 
 
-def test_every_byte_of_a_pack(folder: Path, tmp_path: Path) -> None:
+def test_every_byte_of_a_pack(folder: Path, tmp_path: Path, survived: Survived) -> None:
     shutil.copytree(folder, tmp_path / "c")
     (path,) = (tmp_path / "c" / "packs").glob("step-000000002.*")
     store, num_noticed = Store(tmp_path / "c"), 0
@@ -49,6 +55,7 @@ def test_every_byte_of_a_pack(folder: Path, tmp_path: Path) -> None:
         else:
             assert state.is_of_step(2)
     assert num_noticed == len(variants)
+    survived(FLIPS, num_noticed)
 
 
 def test_a_flip_between_verification_and_loading_is_noticed(folder: Path, tmp_path: Path) -> None:

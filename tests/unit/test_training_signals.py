@@ -9,7 +9,7 @@ import itertools
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -139,7 +139,12 @@ def test_usr1_saves_and_training_goes_on(place: str, tmp_path: Path, reference: 
     ("beside", "workers", "nths"), [(True, 0, range(1, 9)), (False, 0, range(1, 9)), (True, 2, (2, 5))]
 )
 def test_every_signal_at_every_place(
-    beside: bool, workers: int, nths: Iterable[int], tmp_path: Path, reference: TinyRun
+    beside: bool,
+    workers: int,
+    nths: Iterable[int],
+    tmp_path: Path,
+    reference: TinyRun,
+    survived: Callable[[str, int], None],
 ) -> None:
     """At each of the first calls of each place; after some, the training is over before the signal comes."""
     num_stopped = num_aborted = 0
@@ -156,7 +161,8 @@ def test_every_signal_at_every_place(
             num_stopped += 1
         check_same_end(run, reference)
         shutil.rmtree(run.folder)
-    print(f"background {beside}, {workers} workers: {num_stopped} stopped, {num_aborted} aborted, all ended the same")
+    survived("loops stopped by a signal at a known place", num_stopped)
+    survived("loops aborted by a second signal at a known place", num_aborted)
 
 
 @functools.cache

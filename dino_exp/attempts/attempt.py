@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dino_exp.attempts.target import PACKAGE, Target
+from dino_exp.attempts.target import Target
+from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.config.canonical import canonical_text, group_hash
 from dino_exp.config.stored import write_stored
 from dino_exp.errors import DinoExpError, LockedError
 from dino_exp.fsio import LOCAL, DamagedFileError, make_dirs, write_atomic
-from dino_exp.runs.code_identity import CodeRecord, record_code
+from dino_exp.runs.code_identity import PACKAGE_DIR, CodeRecord, record_code
 from dino_exp.runs.environment import environment_record
 from dino_exp.runs.events import EventLog
 from dino_exp.runs.job import job_of
@@ -57,6 +58,7 @@ class Attempt:
         self.number = 1 if target.record is None else len(target.record.attempts) + 1
         self.record: RunRecord | None = target.record
         self._updating = threading.RLock()  # the loop and the thread that saves both update run.json
+        self._catalogue = Catalogue(target.paths.directory.parent.parent)
 
     def fail(self, error: BaseException, events: EventLog) -> None:
         """Record a failed attempt, or an aborted one; the error itself goes on to the caller.
@@ -96,7 +98,7 @@ class Attempt:
                 paths.attempt_hydra_dir(self.number) / "diff.json",
                 pretty([{"key": c.key, "was": c.was, "now": c.now, "verdict": c.verdict} for c in self.target.changes]),
             )
-        return record_code(PACKAGE, paths.code_dir, attempt=self.number, leave_out=paths.directory.parent)
+        return record_code(PACKAGE_DIR, paths.code_dir, attempt=self.number, leave_out=paths.directory.parent)
 
     def begin(self, code: CodeRecord, **facts: Any) -> None:
         """Write `run.json`: from now on there is a run, and it is running.
@@ -132,6 +134,7 @@ class Attempt:
         self.record = record.begin(attempt)
         self.lock.check()
         save_record(self.paths.run_json, self.record)
+        self._catalogue.update(self.paths.directory)
 
     def run_key(self) -> str:
         """The directory's name where it is one of this key; where the user chose another, the key all the same."""
@@ -151,6 +154,8 @@ class Attempt:
                 save_record(self.paths.run_json, self.record)
             except OSError as problem:
                 log.warning("run.json could not be written (%s); training goes on", problem)
+                return
+            self._catalogue.update(self.paths.directory)
 
     def resumed(self, step: int, reasons: Sequence[str]) -> None:
         """Record the step that this attempt goes on from, and why its checkpoint was not exact any more."""

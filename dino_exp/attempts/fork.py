@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from dino_exp.attempts.target import (
-    PACKAGE,
     Target,
     existing_or_new,
     readable_record,
@@ -25,7 +24,7 @@ from dino_exp.config.check import config_from_mapping
 from dino_exp.config.compare import overlay, values_by_key
 from dino_exp.config.schema import Config
 from dino_exp.errors import ConfigError, NoCheckpointError, RefusedError, UsageError
-from dino_exp.runs.code_identity import code_id
+from dino_exp.runs.code_identity import PACKAGE_DIR, code_id
 from dino_exp.runs.find import find_run, split_at
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import load_record
@@ -119,7 +118,7 @@ def _resolve(directory: Path, config: Config, at: str | None, asked: str) -> Par
 
 def _children(outputs: Path, asked: str) -> Iterator[dict[str, Any]]:
     """What the children of the same words, made by the same code, have written down about their parents."""
-    code = code_id(PACKAGE)
+    code = code_id(PACKAGE_DIR)
     names = {field.name for field in fields(Parent)}
     for path in sorted((outputs / "runs").glob("*/run.json")):
         record = readable_record(path)

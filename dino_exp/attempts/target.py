@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import dino_exp
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import config_from_mapping
@@ -20,7 +19,7 @@ from dino_exp.config.compare import Change, compare, overlay, roles_by_key
 from dino_exp.config.schema import Config
 from dino_exp.config.stored import load_stored
 from dino_exp.errors import ConfigError, DinoExpError, RefusedError, UsageError
-from dino_exp.runs.code_identity import code_id
+from dino_exp.runs.code_identity import PACKAGE_DIR, code_id
 from dino_exp.runs.find import find_run, split_at
 from dino_exp.runs.job import job_of
 from dino_exp.runs.key import RunKey, choose_name, parse_run_key
@@ -29,7 +28,6 @@ from dino_exp.runs.record import RunRecord, load_record
 
 log = logging.getLogger(__name__)
 
-PACKAGE = Path(dino_exp.__file__).parent
 RUN_DIR_VARIABLE = "DINO_EXP_RUN_DIR"
 
 
@@ -68,7 +66,7 @@ def existing_or_new(config: Config) -> Target:
     key = RunKey(
         model=config.model.name,
         config_hash=config_hash(config),
-        code_id=code_id(PACKAGE),
+        code_id=code_id(PACKAGE_DIR),
         variant=config.run.variant,
     )
     runs = Path(config.paths.outputs) / "runs"
@@ -115,7 +113,7 @@ def resume_target(composed: Mapping[str, Any], touched: Collection[str]) -> Targ
     key = RunKey(
         model=config.model.name,
         config_hash=record.config_hash,
-        code_id=code_id(PACKAGE),
+        code_id=code_id(PACKAGE_DIR),
         variant=record.variant,
     )
     return Target(paths=paths, key=key, config=config, record=record, changes=changes)

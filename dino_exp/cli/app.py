@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import dino_exp
-from dino_exp.cli import checkpoints
+from dino_exp.cli import checkpoints, runs
 from dino_exp.cli.show import plain
 from dino_exp.errors import DinoExpError
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     help="Look after DINO runs and their checkpoints. Training itself is `python -m dino_exp.train`.",
 )
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(runs.app, name="runs")
 
 
 @app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -55,7 +56,8 @@ def run() -> int:
     try:
         app()
     except DinoExpError as error:
-        print(f"dino-exp: {plain(str(error), keep=chr(10))}", file=sys.stderr)
+        text = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        print(f"dino-exp: {plain(text, keep=chr(10))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end

@@ -29,6 +29,7 @@ _DIFF = (
     *("diff", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
     *("--src-prefix=a/", "--dst-prefix=b/", "--submodule=short"),
 )
+PACKAGE_DIR = Path(__file__).parents[1]
 _NOTHING = Untracked(archive=None, files=[], left_out=[])
 
 
@@ -92,6 +93,14 @@ def record_code(package_dir: Path, into: Path, *, attempt: int = 1, leave_out: P
     if newest is None or newest != described:
         _write(code, described, into if newest is None else into / "attempts" / f"{attempt:03d}")
     return code.record
+
+
+def ask_git(folder: Path, *words: str) -> str | None:
+    """What git prints about the repository around `folder`; None when it refuses, or is not there. It only reads."""
+    try:
+        return _ask(_git(folder), *words)
+    except _NoGitError:
+        return None
 
 
 def _examine(package_dir: Path, leave_out: Path | None) -> _Code:

@@ -38,10 +38,10 @@ class Result:
         return [line.rstrip() for line in self.out.splitlines()]
 
 
-def cli(*words: object) -> Result:
-    """`dino-exp checkpoints <words>` in this process. Any exception is a traceback, and passes."""
+def cli(*words: object, noun: str = "checkpoints") -> Result:
+    """`dino-exp <noun> <words>` in this process. Any exception is a traceback, and passes."""
     argv, out, err = sys.argv, io.StringIO(), io.StringIO()
-    sys.argv = ["dino-exp", "checkpoints", *map(str, words)]
+    sys.argv = ["dino-exp", noun, *map(str, words)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = run_command_line()

@@ -1,0 +1,76 @@
+"""Questions to 10,000 runs with 200,000 checkpoints. `python -m benchmarks.catalogue [folder]`
+
+The runs are made in `folder` (a temporary one by default; on a memory disk it takes two minutes, on another the record
+of each run is synced), and removed again.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.catalogue_samples import make_runs
+from benchmarks.measure import seconds_of
+from dino_exp.catalogue.catalogue import Catalogue
+
+NUM_RUNS, NUM_CHECKPOINTS, REPEATS = 10_000, 20, 7
+
+
+def main() -> None:
+    home = sys.argv[1] if len(sys.argv) > 1 else None
+    with tempfile.TemporaryDirectory(dir=home) as folder:
+        outputs = Path(folder)
+        num_runs = int(sys.argv[2]) if len(sys.argv) > 2 else NUM_RUNS
+        make_runs(outputs, num_runs=num_runs, num_checkpoints=NUM_CHECKPOINTS)
+        print(f"{num_runs:,} runs, {num_runs * NUM_CHECKPOINTS:,} checkpoints in {home or 'a temporary folder'}")
+        print("| what | median | target | repeats |\n|---|---|---|---|")
+        started = time.perf_counter()
+        Catalogue(outputs).rebuild(lambda *_: None)
+        per_sec = num_runs / (time.perf_counter() - started)
+        print(f"| rebuild | {per_sec:,.0f} runs/s | ≥ 1,000 | 1 |", flush=True)
+        size = (outputs / "catalogue.sqlite").stat().st_size
+        print(f"| the file | {size / 1e6:.0f} MB | | |")
+        for what, words in (
+            ("runs list", ["list"]),
+            (
+                "runs list --where optimizer.lr=3e-3 --state completed",
+                ["list", "--where", "optimizer.lr=3e-3", "--state", "completed"],
+            ),
+            ("runs list --json (all of them)", ["list", "--json"]),
+            ("runs best", ["best"]),
+            ("runs best --metric val_loss --commit 0…1", ["best", "--metric", "val_loss", "--commit", f"{1:040x}"]),
+            ("runs best --group", ["best", "--group"]),
+            ("dino-exp --version, for comparison", []),
+        ):
+            command = [
+                sys.executable,
+                "-m",
+                "dino_exp",
+                *(["runs", *words, "--outputs", folder] if words else ["--version"]),
+            ]
+            target = "≤ 0.5 s" if words in (["list"], ["best"]) else ""
+            print(f"| {what} | {median(lambda c=command: seconds_of(c)):.3f} s | {target} | {REPEATS} |", flush=True)
+        runs = sorted((outputs / "runs").iterdir())[:REPEATS]
+        catalogue, updates = Catalogue(outputs), iter(runs * 2)
+
+        def update() -> float:
+            run = next(updates)
+            began = time.perf_counter()
+            catalogue.update(run)
+            return time.perf_counter() - began
+
+        print(f"| note a run of {NUM_CHECKPOINTS} checkpoints | {1000 * median(update):.1f} ms | ≤ 5 ms | {REPEATS} |")
+
+
+def median(measure: Callable[[], float]) -> float:
+    """Of several, after one to warm up."""
+    measure()
+    return statistics.median(measure() for _ in range(REPEATS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""The catalogue's file: SQLite with a rollback journal, so that a reader leaves nothing behind.
+
+The only module that knows SQLite. Many processes may write; each holds the file for about a millisecond. Nothing is
+synced: what a power loss may leave of a derived file is worth less than the 12 ms that syncing takes, and a run's
+stamp lies in the same row as what it vouches for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dino_exp.catalogue.entry import RunEntry, public
+from dino_exp.checkpoint.canonical import metrics_to_json
+from dino_exp.errors import DinoExpError
+
+FILE_NAME = "catalogue.sqlite"
+FORMAT = 1
+WAIT_SECS = 2.0  # for another writer, who holds the file for milliseconds
+
+_TABLES = """
+CREATE TABLE {schema}.runs (
+    name TEXT PRIMARY KEY, stamp TEXT NOT NULL, problem TEXT,
+    state TEXT, started_at TEXT, step INTEGER, config_hash TEXT, group_hash TEXT, git_commit TEXT, code_id TEXT,
+    run_key TEXT, parent_key TEXT, seed, tags TEXT, settings TEXT, doc TEXT
+) WITHOUT ROWID;
+CREATE TABLE {schema}.bests (
+    name TEXT, metric TEXT, git_commit TEXT, highest REAL, highest_step INTEGER, lowest REAL, lowest_step INTEGER
+);
+CREATE INDEX {schema}.bests_by_metric ON bests (metric, name);
+CREATE INDEX {schema}.bests_by_run ON bests (name);
+CREATE TABLE {schema}.checkpoints (
+    name TEXT, step INTEGER, epoch INTEGER, created_at TEXT, bytes INTEGER, healthy INTEGER, resumable INTEGER,
+    config_hash TEXT, git_commit TEXT, code_id TEXT, state_digest TEXT, metrics TEXT,
+    PRIMARY KEY (name, step)
+) WITHOUT ROWID;
+"""
+_SHOWN_STATE = "CASE WHEN state = 'running' AND name NOT IN (SELECT name FROM live) THEN 'interrupted' ELSE state END"
+_ALL = ("runs", "bests", "checkpoints")
+
+
+class CatalogueError(DinoExpError):
+    """The catalogue cannot be used: damaged, of another version, or on a disk that cannot lock. The runs can."""
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """SQLite's errors as ours, and what a changed byte makes of a text."""
+    try:
+        yield
+    except (sqlite3.Error, ValueError) as problem:
+        raise CatalogueError(str(problem)) from problem
+
+
+class View:
+    """A connection in which `runs`, `bests` and `checkpoints` hold what is true now.
+
+    Rows of `path` count for the runs in `trusted` only; what `entries` say is laid beside them in memory.
+    """
+
+    def __init__(self, path: Path | None, trusted: Iterable[str] | None, entries: Iterable[RunEntry]) -> None:
+        with told():
+            self._database = sqlite3.connect("file::memory:", uri=True, isolation_level=None)
+            self._database.executescript(_TABLES.format(schema="main"))
+            for name in _ALL:
+                self._database.execute(f"ALTER TABLE {name} RENAME TO own_{name}")
+            _insert(self._database, entries, prefix="own_")
+            self._database.execute("CREATE TEMP TABLE live (name TEXT PRIMARY KEY) WITHOUT ROWID")
+            if path is not None:
+                self._database.execute("ATTACH ? AS shared", (_read_only(path),))
+            some = "" if trusted is None else "WHERE name IN (SELECT name FROM trusted)"
+            if trusted is not None:
+                self._database.execute("CREATE TEMP TABLE trusted (name TEXT PRIMARY KEY) WITHOUT ROWID")
+                self._database.executemany("INSERT INTO trusted VALUES (?)", ((name,) for name in trusted))
+            for name in _ALL:
+                shown = f", {_SHOWN_STATE} AS shown_state" if name == "runs" else ""
+                shared = "" if path is None else f"SELECT *{shown} FROM shared.{name} {some} UNION ALL "
+                self._database.execute(f"CREATE TEMP VIEW {name} AS {shared}SELECT *{shown} FROM own_{name}")
+
+    def mark_live(self, names: Iterable[str]) -> None:
+        """Say which runs somebody works on: of the others that say `running`, `shown_state` is interrupted."""
+        with told():
+            self._database.executemany("INSERT INTO live VALUES (?)", ((name,) for name in names))
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """What a query of ours selects. Raises CatalogueError for a file in which bytes have changed."""
+        try:
+            with told():
+                return self._database.execute(query, values).fetchall()
+        except CatalogueError as problem:
+            problem.add_note("The catalogue is damaged; to write it anew: dino-exp runs rebuild")
+            raise
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+
+
+def known_stamps(path: Path) -> dict[str, str]:
+    """The stamp of every run that the file knows. Raises CatalogueError, FileNotFoundError; creates nothing."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    with told(), contextlib.closing(sqlite3.connect(_read_only(path), uri=True, timeout=WAIT_SECS)) as database:
+        _check_format(database)
+        return dict(database.execute("SELECT name, stamp FROM runs"))
+
+
+def write(path: Path, entries: Iterable[RunEntry], gone: Iterable[str] = ()) -> None:
+    """Put runs in, in place of what was known of them, and take others out: all or nothing.
+
+    Raises CatalogueError; nobody waits longer than WAIT_SECS for another writer.
+    """
+    with _writing(path) as database:
+        known = list(entries)
+        _delete(database, [*(entry.name for entry in known), *gone])
+        _insert(database, known)
+
+
+def write_anew(path: Path, entries: Iterable[RunEntry]) -> None:
+    """Make the file hold these runs and no other; one that cannot be read is replaced. Raises CatalogueError."""
+    known = list(entries)
+    try:
+        with _writing(path) as database:
+            if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise CatalogueError("it is damaged")
+            for table in _ALL:
+                database.execute(f"DELETE FROM {table}")
+            _insert(database, known)
+    except CatalogueError:
+        for file in (path, path.with_name(path.name + "-journal")):
+            file.unlink(missing_ok=True)
+        with _writing(path) as database:
+            _insert(database, known)
+
+
+def damage(path: Path) -> str | None:
+    """What SQLite finds wrong with the file; None for nothing, and where there is none."""
+    try:
+        known_stamps(path)
+        with told(), contextlib.closing(sqlite3.connect(_read_only(path), uri=True)) as database:
+            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            return None if found == "ok" else str(found)
+    except FileNotFoundError:
+        return None
+    except CatalogueError as problem:
+        return str(problem)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[sqlite3.Connection]:
+    with told(), contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=WAIT_SECS)) as database:
+        database.execute("PRAGMA synchronous = OFF")
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            if database.execute("PRAGMA user_version").fetchone() == (0,):
+                for statement in _TABLES.format(schema="main").split(";")[:-1]:
+                    database.execute(statement)
+                database.execute(f"PRAGMA user_version = {FORMAT}")
+            _check_format(database)
+            yield database
+        except BaseException:
+            database.execute("ROLLBACK")
+            raise
+        database.execute("COMMIT")
+
+
+def _check_format(database: sqlite3.Connection) -> None:
+    (found,) = database.execute("PRAGMA user_version").fetchone()
+    if found != FORMAT:
+        raise CatalogueError(f"its format is {found}, this version reads {FORMAT}")
+
+
+def _read_only(path: Path) -> str:
+    return f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro"  # noqa: PTH100  # no symbolic link is resolved
+
+
+def _delete(database: sqlite3.Connection, names: Sequence[str]) -> None:
+    for table in _ALL:
+        database.executemany(f"DELETE FROM {table} WHERE name = ?", ((name,) for name in names))
+
+
+def _insert(database: sqlite3.Connection, entries: Iterable[RunEntry], prefix: str = "") -> None:
+    for entry in entries:
+        run = _run_row(entry)
+        database.execute(f"INSERT INTO {prefix}runs VALUES ({_marks(run)})", run)
+        bests = [(entry.name, best.metric, best.commit, *best.highest, *best.lowest) for best in entry.bests()]
+        database.executemany(f"INSERT INTO {prefix}bests VALUES (?, ?, ?, ?, ?, ?, ?)", bests)
+        checkpoints = list(_checkpoint_rows(entry))
+        database.executemany(
+            f"INSERT INTO {prefix}checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", checkpoints
+        )
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _run_row(entry: RunEntry) -> tuple[Any, ...]:
+    record = entry.record
+    if record is None:
+        return (entry.name, entry.stamp, entry.problem, *(None,) * 13)
+    parent = record.parent.get("run_key") if isinstance(record.parent, Mapping) else None
+    return (
+        entry.name,
+        entry.stamp,
+        entry.problem,
+        record.state,
+        record.attempts[0].started_at if record.attempts else None,
+        record.step,
+        record.config_hash,
+        record.group_hash,
+        record.code.commit,
+        record.code.id,
+        record.run_key,
+        parent if isinstance(parent, str) else None,
+        _scalar(entry.settings.get("seed")),
+        json.dumps(record.tags),
+        json.dumps(entry.settings),
+        json.dumps(public(record, entry.name)),
+    )
+
+
+def _checkpoint_rows(entry: RunEntry) -> Iterator[tuple[Any, ...]]:
+    for row in entry.checkpoints:
+        info = row.info
+        yield (
+            *(entry.name, info.step, info.epoch, info.created_at, info.bytes, info.healthy, info.resumable),
+            *(row.config_hash, row.git_commit, row.code_id, row.state_digest),
+            json.dumps(metrics_to_json(info.metrics)),
+        )
+
+
+def _scalar(value: object) -> int | float | str | None:
+    """What a column takes; SQLite holds whole numbers of 64 bits."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return str(value)
+    return value if isinstance(value, int | float | str) else None

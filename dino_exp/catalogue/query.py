@@ -1,0 +1,216 @@
+"""Questions to a view of the catalogue: which runs, in which order, and which is the best."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import yaml
+
+from dino_exp.catalogue.database import View, told
+from dino_exp.catalogue.entry import MODEL_NAME
+from dino_exp.config.compare import roles_by_key
+from dino_exp.errors import UsageError
+from dino_exp.runs.record import STATES
+
+Mode: TypeAlias = Literal["max", "min"]
+_Ranked: TypeAlias = tuple[str, float, int]  # name of a run, value, step
+
+_WHOLE = "name, shown_state, started_at, settings, doc"
+_SORTS = {"started": "started_at", "step": "step", "key": "name"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Which runs: all of `where` (setting, value), any of `states`, all of `tags`."""
+
+    where: tuple[tuple[str, Any], ...] = ()
+    states: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, where: Sequence[str], states: Sequence[str], tags: Sequence[str]) -> Filter:
+        """From what people type. Raises UsageError for an unknown setting or state, with what was probably meant."""
+        for state in states:
+            if state not in STATES:
+                raise UsageError(f"--state {state}: expected one of {', '.join(STATES)}")
+        return cls(where=tuple(map(_condition, where)), states=tuple(states), tags=tuple(tags))
+
+    def sql(self) -> tuple[str, list[Any]]:
+        """The condition on `runs`, and its values."""
+        terms, values = ["state IS NOT NULL"], list[Any]()  # NULL: its record cannot be read
+        for key, value in self.where:
+            path = f'$."{key}"'
+            if value is None:
+                terms.append("json_extract(settings, ?) IS NULL")
+                values.append(path)
+                continue
+            terms.append("json_extract(settings, ?) = json_extract(?, '$')")
+            values += [path, json.dumps(value)]
+        if self.states:
+            terms.append(f"shown_state IN ({', '.join('?' * len(self.states))})")
+            values += self.states
+        for tag in self.tags:
+            terms.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
+            values.append(tag)
+        return " AND ".join(terms), values
+
+
+def _condition(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--where {text}: expected <setting>=<value>, such as model=vit_s or optimizer.lr=1e-3")
+    known = sorted({MODEL_NAME, *(key for key, role in roles_by_key().items() if role == "identity")})
+    chosen = key if key in known else f"{key}.name"
+    if chosen not in known:
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+        what = f"did you mean {', '.join(near)}?" if near else "only settings that change the result are indexed"
+        raise UsageError(f"--where {text}: no such setting; {what}")
+    try:
+        return chosen, _number_if_one(yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise UsageError(f"--where {text}: the value is no YAML: {error}") from error
+
+
+def _number_if_one(value: Any) -> Any:
+    """YAML 1.1 takes 1e-3 for text; Hydra and people take it for a number."""
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return number if math.isfinite(number) else value
+    return value
+
+
+def list_runs(view: View, runs: Filter, *, sort: str = "started", limit: int | None = None) -> list[dict[str, Any]]:
+    """The public fields of runs and their settings, the newest (highest, last) first.
+
+    `sort`: started, step, key, or a metric (by its latest value). Raises UsageError for a metric that no run has.
+    """
+    condition, values = runs.sql()
+    column = _SORTS.get(sort)
+    if column is None:
+        column = "json_extract(doc, ?)"
+        values.append(f'$.metrics."{sort}"')
+    order = f"{column} {'ASC' if sort == 'key' else 'DESC'} NULLS LAST, name"
+    values.append(-1 if limit is None else limit)
+    found = view.rows(
+        f"SELECT {_WHOLE} FROM runs WHERE {condition} ORDER BY {order} LIMIT ?",
+        values,
+    )
+    rows = [_row(*one) for one in found]
+    if sort not in _SORTS and rows and all(sort not in row["metrics"] for row in rows):
+        names = sorted({name for row in rows for name in row["metrics"]})
+        raise UsageError(f"--sort {sort}: no run has this metric; expected {', '.join([*_SORTS, *names])}")
+    return rows
+
+
+def count_runs(view: View, runs: Filter) -> int:
+    """How many runs there are of these."""
+    condition, values = runs.sql()
+    return int(view.rows(f"SELECT count(*) FROM runs WHERE {condition}", values)[0][0])
+
+
+def problems(view: View) -> dict[str, str]:
+    """What of a run cannot be read, by name."""
+    return dict(view.rows("SELECT name, problem FROM runs WHERE problem IS NOT NULL ORDER BY name"))
+
+
+def best_runs(
+    view: View, runs: Filter, *, metric: str, mode: Mode, commit: str | None = None, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Runs by their best checkpoint that is there, healthy and finite, the best first; `best` says which it is.
+
+    `commit`: only checkpoints that this commit (or one whose hash begins so) has written. Raises UsageError for a
+    metric that no checkpoint has.
+    """
+    ranked = _ranked(view, runs, metric, mode, commit)[:limit]
+    return [
+        {**row, "best": best}
+        for row, best in zip(_rows_of(view, [one[0] for one in ranked]), _bests(ranked, metric), strict=True)
+    ]
+
+
+def best_groups(
+    view: View, runs: Filter, *, metric: str, mode: Mode, commit: str | None = None, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Runs that differ in the seed only, together: mean and spread of their best values, the best mean first.
+
+    `std` is of the sample, None for a single run. Raises UsageError as `best_runs`.
+    """
+    ranked = _ranked(view, runs, metric, mode, commit)
+    facts = {
+        name: (group, key, seed)
+        for name, group, key, seed in view.rows("SELECT name, group_hash, run_key, seed FROM runs")
+    }
+    members: dict[str, list[_Ranked]] = {}
+    for one in ranked:
+        members.setdefault(facts[one[0]][0], []).append(one)
+    means = {group: statistics.fmean(value for _, value, _ in ones) for group, ones in members.items()}
+    chosen = sorted(members, key=lambda group: means[group], reverse=mode == "max")[:limit]
+    found = []
+    for group, row in zip(chosen, _rows_of(view, [members[group][0][0] for group in chosen]), strict=True):
+        ones = members[group]
+        values = [value for _, value, _ in ones]
+        found.append(
+            {
+                "group_hash": group,
+                "runs": [facts[name][1] for name, _, _ in ones],
+                "seeds": [facts[name][2] for name, _, _ in ones],
+                "metric": metric,
+                "mean": means[group],
+                "std": statistics.stdev(values) if len(values) > 1 else None,
+                "min": min(values),
+                "max": max(values),
+                "best": {"run_key": row["run_key"], **next(_bests(ones, metric))},
+                "settings": {key: value for key, value in row["settings"].items() if key != "seed"},
+            }
+        )
+    return found
+
+
+def _ranked(view: View, runs: Filter, metric: str, mode: Mode, commit: str | None) -> list[_Ranked]:
+    """The best value of each run and its step, the best first."""
+    condition, values = runs.sql()
+    value, step, best = ("highest", "highest_step", "max") if mode == "max" else ("lowest", "lowest_step", "min")
+    by_commit, commits = ("", []) if commit is None else ("AND git_commit GLOB ?", [f"{commit}*"])
+    # In SQLite the other columns beside max() or min() are those of the row that it was found in.
+    found: list[_Ranked] = view.rows(
+        f"""SELECT name, {best}({value}), {step} FROM bests
+            WHERE metric = ? {by_commit} AND name IN (SELECT name FROM runs WHERE {condition}) GROUP BY name""",
+        [metric, *commits, *values],
+    )
+    if not found:
+        names = [name for (name,) in view.rows("SELECT DISTINCT metric FROM bests ORDER BY metric")]
+        if metric not in names:
+            raise UsageError(f"--metric {metric}: no checkpoint has it; there are {', '.join(names) or 'none at all'}")
+    sign = -1 if mode == "max" else 1
+    return sorted(found, key=lambda one: (sign * one[1], one[0]))
+
+
+def _bests(ranked: Iterable[_Ranked], metric: str) -> Iterator[dict[str, Any]]:
+    return ({"step": step, "metric": metric, "value": value} for _, value, step in ranked)
+
+
+def _rows_of(view: View, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Whole rows, in the order of their names."""
+    found = view.rows(f"SELECT {_WHOLE} FROM runs WHERE name IN (SELECT value FROM json_each(?))", [json.dumps(names)])
+    rows = {one[0]: _row(*one) for one in found}
+    return [rows[name] for name in names]
+
+
+def _row(name: str, state: str, started_at: str | None, settings: str, doc: str) -> dict[str, Any]:
+    with told():
+        return {
+            **json.loads(doc),
+            "path": name,
+            "state": state,
+            "started_at": started_at,
+            "settings": json.loads(settings),
+        }

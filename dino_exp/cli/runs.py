@@ -1,0 +1,266 @@
+"""`dino-exp runs list|show|best|diff|rebuild`: across the runs below an outputs folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dino_exp.catalogue.catalogue import Catalogue
+from dino_exp.catalogue.database import View
+from dino_exp.catalogue.query import Filter, best_groups, best_runs, count_runs, list_runs, problems
+from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
+from dino_exp.cli.run_details import show
+from dino_exp.cli.run_diff import diff
+from dino_exp.cli.show import age_text, count_text, plain, print_json, print_table
+from dino_exp.errors import UsageError
+
+PUBLIC = (
+    "run_key", "path", "state", "config_hash", "group_hash", "code", "data_fingerprint", "parent", "attempts", "step",
+    "epochs_done", "metrics", "best",
+)  # fmt: skip
+_COLUMNS = ("run_key", "state", "step", "epochs_done", "best", "started")
+_SHOWN = 50
+_MODES = ("max", "min")
+# Metrics of which less is better; of all others more is, unless --mode says so.
+_LESS_IS_BETTER = ("loss", "val_loss")
+
+WhereOption = Annotated[
+    list[str], typer.Option("--where", metavar="KEY=VALUE", help="Only runs of this setting; may be repeated.")
+]
+StateOption = Annotated[list[str], typer.Option("--state", help="Only runs in this state; may be repeated.")]
+TagOption = Annotated[list[str], typer.Option("--tag", help="Only runs with this tag; may be repeated.")]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=0, help=f"At most so many; 0: all. Tables show {_SHOWN}, JSON all.")
+]
+
+app = typer.Typer(no_args_is_help=True, help="Look across runs.")
+
+
+@app.command("list")
+def list_all(
+    where: WhereOption = [],  # noqa: B006  # typer wants a list, and makes a new one each time
+    state: StateOption = [],  # noqa: B006
+    tag: TagOption = [],  # noqa: B006
+    sort: Annotated[
+        str, typer.Option("--sort", help="started, step, key, or a metric; the newest or highest first.")
+    ] = "started",
+    columns: Annotated[
+        str | None, typer.Option("--columns", help="Fields, metrics and settings, with commas between.")
+    ] = None,
+    limit: LimitOption = None,
+    outputs: OutputsOption = OUTPUTS,
+    as_json: JsonOption = False,
+) -> None:
+    """List runs, the one that was started last first.
+
+    \b
+    Examples:
+      dino-exp runs list
+      dino-exp runs list --where model=vit_s --where optimizer.lr=1e-3 --state failed --state interrupted
+      dino-exp runs list --sort knn_top1 --columns run_key,knn_top1,optimizer.lr,seed
+      dino-exp runs list --json --limit 10
+    """
+    chosen = Filter.parse(where, state, tag)
+    with _view(outputs) as view:
+        rows = list_runs(view, chosen, sort=sort, limit=_limit(limit, as_json))
+        total, unread = count_runs(view, chosen), problems(view)
+    if as_json:
+        print_rows([_public(row, outputs) for row in rows])
+    else:
+        names = _COLUMNS if columns is None else tuple(filter(None, columns.split(",")))
+        if rows:
+            now_secs = time.time()
+            lines = [tuple(_cell(row, name, now_secs) for name in names) for row in rows]
+            print_table(names, lines, right=[name for name in names if name not in ("run_key", "state", "best")])
+        elif not total:
+            print(f"no run{' of these' if where or state or tag else ''} below {outputs}")
+        if len(rows) < total:
+            print(f"{len(rows)} of {count_text(total, 'run')}; all: --limit 0")
+    _tell_unread(unread)
+
+
+@app.command()
+def best(
+    metric: Annotated[str, typer.Option("--metric", help="What is compared.")] = "knn_top1",
+    mode: Annotated[str | None, typer.Option("--mode", help="max or min; by default min for losses, else max.")] = None,
+    group: Annotated[bool, typer.Option("--group", help="Average over seeds: mean, spread, number of runs.")] = False,
+    commit: Annotated[
+        str | None, typer.Option("--commit", help="Only checkpoints written by this commit, or its beginning.")
+    ] = None,
+    where: WhereOption = [],  # noqa: B006
+    state: StateOption = [],  # noqa: B006
+    tag: TagOption = [],  # noqa: B006
+    limit: LimitOption = None,
+    outputs: OutputsOption = OUTPUTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Which run, commit and settings gave the best checkpoint. Only checkpoints that are there, healthy and finite.
+
+    \b
+    Examples:
+      dino-exp runs best
+      dino-exp runs best --metric knn_1shot --group
+      dino-exp runs best --metric val_loss --where model=vit_nano --commit 8d9ec40
+    """
+    direction = _direction(metric, mode)
+    chosen = Filter.parse(where, state, tag)
+    question = best_groups if group else best_runs
+    with _view(outputs) as view:
+        rows = question(view, chosen, metric=metric, mode=direction, commit=commit, limit=_limit(limit, as_json))
+        unread = problems(view)
+    if as_json:
+        print_rows(rows if group else [_public(row, outputs) for row in rows])
+    elif not rows:
+        print(f"no checkpoint of these has {metric}, below {outputs}")
+    elif group:
+        _print_groups(rows, metric)
+    else:
+        _print_best(rows, metric, outputs)
+    _tell_unread(unread)
+
+
+@app.command()
+def rebuild(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> None:
+    """Write the catalogue anew from the runs. Needed only to make the other commands fast again.
+
+    \b
+    Examples:
+      dino-exp runs rebuild
+      dino-exp runs rebuild --outputs /backup/outputs
+    """
+    if not outputs.is_dir():
+        raise UsageError(f"{outputs}: no such folder; `python -m dino_exp.train` makes it")
+    catalogue = Catalogue(outputs, _say)
+    columns = (TextColumn("reading runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=as_json) as progress:
+        task = progress.add_task("", total=None)
+        entries = catalogue.rebuild(lambda done, total: progress.update(task, completed=done, total=total))
+    num_checkpoints = sum(len(entry.checkpoints) for entry in entries)
+    unread = {entry.name: entry.problem for entry in entries if entry.problem is not None}
+    if as_json:
+        print_json({"runs": len(entries) - len(unread), "checkpoints": num_checkpoints, "unreadable": unread})
+        return
+    num = len(entries) - len(unread)
+    print(f"{catalogue.path}: {count_text(num, 'run')}, {count_text(num_checkpoints, 'checkpoint')}")
+    _tell_unread(unread)
+
+
+app.command()(show)
+app.command()(diff)
+
+
+@contextlib.contextmanager
+def _view(outputs: Path) -> Iterator[View]:
+    with contextlib.closing(Catalogue(outputs, _say).view()) as view:
+        yield view
+
+
+def _say(text: str) -> None:
+    print(plain(text), file=sys.stderr)
+
+
+def _limit(asked: int | None, as_json: bool) -> int | None:
+    if asked is None:
+        return None if as_json else _SHOWN
+    return asked or None
+
+
+def _direction(metric: str, mode: str | None) -> Literal["max", "min"]:
+    if mode is not None and mode not in _MODES:
+        raise UsageError(f"--mode {mode}: expected max or min")
+    return "min" if mode == "min" or (mode is None and metric in _LESS_IS_BETTER) else "max"
+
+
+def _public(row: Mapping[str, Any], outputs: Path) -> dict[str, Any]:
+    return {name: str(outputs / "runs" / row["path"]) if name == "path" else row[name] for name in PUBLIC}
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A JSON list, one object a line: of ten thousand, indenting takes seconds."""
+    print("[" + ",\n ".join(json.dumps(row, allow_nan=False) for row in rows) + "]")
+
+
+def _cell(row: Mapping[str, Any], name: str, now_secs: float) -> str:
+    if name == "started":
+        return age_text(row["started_at"] or "", now_secs)
+    if name == "best":
+        found = row["best"]
+        return "–" if found is None else f"{found['metric']} {_number(found['value'])} at step {found['step']}"
+    if name in ("code", "commit"):
+        return _commit(row)
+    model = {"model": row["settings"].get("model.name")}
+    return next((_number(place[name]) for place in (row, row["metrics"], row["settings"], model) if name in place), "–")
+
+
+def _commit(row: Mapping[str, Any]) -> str:
+    code = row["code"]
+    return f"{(code['commit'] or code['id'])[:12]}{'+' if code['dirty'] else ''}"
+
+
+def _number(value: object) -> str:
+    match value:
+        case None:
+            return "–"
+        case str():
+            return value
+        case float():
+            return f"{value:.4f}" if 0.001 <= abs(value) < 1000 else f"{value:.4g}"
+        case _:
+            return json.dumps(value)
+
+
+def _print_best(rows: Sequence[Mapping[str, Any]], metric: str, outputs: Path) -> None:
+    lines = [
+        (
+            row["run_key"],
+            _number(row["best"]["value"]),
+            str(row["best"]["step"]),
+            row["state"],
+            _commit(row),
+            row["config_hash"][:11],
+        )
+        for row in rows
+    ]
+    print_table(("run", metric, "step", "state", "commit", "config"), lines, right=(metric, "step"))
+    first = rows[0]
+    print(f"the best: dino-exp checkpoints show {plain(str(outputs / 'runs' / first['path']))}@{first['best']['step']}")
+
+
+def _print_groups(groups: Sequence[Mapping[str, Any]], metric: str) -> None:
+    differing = _differing([group["settings"] for group in groups])
+    lines = [
+        (
+            group["group_hash"][:11],
+            str(len(group["runs"])),
+            _number(group["mean"]),
+            "–" if group["std"] is None else _number(group["std"]),
+            _number(group["min"]),
+            _number(group["max"]),
+            group["best"]["run_key"],
+            *(_number(group["settings"].get(key)) for key in differing),
+        )
+        for group in groups
+    ]
+    columns = ("group", "runs", f"mean {metric}", "std", "min", "max", "best run", *differing)
+    print_table(columns, lines, right=[name for name in columns if name not in ("group", "best run")])
+
+
+def _differing(settings: Sequence[Mapping[str, Any]], most: int = 4) -> list[str]:
+    """The settings by which these groups differ, as far as a line has room."""
+    keys = dict.fromkeys(key for one in settings for key in one)
+    return [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1][:most]
+
+
+def _tell_unread(unread: Mapping[str, str | None]) -> None:
+    if unread:
+        first, why = next(iter(unread.items()))
+        _say(f"{count_text(len(unread), 'run')} cannot be read in full, {first} among them: {why}")

@@ -1,0 +1,149 @@
+"""`dino-exp runs`: what people and programs get, and what they are told when they type something else."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from pathlib import Path
+
+import pytest
+from catalogue_samples import make
+from cli_samples import cli, contents
+from runs_samples import CODE_HEX, sample_attempt
+
+from dino_exp.catalogue.catalogue import Catalogue
+
+runs = functools.partial(cli, noun="runs")
+PUBLIC = {
+    "run_key", "path", "state", "config_hash", "group_hash", "code", "data_fingerprint", "parent", "attempts", "step",
+    "epochs_done", "metrics", "best",
+}  # fmt: skip
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    make(tmp_path, "a", 0.5, 0.9, tags=("paper",), metrics={"knn_top1": 0.9})
+    make(tmp_path, "b", 0.8, seed=1, state="failed", metrics={"knn_top1": 0.8})
+    return tmp_path
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_list_for_programs(outputs: Path, noted: bool) -> None:
+    if noted:
+        Catalogue(outputs).rebuild(lambda *_: None)
+    before = contents(outputs)
+    rows = runs("list", "--outputs", outputs, "--json", "--sort", "key").json
+    assert [row.keys() for row in rows] == [PUBLIC, PUBLIC]
+    assert [Path(row["path"]).is_dir() for row in rows] == [True, True]
+    assert rows[0]["attempts"] == 1
+    assert rows[0]["code"] == {"id": CODE_HEX, "commit": "0" * 40, "dirty": False}
+    assert [row["state"] for row in rows] == ["stopped", "failed"]
+    assert contents(outputs) == before
+
+
+def test_list_for_people(outputs: Path) -> None:
+    found = runs("list", "--outputs", outputs, "--sort", "knn_top1", "--columns", "run_key,model,seed,knn_top1,commit")
+    assert found.lines[0].split() == ["run_key", "model", "seed", "knn_top1", "commit"]
+    assert [line.split()[1:] for line in found.lines[1:]] == [
+        ["vit_nano", "0", "0.9000", "000000000000"],
+        ["vit_nano", "1", "0.8000", "000000000000"],
+    ]
+    assert "1 of 2 runs; all: --limit 0" in runs("list", "--outputs", outputs, "--limit", "1").out
+    assert "no run of these below" in runs("list", "--outputs", outputs, "--tag", "x").out
+    assert "no run below" in runs("list", "--outputs", outputs / "nowhere").out
+    assert len(runs("list", "--outputs", outputs, "--state", "failed").lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("list", "--where", "optimizer.lrr=1"), "did you mean optimizer.lr"),
+        (("list", "--state", "dead"), "expected one of running"),
+        (("list", "--sort", "nix"), "no run has this metric"),
+        (("best", "--metric", "nix"), "no checkpoint has it; there are knn_top1, loss"),
+        (("best", "--mode", "top"), "expected max or min"),
+        (("show", "nothing"), "no run in"),
+        (("diff", "last", "nothing"), "no run in"),
+    ],
+)
+def test_wrong_words_are_one_message(words: tuple[str, ...], says: str, outputs: Path) -> None:
+    found = runs(*words, "--outputs", outputs)
+    assert (found.code, found.out) == (2, "")
+    assert says in found.err
+
+
+def test_best(outputs: Path) -> None:
+    rows = runs("best", "--outputs", outputs, "--json").json
+    assert [row["best"] for row in rows] == [
+        {"step": 2, "metric": "knn_top1", "value": 0.9},
+        {"step": 1, "metric": "knn_top1", "value": 0.8},
+    ]
+    lines = runs("best", "--outputs", outputs, "--metric", "loss").lines
+    assert re.split(r"\s{2,}", lines[1])[1:4] == ["0.1000", "2", "stopped"]
+    assert lines[-1] == f"the best: dino-exp checkpoints show {rows[0]['path']}@2"
+    assert cli("show", f"{rows[0]['path']}@2").code == 0
+    assert runs("best", "--outputs", outputs, "--commit", "abc").out.startswith("no checkpoint of these has knn_top1")
+
+
+def test_best_of_groups(outputs: Path) -> None:
+    (group,) = runs("best", "--group", "--outputs", outputs, "--json").json
+    assert (group["mean"], group["min"], group["max"], group["seeds"]) == (pytest.approx(0.85), 0.8, 0.9, [0, 1])
+    assert runs("best", "--group", "--outputs", outputs).lines[1].split()[1:3] == ["2", "0.8500"]
+
+
+def test_show_with_lineage_and_trouble(outputs: Path) -> None:
+    parent, attempts = "vit_nano-abababab-cdcdcdcd-a", (sample_attempt(outcome="failed", error="it broke"),)
+    child = make(outputs, "c", parent={"run_key": parent, "step": 2}, attempts=attempts, state="failed")
+    make(outputs, "d", parent={"run_key": child.name, "step": 5})
+    found = runs("show", child, "--json").json
+    assert found.keys() > PUBLIC
+    assert found["ancestors"] == [{"run_key": parent, "step": 2, "is_here": True}]
+    assert found["children"] == ["vit_nano-abababab-cdcdcdcd-d"]
+    assert found["checkpoints"] == {"num": 0, "bytes": 0, "problem": None}
+    assert found["attempts_made"][0]["error"] == "it broke"
+    printed = runs("show", child).out
+    assert f"{parent}@2" in printed
+    assert "it broke" in printed
+    grandchild = runs("show", f"{child.name[:-1]}d", "--outputs", outputs, "--json").json
+    assert [one["run_key"] for one in grandchild["ancestors"]] == [child.name, parent]
+
+
+def test_the_line_that_starts_a_run(outputs: Path) -> None:
+    (run,) = outputs.glob("runs/*-a")
+    assert "nobody knows what was typed" in runs("show", run, "--command").err
+    (run / ".hydra").mkdir()
+    (run / ".hydra" / "overrides.yaml").write_text("- seed=1\n- run.note='two words'\n")
+    assert runs("show", run, "--command").out == "python -m dino_exp.train seed=1 'run.note='\"'\"'two words'\"'\"''\n"
+    (run / ".hydra" / "overrides.yaml").write_text("a: 1\n")
+    assert runs("show", run, "--command").code == 4
+
+
+def test_diff_puts_causes_first(outputs: Path) -> None:
+    (a,), (b,) = outputs.glob("runs/*-a"), outputs.glob("runs/*-b")
+    for run, seed, lr, tags, torch in ((a, 0, 0.1, "[]", "2.13.0"), (b, 1, 0.2, "[x]", "2.11.0")):
+        (run / "config.yaml").write_text(f"run:\n  tags: {tags}\nseed: {seed}\noptimizer:\n  lr: {lr}\n")
+        (run / "environment.json").write_text(json.dumps({"packages": {"torch": torch}, "argv": [str(seed)]}))
+    found = runs("diff", a, b, "--json").json
+    assert [(row["section"], row["key"], row["a"], row["b"]) for row in found["differences"]] == [
+        ("settings", "optimizer.lr", 0.1, 0.2),
+        ("seed", "seed", 0, 1),
+        ("environment", "packages.torch", "2.13.0", "2.11.0"),
+        ("runtime", "run.tags", [], ["x"]),
+    ]
+    assert found["metrics"] == [{"name": "knn_top1", "a": 0.9, "b": 0.8}]
+    assert found["same_cause"] is False
+    assert "optimizer.lr" in runs("diff", a, b).out
+    same = runs("diff", a, a).out
+    assert same == "nothing differs that could change a result\n"
+
+
+def test_rebuild(outputs: Path) -> None:
+    assert runs("rebuild", "--outputs", outputs).out == f"{outputs}/catalogue.sqlite: 2 runs, 3 checkpoints\n"
+    (next(outputs.glob("runs/*-a")) / "run.json").write_bytes(b"{")
+    found = runs("rebuild", "--outputs", outputs, "--json").json
+    assert (found["runs"], found["checkpoints"], len(found["unreadable"])) == (1, 1, 1)
+    listed = runs("list", "--outputs", outputs)
+    assert len(listed.lines) == 2
+    assert "1 run cannot be read in full" in listed.err
+    assert runs("rebuild", "--outputs", outputs / "nowhere").code == 2

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from dino_exp.config.compose import hydra_main, touched_keys
+from dino_exp.config.compose import compose, hydra_main, touched_keys
+from dino_exp.sweeps.teller import SweepTeller
 
 if TYPE_CHECKING:
     from dino_exp.attempts.target import Target
@@ -26,17 +27,32 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run with `arguments` (the process's own where None) and leave with its exit code."""
     if arguments is not None:
         sys.argv = [sys.argv[0], *arguments]
-    sys.exit(hydra_main(train))
+    sys.exit(hydra_main(train, sweep_teller()))
+
+
+def sweep_teller() -> SweepTeller:
+    """Who tells of a `--multirun`, on standard output. Imports nothing until there is one."""
+    from dino_exp.loggers.console import SteadyConsole, print_columns
+
+    console = SteadyConsole(highlight=False)
+
+    return SweepTeller(
+        lambda overrides: find_target(compose(overrides), overrides),
+        lambda columns, rows: print_columns(console, columns, rows),
+        lambda text: console.print(text, markup=False, soft_wrap=True),
+    )
 
 
 def train(composed: Mapping[str, Any], overrides: Sequence[str]) -> int:
     """One command: `composed` is what Hydra made of conf/ and `overrides`. Returns the exit code."""
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        return train_apart(overrides)
     from dino_exp.attempts.attempt import Command
-    from dino_exp.attempts.run import run_attempt
+    from dino_exp.attempts.run import is_done, run_attempt
     from dino_exp.loggers.console import SteadyConsole
 
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        if is_done(find_target(composed, overrides), SteadyConsole(highlight=False)):
+            return 0
+        return train_apart(overrides)
     command = Command(overrides=overrides, composed=composed)
     try:
         return run_attempt(lambda: find_target(composed, overrides), command, SteadyConsole(highlight=False))
@@ -70,7 +86,7 @@ def train_apart(overrides: Sequence[str]) -> int:
         for process in job:
             process.send_signal(number)
 
-    previous = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    previous = {int(number): signal.signal(number, pass_on) for number in PASSED_ON}
     try:
         job.append(subprocess.Popen([sys.executable, "-m", "dino_exp.train", *overrides], process_group=0))
         for number in tuple(came):  # before the job was there to be told
@@ -79,6 +95,13 @@ def train_apart(overrides: Sequence[str]) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    for (
+        number
+    ) in came:  # the job has saved: a launcher that installed a handler (submitit requeues at USR2) hears of it
+        handler = previous[number]
+        if number != signal.SIGUSR1 and callable(handler) and handler is not signal.default_int_handler:
+            handler(number, None)
+            break
     return code if code >= 0 else 128 - code
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dino_exp.catalogue.entry import RunEntry, public
+from dino_exp.catalogue.entry import RunEntry, public, secs_per_step
 from dino_exp.checkpoint.canonical import metrics_to_json
 from dino_exp.errors import DinoExpError
 
@@ -28,7 +28,7 @@ _TABLES = """
 CREATE TABLE {schema}.runs (
     name TEXT PRIMARY KEY, stamp TEXT NOT NULL, problem TEXT,
     state TEXT, started_at TEXT, step INTEGER, config_hash TEXT, group_hash TEXT, git_commit TEXT, code_id TEXT,
-    run_key TEXT, parent_key TEXT, seed, tags TEXT, settings TEXT, doc TEXT
+    run_key TEXT, parent_key TEXT, secs_per_step REAL, horizon INTEGER, seed, tags TEXT, settings TEXT, doc TEXT
 ) WITHOUT ROWID;
 CREATE TABLE {schema}.bests (
     name TEXT, metric TEXT, git_commit TEXT, highest REAL, highest_step INTEGER, lowest REAL, lowest_step INTEGER
@@ -204,7 +204,7 @@ def _marks(values: Sequence[Any]) -> str:
 def _run_row(entry: RunEntry) -> tuple[Any, ...]:
     record = entry.record
     if record is None:
-        return (entry.name, entry.stamp, entry.problem, *(None,) * 13)
+        return (entry.name, entry.stamp, entry.problem, *(None,) * 15)
     parent = record.parent.get("run_key") if isinstance(record.parent, Mapping) else None
     return (
         entry.name,
@@ -219,6 +219,8 @@ def _run_row(entry: RunEntry) -> tuple[Any, ...]:
         record.code.id,
         record.run_key,
         parent if isinstance(parent, str) else None,
+        secs_per_step(record),
+        record.schedule.horizon_steps,
         _scalar(entry.settings.get("seed")),
         json.dumps(record.tags),
         json.dumps(entry.settings),

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,19 @@ def public(record: RunRecord, name: str) -> dict[str, Any]:
         "metrics": spell(record.metrics),
         "best": None if record.best is None else spell(vars(record.best)),
     }
+
+
+def secs_per_step(record: RunRecord) -> float | None:
+    """How long a step took in the newest attempt, start-up and evaluations included; None where it ended otherwise."""
+    if not record.attempts or record.attempts[-1].outcome not in ("completed", "stopped"):
+        return None
+    last = record.attempts[-1]
+    steps, secs = record.step - (last.resumed_from or 0), _secs(last.ended_at or "") - _secs(last.started_at)
+    return secs / steps if steps > 0 and secs > 0 else None  # a clock that was set back tells nothing
+
+
+def _secs(at: str) -> float:
+    try:
+        return datetime.fromisoformat(at).timestamp()
+    except (ValueError, OverflowError):
+        return math.nan

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import dino_exp
-from dino_exp.cli import checkpoints, runs
+from dino_exp.cli import checkpoints, runs, sweeps
 from dino_exp.cli.show import plain
 from dino_exp.errors import DinoExpError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(runs.app, name="runs")
+app.add_typer(sweeps.app, name="sweeps")
 
 
 @app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -93,4 +93,4 @@ def roles_by_key() -> dict[str, Role]:
 
 def is_place(key: str) -> bool:
     """Whether a key says where a run lies; such keys come from the command alone and are not stored."""
-    return key in ("resume", "fork") or key.startswith("paths.")
+    return key in ("resume", "fork") or key.startswith(("paths.", "sweep."))

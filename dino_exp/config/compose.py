@@ -12,7 +12,8 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -24,6 +25,7 @@ from dino_exp.config.check import known_keys
 from dino_exp.config.compare import roles_by_key
 from dino_exp.config.explain import HYDRA_ERRORS, conf_directory, explain
 from dino_exp.config.fields import walk_mapping
+from dino_exp.config.multirun import Sweep
 from dino_exp.errors import ConfigError, DinoExpError
 
 PRIMARY = "config"
@@ -35,19 +37,43 @@ Task = Callable[[dict[str, Any], Sequence[str]], int]
 """Runs one job: its resolved settings (not yet checked), its overrides as typed -> its exit code."""
 
 
-def hydra_main(task: Task) -> int:
+class SweepWatcher(Protocol):
+    """Hears of a sweep in the process that the user started."""
+
+    def starts(self, sweep: Sweep) -> int | None:
+        """Before the first job. An exit code ends the sweep there; a DinoExpError does too."""
+
+    def ends(self, codes: Sequence[int]) -> int:
+        """After the last job, also of a sweep that was stopped; the exit code. `codes` of jobs of this process."""
+
+
+def hydra_main(task: Task, watcher: SweepWatcher) -> int:
     """Run the command line in `sys.argv`: call `task` once for each job, and return an exit code.
 
     A DinoExpError, of the composition or of a job, is told on stderr and gives its own exit code; in a sweep
-    the next job runs, and the first code that is not 0 is returned. Any other exception of a task is our bug
+    the next job runs, and `watcher` says how all of it ended. Any other exception of a task is our bug
     and is raised. Nothing is written to the working directory (Hydra's record of a sweep goes to
     `outputs/sweeps`).
     """
     jobs = _Jobs(task)
     main = hydra.main(config_path=str(conf_directory()), config_name=PRIMARY, **version_arguments())
-    with _errors_raised():
-        jobs.codes.append(_exit_code(lambda: jobs.run_all(main(jobs.run))))
-    return next((code for code in jobs.codes if code), 0)
+    token = _to_announce.set(lambda sweep: jobs.announce(sweep, watcher))
+    try:
+        with _errors_raised():
+            code = _exit_code(lambda: jobs.run_all(main(jobs.run)))
+    finally:
+        _to_announce.reset(token)
+    if jobs.is_sweep:
+        return code or watcher.ends(jobs.codes)
+    return next((code for code in (*jobs.codes, code) if code), 0)
+
+
+_to_announce: ContextVar[Callable[[Sweep], None]] = ContextVar("to_announce")
+
+
+def announce(sweep: Sweep) -> None:
+    """Called by Hydra's callback, which cannot be given an object."""
+    _to_announce.get()(sweep)
 
 
 class _Jobs:
@@ -55,8 +81,23 @@ class _Jobs:
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.is_sweep = False
         self.num_started = 0
         self.codes: list[int] = []
+
+    def announce(self, sweep: Sweep, watcher: SweepWatcher) -> None:
+        """Tell the watcher. Hydra only warns of what a callback raises, unless it is a SystemExit."""
+        codes: list[int] = []
+
+        def tell() -> int:
+            found = watcher.starts(sweep)
+            codes.extend([] if found is None else [found])
+            return 0
+
+        error = _exit_code(tell)
+        if error or codes:
+            raise SystemExit(error or codes[0])
+        self.is_sweep = True
 
     def run(self, composed: DictConfig) -> int:
         """One job, as Hydra calls it."""

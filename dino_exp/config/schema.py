@@ -300,6 +300,16 @@ class PathsConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepConfig(Section):
+    """Of `--multirun`; never taken from a run."""
+
+    name: str | None = setting(
+        role="runtime", pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", help="of its record; null: from the overrides"
+    )
+    dry_run: bool = setting(role="runtime", help="print the plan and do nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config(Section):
     """All settings of a training; cannot exist with an impossible combination."""
 
@@ -323,6 +333,7 @@ class Config(Section):
     logger: LoggerConfig
     run: RunConfig
     paths: PathsConfig
+    sweep: SweepConfig
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -156,6 +156,14 @@ def print_facts(console: Console, title: str, rows: Sequence[tuple[str, str]]) -
         console.print(line, soft_wrap=True)
 
 
+def print_columns(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns below bold names; lines are not folded."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for style, cells in (("bold", columns), *(("", row) for row in rows)):
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
+        console.print(Text(line.rstrip(), style), soft_wrap=True)
+
+
 def results_table(init: Mapping[str, Any], now: Mapping[str, Any]) -> Table:
     """k-NN accuracy of the untrained model, of the present one, and of raw pixels, in percent."""
     table = Table(title="k-NN accuracy, %", title_justify="left", title_style="bold")

@@ -82,7 +82,7 @@ def test_a_sweep_runs_each_job_in_a_process_of_its_own(lab: Lab) -> None:
 
 
 def test_a_sweep_goes_on_past_a_failed_job_and_tells(lab: Lab) -> None:
-    printed = lab.train("--multirun", "train.batch_size=100000,64", "train.stop_after_steps=2", code=2)
+    printed = lab.train("--multirun", "train.batch_size=100000,64", "train.stop_after_steps=2", code=1)
     assert "train.batch_size" in printed
     assert [record(run)["step"] for run in lab.runs()] == [2]
 

@@ -64,7 +64,13 @@ def test_reading_imports_no_torch_and_creates_no_file(lab: Lab) -> None:
     lab.train("train.stop_after_steps=2")
     run = str(lab.only_run())
     before = sorted(lab.directory.rglob("*"))
-    for words in (["list"], ["best", "--metric", "loss"], ["best", "--metric=loss", "--group"], ["show", run], ["diff", run, run]):
+    for words in (
+        ["list"],
+        ["best", "--metric", "loss"],
+        ["best", "--metric=loss", "--group"],
+        ["show", run],
+        ["diff", run, run],
+    ):
         program = (
             "import sys\n"
             f"sys.argv[1:] = ['runs', *{words!r}, '--outputs', {str(lab.outputs)!r}]\n"

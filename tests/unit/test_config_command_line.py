@@ -23,7 +23,18 @@ def task(settings, overrides):
     print("ran", config.model.name, config.seed, sorted(touched_keys(overrides)), overrides)
     return 0
 
-sys.exit(hydra_main(task))
+class Watcher:
+    def starts(self, sweep):
+        if sweep.settings["sweep"]["name"] == "refused":
+            raise RefusedError("no such sweep here")
+        if sweep.settings["sweep"]["dry_run"]:
+            print(sweep.sweeper, sweep.launcher, sweep.typed, sweep.jobs)
+            return 0
+
+    def ends(self, codes):
+        return next((code for code in codes if code), 0)
+
+sys.exit(hydra_main(task, Watcher()))
 """
 
 
@@ -92,6 +103,19 @@ def test_a_failing_job_does_not_end_the_sweep_and_a_signalled_one_does(command):
     assert [line.split()[2] for line in done.stdout.splitlines()] == ["1", "2"]
     assert done.returncode == 3
     assert done.stderr == "no seed 3 here\nconfiguration: seed: expected at least 0, got -2\n"
+
+
+def test_a_sweep_is_announced_before_its_jobs(command):
+    words = ("--multirun", "seed=1,2", "model=vit_nano,vit_t", "train.epochs=3", "sweep.dry_run=true")
+    done = command(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    jobs = [(f"seed={seed}", f"model={model}", "train.epochs=3") for seed in (1, 2) for model in ("vit_nano", "vit_t")]
+    assert done.stdout == f"BasicSweeper BasicLauncher {words[1:]} {tuple(jobs)}\n"
+
+
+def test_a_sweep_may_be_refused(command):
+    done = command("--multirun", "seed=1,2", "sweep.name=refused")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "no such sweep here\n")
 
 
 def test_help_explains_commands_choices_and_settings(command):

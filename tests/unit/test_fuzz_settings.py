@@ -20,7 +20,7 @@ from dino_exp.config.stored import CANONICAL_NAME, YAML_NAME, load_stored, write
 from dino_exp.errors import DinoExpError
 
 HONEST = config("run.note='a note'", "run.tags=[a,b]")
-PLACES = ("resume", "fork", "paths")
+PLACES = ("resume", "fork", "paths", "sweep")
 
 
 @pytest.fixture
@@ -38,7 +38,17 @@ def plain(settings: Config) -> dict[str, Any]:
 def canonical_of(mapping: Any, otherwise: str) -> str:
     """What a stranger puts beside his settings so that the two files agree, where there is such a text."""
     try:
-        return canonical_text(config_from_mapping({**mapping, "resume": None, "fork": None, "paths": {"outputs": "x"}}))
+        return canonical_text(
+            config_from_mapping(
+                {
+                    **mapping,
+                    "resume": None,
+                    "fork": None,
+                    "paths": {"outputs": "x"},
+                    "sweep": {"name": None, "dry_run": False},
+                }
+            )
+        )
     except (DinoExpError, TypeError):
         return otherwise
 

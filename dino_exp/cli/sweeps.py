@@ -1,0 +1,197 @@
+"""`dino-exp sweeps list|show|resume|report`: look after sweeps."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
+from dino_exp.cli.show import age_text, count_text, plain, print_json, print_table
+from dino_exp.errors import UsageError
+from dino_exp.runs.jsontext import spell
+from dino_exp.sweeps.outcome import Outcome, outcome_of
+from dino_exp.sweeps.record import SweepRecord, load_sweep, sweep_names, sweep_path
+from dino_exp.sweeps.report import report_lines
+from dino_exp.sweeps.teller import differing
+
+SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's name, its beginning, or `last`.")]
+
+app = typer.Typer(no_args_is_help=True, help="Look after sweeps (`python -m dino_exp.train --multirun ...`).")
+
+
+@app.command("list")
+def list_all(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> None:
+    """List sweeps, the one that was started last first, with what became of their jobs.
+
+    \b
+    Examples:
+      dino-exp sweeps list
+      dino-exp sweeps list --json
+    """
+    found = [_load(outputs, name) for name in sweep_names(outputs)]
+    found.sort(key=lambda sweep: sweep.created_at, reverse=True)
+    rows = [_summary(sweep, _outcomes(sweep, outputs)) for sweep in found]
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        print(f"no sweep below {outputs}; `python -m dino_exp.train --multirun seed=0,1` makes one")
+        return
+    now_secs = time.time()
+    lines = [
+        (row["name"], str(row["num_jobs"]), _states_text(row["states"]), age_text(row["created_at"], now_secs))
+        for row in rows
+    ]
+    print_table(("sweep", "jobs", "states", "started"), lines, right=("jobs", "started"))
+
+
+@app.command()
+def show(sweep: SweepArgument, outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> None:
+    """Show the jobs of a sweep: run, state, best value, the first line of an error.
+
+    \b
+    Examples:
+      dino-exp sweeps show last
+      dino-exp sweeps show s-58af --json
+    """
+    record = _find(outputs, sweep)
+    outcomes = _outcomes(record, outputs)
+    if as_json:
+        print_json({**_summary(record, outcomes), "typed": list(record.typed), "jobs": list(map(_job, outcomes))})
+        return
+    swept = differing([one.job.overrides for one in outcomes])
+    lines = [
+        (str(number), one.run_key or "–", one.state or "not begun", one.best, swept[number], one.error)
+        for number, one in enumerate(outcomes)
+    ]
+    print_table(("job", "run", "state", "best", "overrides", "error"), lines, right=("job",))
+    print(f"{plain(record.name)}: {count_text(len(outcomes), 'job')}, {_states_text(_states(outcomes))}")
+    for number, one in enumerate(outcomes):
+        if one.has_failed:
+            where = "" if one.traceback is None else f" (traceback in {plain(str(one.traceback))})"
+            print(f"job {number} again: {plain(one.command)}{where}")
+
+
+@app.command()
+def resume(
+    sweep: SweepArgument,
+    failed: Annotated[bool, typer.Option("--failed", help="Only the jobs that failed, one after the other.")] = False,
+    outputs: OutputsOption = OUTPUTS,
+) -> None:
+    """Go on with a sweep by the line that began it: finished jobs are skipped, others continued or tried again.
+
+    \b
+    Examples:
+      dino-exp sweeps resume last
+      dino-exp sweeps resume s-58af --failed
+    """
+    record = _find(outputs, sweep)
+    if not failed:
+        raise typer.Exit(_train("--multirun", *_here(record.typed, outputs), f"sweep.name={record.name}"))
+    chosen = [one for one in _outcomes(record, outputs) if one.has_failed]
+    if not chosen:
+        print(f"no job of {plain(record.name)} has failed")
+        return
+    codes = [_train(*_here(one.job.overrides, outputs)) for one in chosen]
+    num_well = sum(code == 0 for code in codes)
+    print(f"{num_well} of {count_text(len(codes), 'job')} that had failed ended well")
+    stopped = next((code for code in codes if code > 128), 0)
+    raise typer.Exit(stopped or int(num_well < len(codes)))
+
+
+@app.command()
+def report(
+    sweep: SweepArgument,
+    metric: Annotated[str, typer.Option("--metric", help="What the jobs are compared by.")] = "knn_top1",
+    outputs: OutputsOption = OUTPUTS,
+) -> None:
+    """Print a Markdown table: the settings that were swept, and the metrics of each job, the best first.
+
+    \b
+    Examples:
+      dino-exp sweeps report last
+      dino-exp sweeps report last --metric knn_1shot > table.md
+    """
+    record = _find(outputs, sweep)
+    for line in report_lines(record, _outcomes(record, outputs), metric):
+        print(plain(line))
+
+
+def _find(outputs: Path, named: str) -> SweepRecord:
+    names = sweep_names(outputs)
+    if named == "last" and names:
+        return max((_load(outputs, name) for name in names), key=lambda sweep: sweep.updated_at)
+    matches = [name for name in names if name == named] or [name for name in names if name.startswith(named)]
+    if len(matches) != 1:
+        which = ", ".join(matches[:8] or names[:8]) or "none"
+        raise UsageError(f"{named!r} begins the names of {count_text(len(matches), 'sweep')}; there are: {which}")
+    return _load(outputs, matches[0])
+
+
+def _load(outputs: Path, name: str) -> SweepRecord:
+    record = load_sweep(sweep_path(outputs, name))
+    if record is None:
+        raise UsageError(f"{sweep_path(outputs, name)}: it is gone")
+    return record
+
+
+def _outcomes(record: SweepRecord, outputs: Path) -> list[Outcome]:
+    return [outcome_of(job, outputs) for job in record.jobs]
+
+
+def _summary(record: SweepRecord, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "num_jobs": len(outcomes),
+        "states": dict(_states(outcomes)),
+        "launcher": record.launcher,
+        "created_at": record.created_at,
+        "updated_at": record.updated_at,
+    }
+
+
+def _states(outcomes: Sequence[Outcome]) -> Counter[str]:
+    return Counter(one.state or "not begun" for one in outcomes)
+
+
+def _states_text(states: dict[str, int] | Counter[str]) -> str:
+    return ", ".join(f"{num} {state}" for state, num in sorted(states.items()))
+
+
+def _job(one: Outcome) -> dict[str, Any]:
+    best = None if one.record is None or one.record.best is None else spell(vars(one.record.best))
+    return {
+        "overrides": list(one.job.overrides),
+        "run_key": one.run_key,
+        "state": one.state,
+        "best": best,
+        "metrics": {} if one.record is None else spell(one.record.metrics),
+        "error": one.error or None,
+        "command": one.command,
+    }
+
+
+def _here(words: Sequence[str], outputs: Path) -> list[str]:
+    """The overrides for where the runs lie now: the folder may have been moved, or named from elsewhere."""
+    kept = [word for word in words if not word.startswith(("sweep.name=", "sweep.dry_run=", "paths.outputs="))]
+    return [*kept, f"paths.outputs={outputs}"]
+
+
+def _train(*words: str) -> int:
+    """`python -m dino_exp.train`, which is told on standard error; its exit code."""
+    print(f"$ {plain(shlex.join(['python', '-m', 'dino_exp.train', *words]))}", file=sys.stderr, flush=True)
+    process = subprocess.Popen([sys.executable, "-m", "dino_exp.train", *words])
+    while True:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            continue  # the terminal has told the training, too: it saves and leaves
+        return code if code >= 0 else 128 - code

@@ -1,0 +1,75 @@
+"""What Hydra is about to sweep, told before the first job starts, by a callback: Hydra's documented place for that."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+OF_THE_SWEEP = "sweep."
+_BASIC = "BasicSweeper"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A sweep as typed: `jobs` are the overrides of each job, None where the sweeper decides as it goes.
+
+    They hold nothing of the sweep itself (`sweep.*`), so that each can be typed alone. `settings`: what is not swept
+    over, plain.
+    """
+
+    typed: tuple[str, ...]
+    jobs: tuple[tuple[str, ...], ...] | None
+    sweeper: str
+    launcher: str
+    settings: dict[str, Any]
+
+
+class AnnounceSweep(Callback):
+    """Passes a sweep on to whoever waits for it (see `compose.hydra_main`)."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Called by Hydra in the user's process, before a launcher exists."""
+        from dino_exp.config.compose import announce
+
+        announce(sweep_of(config))
+
+
+def sweep_of(config: DictConfig) -> Sweep:
+    """What the composed configuration of a multirun says."""
+    settings = OmegaConf.to_container(config.copy(), resolve=False)
+    assert isinstance(settings, dict)
+    hydra = settings.pop("hydra")
+    typed = [str(word) for word in hydra["overrides"]["task"]]
+    sweeper = str(hydra["sweeper"]["_target_"]).rpartition(".")[2]
+    words = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()] + typed
+    return Sweep(
+        typed=tuple(typed),
+        jobs=tuple(_jobs(words)) if sweeper == _BASIC else None,
+        sweeper=sweeper,
+        launcher=str(hydra["launcher"]["_target_"]).rpartition(".")[2],
+        settings={str(key): value for key, value in settings.items()},
+    )
+
+
+def _jobs(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The product of all sweeps in the order of the basic sweeper; a key that comes twice counts where it came last."""
+    choices: dict[str, list[str]] = {}
+    for override in OverridesParser.create().parse_overrides(list(words)):
+        key = override.get_key_element()
+        if key.startswith(OF_THE_SWEEP):
+            continue
+        choices[key] = [f"{key}={value}" for value in _values(override)]
+    return itertools.product(*choices.values())
+
+
+def _values(override: Override) -> Iterator[str]:
+    if override.is_sweep_override():
+        return iter(override.sweep_string_iterator())
+    return iter([override.get_value_element_as_str()])

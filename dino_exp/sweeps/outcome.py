@@ -1,0 +1,78 @@
+"""What became of a job of a sweep, as its run says itself."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from dino_exp.errors import DinoExpError
+from dino_exp.runs.layout import RunPaths
+from dino_exp.runs.lock import probe
+from dino_exp.runs.record import RunRecord, load_record, shown_state
+from dino_exp.sweeps.record import JobRecord
+
+WELL = ("completed", "stopped")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One job now. `state` is None where no run has begun; `error` is its first line, or empty."""
+
+    job: JobRecord
+    state: str | None
+    record: RunRecord | None = None
+    error: str = ""
+    traceback: Path | None = None
+
+    @property
+    def is_well(self) -> bool:
+        """Whether it has come to its end, or to where it was to stop."""
+        return self.state in WELL
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended badly, or cannot begin."""
+        return self.state == "failed" or self.job.problem is not None
+
+    @property
+    def run_key(self) -> str | None:
+        """The key of its run."""
+        return self.job.run_key
+
+    @property
+    def best(self) -> str:
+        """Its best evaluation, for people."""
+        found = None if self.record is None else self.record.best
+        return "–" if found is None else f"{found.metric} {found.value:.4f}"
+
+    @property
+    def command(self) -> str:
+        """The line that does this job alone."""
+        return shlex.join(["python", "-m", "dino_exp.train", *self.job.overrides])
+
+
+def outcome_of(job: JobRecord, outputs: Path) -> Outcome:
+    """Look at the run of a job. A run that cannot be read is an outcome, too."""
+    if job.run_key is None:
+        return Outcome(job=job, state=None, error=_first_line(job.problem or ""))
+    paths = RunPaths(outputs / "runs" / Path(job.run_key).name)
+    try:
+        record = load_record(paths.run_json)
+    except (DinoExpError, OSError) as damage:
+        return Outcome(job=job, state=None, error=_first_line(str(damage)))
+    if record is None:
+        return Outcome(job=job, state=None, error=_first_line(job.problem or ""))
+    held = True
+    with contextlib.suppress(DinoExpError):
+        held = probe(paths, clock=time.time) is not None
+    state = shown_state(record, held)
+    error = (record.attempts[-1].error if record.attempts else None) or ""
+    traceback = paths.failed if state == "failed" and paths.failed.is_file() else None
+    return Outcome(job=job, state=state, record=record, error=_first_line(error), traceback=traceback)
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else ""

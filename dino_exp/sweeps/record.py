@@ -1,0 +1,120 @@
+"""`sweep.json`: the jobs of a sweep, replaced atomically, read strictly. What became of a job its run says itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from dino_exp.errors import RefusedError, UsageError
+from dino_exp.fsio import DamagedFileError, make_dirs, read_json_bounded, write_atomic
+from dino_exp.runs.jsontext import pretty
+from dino_exp.runs.shape import WrongShapeError, list_of, optional, record_of, text
+
+FORMAT = 1
+FOLDER = "sweeps"
+FILE_NAME = "sweep.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MAX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """One job. `run_key` and `state` are None where its settings were refused, and `problem` says why.
+
+    `state` is the run's when the sweep was last seen to (see `runs.record.STATES`), or `new` where there was no run.
+    """
+
+    overrides: tuple[str, ...]
+    run_key: str | None
+    state: str | None
+    problem: str | None = None
+
+    @property
+    def identity(self) -> str | frozenset[str]:
+        """What tells it from other jobs: its run, or its overrides in any order, wherever runs lie."""
+        return self.run_key or frozenset(word for word in self.overrides if not word.startswith("paths."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRecord:
+    """A sweep. `typed` are the overrides as they were typed; times are ISO 8601, UTC."""
+
+    name: str
+    typed: tuple[str, ...]
+    launcher: str
+    created_at: str
+    updated_at: str
+    jobs: tuple[JobRecord, ...]
+
+    def merged(self, earlier: SweepRecord | None) -> SweepRecord:
+        """With the jobs that an earlier sweep of this name had and this one has not, behind its own."""
+        if earlier is None:
+            return self
+        known = {job.identity for job in self.jobs}
+        others = tuple(job for job in earlier.jobs if job.identity not in known)
+        return replace(self, created_at=earlier.created_at, jobs=self.jobs + others)
+
+
+def sweep_name(given: str | None, typed: Sequence[str]) -> str:
+    """The name that was given, or one that is a function of the overrides, in whatever order they were typed."""
+    if given is not None:
+        return given
+    words = sorted(word for word in typed if not word.startswith(("sweep.", "hydra", "paths.")))
+    return "s-" + hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]
+
+
+def sweep_path(outputs: Path, name: str) -> Path:
+    """Where a sweep's record lies. Raises UsageError for a name that is none."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"sweep {name[:80]!r}: expected letters, digits, '.', '_' and '-'")
+    return outputs / FOLDER / name / FILE_NAME
+
+
+def save_sweep(path: Path, sweep: SweepRecord) -> None:
+    """Replace the record. Raises OSError."""
+    make_dirs(path.parent)
+    write_atomic(path, pretty({"format": FORMAT, **asdict(sweep)}))
+
+
+def load_sweep(path: Path) -> SweepRecord | None:
+    """The record; None when there is none. Raises DamagedFileError, RefusedError for a newer format."""
+    try:
+        members = read_json_bounded(path, max_bytes=_MAX_BYTES, max_depth=8)
+    except FileNotFoundError:
+        return None
+    if not isinstance(members, dict):
+        raise DamagedFileError(f"{path}: found {type(members).__name__}, expected an object")
+    found = members.pop("format", None)
+    if type(found) is int and found > FORMAT:
+        raise RefusedError(f"{path}: written in format {found}, this version reads {FORMAT}; install the newer one")
+    try:
+        return _SWEEP(members)
+    except WrongShapeError as error:
+        raise DamagedFileError(f"{path}: {error}. It may be removed: the runs do not need it") from error
+
+
+def sweep_names(outputs: Path) -> list[str]:
+    """The sweeps below an outputs folder."""
+    return sorted(path.parent.name for path in outputs.glob(f"{FOLDER}/*/{FILE_NAME}"))
+
+
+_JOB = record_of(
+    JobRecord,
+    {
+        "overrides": list_of(text),
+        "run_key": optional(text),
+        "state": optional(text),
+        "problem": optional(text),
+    },
+)
+_SWEEP = record_of(
+    SweepRecord,
+    {
+        "name": text, "typed": list_of(text), "launcher": text, "created_at": text, "updated_at": text,
+        "jobs": list_of(_JOB),
+    },
+)  # fmt: skip

@@ -1,0 +1,165 @@
+"""Tells of a sweep: the plan before it, the record beside its runs, and the table after it."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from dino_exp.catalogue.catalogue import Catalogue
+from dino_exp.catalogue.database import CatalogueError
+from dino_exp.config.canonical import group_hash
+from dino_exp.loggers.console import duration_text
+from dino_exp.runs.jsontext import utc_text
+from dino_exp.sweeps.outcome import Outcome, outcome_of
+from dino_exp.sweeps.plan import ACTIONS, FindTarget, PlannedJob, plan_jobs
+from dino_exp.sweeps.record import JobRecord, SweepRecord, load_sweep, save_sweep, sweep_name, sweep_path
+
+if TYPE_CHECKING:
+    from dino_exp.config.multirun import Sweep
+
+Say: TypeAlias = Callable[[str], object]
+PrintTable: TypeAlias = Callable[[Sequence[str], Sequence[Sequence[str]]], object]
+
+SIGNALLED = 128  # exit codes above: stopped by a signal
+
+
+class SweepTeller:
+    """Watches one sweep in the process that the user started."""
+
+    def __init__(self, find_target: FindTarget, print_table: PrintTable, say: Say) -> None:
+        self._find_target, self._print_table, self._say = find_target, print_table, say
+        self._path: Path | None = None
+        self._outputs, self._num_jobs = Path(), 0
+
+    def starts(self, sweep: Sweep) -> int | None:
+        """Plan, print, record. An exit code where nothing is to be done: `sweep.dry_run`, or all is finished.
+
+        Raises RefusedError where two jobs are one run, OSError.
+        """
+        asked, self._outputs = sweep.settings["sweep"], Path(sweep.settings["paths"]["outputs"])
+        name = sweep_name(asked["name"], sweep.typed)
+        path = sweep_path(self._outputs, name)
+        if sweep.jobs is None:
+            self._say(f"sweep {name}: {sweep.sweeper} decides on the jobs as it goes, so there is no plan")
+            return 0 if asked["dry_run"] else None
+        planned = plan_jobs(sweep.jobs, self._find_target)
+        self._print_plan(name, planned, sweep)
+        if asked["dry_run"]:
+            self._say("sweep.dry_run=true: nothing was done")
+            return 0
+        now = utc_text(time.time())
+        made = SweepRecord(
+            name=name,
+            typed=sweep.typed,
+            launcher=sweep.launcher,
+            created_at=now,
+            updated_at=now,
+            jobs=tuple(map(_recorded, planned)),
+        )
+        save_sweep(path, made.merged(load_sweep(path)))
+        if all(job.action == "skip" for job in planned):
+            self._say("every job is finished; nothing was touched")
+            return 0
+        self._path, self._num_jobs = path, len(planned)
+        return None
+
+    def ends(self, codes: Sequence[int]) -> int:
+        """Look at the runs, record and print what became of them: 0, 1 if a job failed, 128+N if a signal came."""
+        signalled = next((code for code in codes if code > SIGNALLED), 0)
+        if self._path is None:
+            return signalled or int(any(codes))
+        record = load_sweep(self._path)
+        assert record is not None
+        outcomes = [outcome_of(job, self._outputs) for job in record.jobs]
+        jobs = tuple(replace(job, state=found.state) for job, found in zip(record.jobs, outcomes, strict=True))
+        save_sweep(self._path, replace(record, updated_at=utc_text(time.time()), jobs=jobs))
+        ours = outcomes[: self._num_jobs]
+        print_outcomes(ours, self._print_table, self._say)
+        self._say(f"again, or on with it: dino-exp sweeps resume {record.name} --outputs {self._outputs}")
+        return signalled or int(any(not one.is_well for one in ours) or any(codes))
+
+    def _print_plan(self, name: str, planned: Sequence[PlannedJob], sweep: Sweep) -> None:
+        speeds = Speeds(self._outputs)
+        secs = [speeds.secs_left(job) for job in planned]
+        swept = differing([job.overrides for job in planned])
+        lines = [
+            (str(number), job.run_key or "–", job.action, _about(left), swept[number], _first_line(job.reason))
+            for number, (job, left) in enumerate(zip(planned, secs, strict=True))
+        ]
+        self._print_table(("job", "run", "plan", "time", "overrides", "because"), lines)
+        counts = Counter(job.action for job in planned)
+        total = "unknown" if None in secs else _about(sum(left for left in secs if left is not None))
+        what = ", ".join(f"{counts[action]} {action}" for action in ACTIONS if counts[action])
+        self._say(f"sweep {name}: {what}; by {sweep.launcher}; one after the other about {total}")
+
+
+class Speeds:
+    """Seconds a step of earlier runs: of the same settings but for the seed, else of the same model."""
+
+    def __init__(self, outputs: Path) -> None:
+        self._by_group: dict[str, list[float]] = {}
+        self._by_model: dict[str, list[tuple[float, int]]] = {}
+        with contextlib.suppress(CatalogueError, OSError):  # an estimate is not worth an error
+            view = Catalogue(outputs, say=lambda _: None).view()
+            with contextlib.closing(view):
+                query = (
+                    "SELECT group_hash, json_extract(settings, '$.\"model.name\"'), secs_per_step, horizon FROM runs"
+                )
+                for group, model, secs, horizon in view.rows(f"{query} WHERE secs_per_step IS NOT NULL"):
+                    self._by_group.setdefault(group, []).append(secs)
+                    self._by_model.setdefault(model, []).append((secs, horizon))
+
+    def secs_left(self, job: PlannedJob) -> float | None:
+        """About how long a job will take; None where nobody knows."""
+        if job.action in ("skip", "wrong") or job.target is None:
+            return 0.0
+        config = job.target.config
+        same = self._by_group.get(group_hash(config))
+        like = self._by_model.get(config.model.name, [])
+        steps = job.num_steps_left
+        if steps is None:
+            steps = config.train.stop_after_steps or (round(statistics.median(h for _, h in like)) if like else None)
+        found = same or [secs for secs, _ in like]
+        return None if not found or steps is None else statistics.median(found) * steps
+
+
+def print_outcomes(outcomes: Sequence[Outcome], print_table: PrintTable, say: Say) -> None:
+    """A line for each job, and for each that failed where its traceback is and the command that tries again."""
+    swept = differing([one.job.overrides for one in outcomes])
+    lines = [
+        (str(number), one.run_key or "–", one.state or "not begun", one.best, swept[number], one.error)
+        for number, one in enumerate(outcomes)
+    ]
+    print_table(("job", "run", "state", "best", "overrides", "error"), lines)
+    for number, one in enumerate(outcomes):
+        if not one.is_well:
+            if one.traceback is not None:
+                say(f"job {number}: traceback in {one.traceback}")
+            say(f"job {number} again: {one.command}")
+
+
+def _recorded(job: PlannedJob) -> JobRecord:
+    record = None if job.target is None else job.target.record
+    state = None if job.target is None else "new" if record is None else record.state
+    problem = job.reason if job.action == "wrong" else None
+    return JobRecord(overrides=job.overrides, run_key=job.run_key, state=state, problem=problem)
+
+
+def differing(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """Of the overrides of each job, those that not all of them have."""
+    common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set[str]()
+    return [" ".join(word for word in words if word not in common) for words in jobs]
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else ""
+
+
+def _about(secs: float | None) -> str:
+    return "unknown" if secs is None else duration_text(secs)

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from dino_exp.config.compose import compose, hydra_main, touched_keys
+from dino_exp.config.multirun import options_of
 from dino_exp.sweeps.teller import SweepTeller
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def train_apart(overrides: Sequence[str]) -> int:
 
     The job leads a process group, so that a terminal's Ctrl-C reaches it once, through here.
     """
+    options = options_of(HydraConfig.get())
     came: list[int] = []
     job: list[subprocess.Popen[bytes]] = []
 
@@ -88,7 +90,7 @@ def train_apart(overrides: Sequence[str]) -> int:
 
     previous = {int(number): signal.signal(number, pass_on) for number in PASSED_ON}
     try:
-        job.append(subprocess.Popen([sys.executable, "-m", "dino_exp.train", *overrides], process_group=0))
+        job.append(subprocess.Popen([sys.executable, "-m", "dino_exp.train", *options, *overrides], process_group=0))
         for number in tuple(came):  # before the job was there to be told
             job[0].send_signal(number)
         code = job[0].wait()

@@ -17,12 +17,15 @@ from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
 from dino_exp.cli.show import age_text, count_text, plain, print_json, print_table
 from dino_exp.errors import UsageError
 from dino_exp.runs.jsontext import spell
-from dino_exp.sweeps.outcome import Outcome, outcome_of
+from dino_exp.sweeps.outcome import Outcome, outcomes_of
+from dino_exp.sweeps.picture import draw
 from dino_exp.sweeps.record import SweepRecord, load_sweep, sweep_names, sweep_path
 from dino_exp.sweeps.report import report_lines
 from dino_exp.sweeps.teller import differing
 
 SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's name, its beginning, or `last`.")]
+
+_PICTURES = (".png", ".svg", ".pdf")
 
 app = typer.Typer(no_args_is_help=True, help="Look after sweeps (`python -m dino_exp.train --multirun ...`).")
 
@@ -38,7 +41,7 @@ def list_all(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> N
     """
     found = [_load(outputs, name) for name in sweep_names(outputs)]
     found.sort(key=lambda sweep: sweep.created_at, reverse=True)
-    rows = [_summary(sweep, _outcomes(sweep, outputs)) for sweep in found]
+    rows = [_summary(sweep, outcomes_of(sweep, outputs)) for sweep in found]
     if as_json:
         print_json(rows)
         return
@@ -63,7 +66,7 @@ def show(sweep: SweepArgument, outputs: OutputsOption = OUTPUTS, as_json: JsonOp
       dino-exp sweeps show s-58af --json
     """
     record = _find(outputs, sweep)
-    outcomes = _outcomes(record, outputs)
+    outcomes = outcomes_of(record, outputs)
     if as_json:
         print_json({**_summary(record, outcomes), "typed": list(record.typed), "jobs": list(map(_job, outcomes))})
         return
@@ -95,12 +98,14 @@ def resume(
     """
     record = _find(outputs, sweep)
     if not failed:
-        raise typer.Exit(_train("--multirun", *_here(record.typed, outputs), f"sweep.name={record.name}"))
-    chosen = [one for one in _outcomes(record, outputs) if one.has_failed]
+        raise typer.Exit(
+            _train("--multirun", *record.options, *_here(record.typed, outputs), f"sweep.name={record.name}")
+        )
+    chosen = [one for one in outcomes_of(record, outputs) if one.has_failed]
     if not chosen:
         print(f"no job of {plain(record.name)} has failed")
         return
-    codes = [_train(*_here(one.job.overrides, outputs)) for one in chosen]
+    codes = [_train(*record.options, *_here(one.job.overrides, outputs)) for one in chosen]
     num_well = sum(code == 0 for code in codes)
     print(f"{num_well} of {count_text(len(codes), 'job')} that had failed ended well")
     stopped = next((code for code in codes if code > 128), 0)
@@ -111,6 +116,9 @@ def resume(
 def report(
     sweep: SweepArgument,
     metric: Annotated[str, typer.Option("--metric", help="What the jobs are compared by.")] = "knn_top1",
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Draw one or two swept settings: .png, .svg, .pdf.")
+    ] = None,
     outputs: OutputsOption = OUTPUTS,
 ) -> None:
     """Print a Markdown table: the settings that were swept, and the metrics of each job, the best first.
@@ -119,10 +127,16 @@ def report(
     Examples:
       dino-exp sweeps report last
       dino-exp sweeps report last --metric knn_1shot > table.md
+      dino-exp sweeps report last --picture sweep.png
     """
     record = _find(outputs, sweep)
-    for line in report_lines(record, _outcomes(record, outputs), metric):
+    outcomes = outcomes_of(record, outputs)
+    for line in report_lines(record, outcomes, metric):
         print(plain(line))
+    if picture is not None:
+        if picture.suffix not in _PICTURES:
+            raise UsageError(f"--picture {picture}: expected a name that ends in {', '.join(_PICTURES)}")
+        draw(outcomes, metric, picture)
 
 
 def _find(outputs: Path, named: str) -> SweepRecord:
@@ -141,10 +155,6 @@ def _load(outputs: Path, name: str) -> SweepRecord:
     if record is None:
         raise UsageError(f"{sweep_path(outputs, name)}: it is gone")
     return record
-
-
-def _outcomes(record: SweepRecord, outputs: Path) -> list[Outcome]:
-    return [outcome_of(job, outputs) for job in record.jobs]
 
 
 def _summary(record: SweepRecord, outcomes: Sequence[Outcome]) -> dict[str, Any]:

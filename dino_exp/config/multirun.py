@@ -21,10 +21,11 @@ class Sweep:
     """A sweep as typed: `jobs` are the overrides of each job, None where the sweeper decides as it goes.
 
     They hold nothing of the sweep itself (`sweep.*`), so that each can be typed alone. `settings`: what is not swept
-    over, plain.
+    over, plain. `options`: of the command line, that a job needs too.
     """
 
     typed: tuple[str, ...]
+    options: tuple[str, ...]
     jobs: tuple[tuple[str, ...], ...] | None
     sweeper: str
     launcher: str
@@ -51,11 +52,22 @@ def sweep_of(config: DictConfig) -> Sweep:
     words = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()] + typed
     return Sweep(
         typed=tuple(typed),
+        options=options_of(hydra),
         jobs=tuple(_jobs(words)) if sweeper == _BASIC else None,
         sweeper=sweeper,
         launcher=str(hydra["launcher"]["_target_"]).rpartition(".")[2],
         settings={str(key): value for key, value in settings.items()},
     )
+
+
+def options_of(hydra: Any) -> tuple[str, ...]:
+    """The options that a command needs to find the same configurations: `--config-dir` where it was given.
+
+    `hydra` is Hydra's own configuration.
+    """
+    sources = hydra["runtime"]["config_sources"]
+    given = [str(source["path"]) for source in sources if source["provider"] == "command-line"]
+    return tuple(word for path in given for word in ("--config-dir", path))
 
 
 def _jobs(words: Sequence[str]) -> Iterator[tuple[str, ...]]:

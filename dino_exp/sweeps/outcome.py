@@ -12,7 +12,7 @@ from dino_exp.errors import DinoExpError
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.lock import probe
 from dino_exp.runs.record import RunRecord, load_record, shown_state
-from dino_exp.sweeps.record import JobRecord
+from dino_exp.sweeps.record import JobRecord, SweepRecord
 
 WELL = ("completed", "stopped")
 
@@ -22,8 +22,10 @@ class Outcome:
     """One job now. `state` is None where no run has begun; `error` is its first line, or empty."""
 
     job: JobRecord
+    options: tuple[str, ...]
     state: str | None
     record: RunRecord | None = None
+    paths: RunPaths | None = None
     error: str = ""
     traceback: Path | None = None
 
@@ -51,27 +53,39 @@ class Outcome:
     @property
     def command(self) -> str:
         """The line that does this job alone."""
-        return shlex.join(["python", "-m", "dino_exp.train", *self.job.overrides])
+        return shlex.join(["python", "-m", "dino_exp.train", *self.options, *self.job.overrides])
 
 
-def outcome_of(job: JobRecord, outputs: Path) -> Outcome:
-    """Look at the run of a job. A run that cannot be read is an outcome, too."""
+def outcomes_of(sweep: SweepRecord, outputs: Path) -> list[Outcome]:
+    """Look at the runs of all jobs. A run that cannot be read is an outcome, too."""
+    return [_outcome(job, sweep.options, outputs) for job in sweep.jobs]
+
+
+def _outcome(job: JobRecord, options: tuple[str, ...], outputs: Path) -> Outcome:
     if job.run_key is None:
-        return Outcome(job=job, state=None, error=_first_line(job.problem or ""))
+        return Outcome(job=job, options=options, state=None, error=_first_line(job.problem or ""))
     paths = RunPaths(outputs / "runs" / Path(job.run_key).name)
     try:
         record = load_record(paths.run_json)
     except (DinoExpError, OSError) as damage:
-        return Outcome(job=job, state=None, error=_first_line(str(damage)))
+        return Outcome(job=job, options=options, state=None, error=_first_line(str(damage)))
     if record is None:
-        return Outcome(job=job, state=None, error=_first_line(job.problem or ""))
+        return Outcome(job=job, options=options, state=None, error=_first_line(job.problem or ""))
     held = True
     with contextlib.suppress(DinoExpError):
         held = probe(paths, clock=time.time) is not None
     state = shown_state(record, held)
     error = (record.attempts[-1].error if record.attempts else None) or ""
     traceback = paths.failed if state == "failed" and paths.failed.is_file() else None
-    return Outcome(job=job, state=state, record=record, error=_first_line(error), traceback=traceback)
+    return Outcome(
+        job=job,
+        options=options,
+        state=state,
+        record=record,
+        paths=paths,
+        error=_first_line(error),
+        traceback=traceback,
+    )
 
 
 def _first_line(text: str) -> str:

@@ -41,10 +41,11 @@ class JobRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRecord:
-    """A sweep. `typed` are the overrides as they were typed; times are ISO 8601, UTC."""
+    """A sweep. `typed` are the overrides as typed, `options` what else a job needs; times are ISO 8601, UTC."""
 
     name: str
     typed: tuple[str, ...]
+    options: tuple[str, ...] = ()
     launcher: str
     created_at: str
     updated_at: str
@@ -114,7 +115,7 @@ _JOB = record_of(
 _SWEEP = record_of(
     SweepRecord,
     {
-        "name": text, "typed": list_of(text), "launcher": text, "created_at": text, "updated_at": text,
-        "jobs": list_of(_JOB),
+        "name": text, "typed": list_of(text), "options": list_of(text), "launcher": text,
+        "created_at": text, "updated_at": text, "jobs": list_of(_JOB),
     },
 )  # fmt: skip

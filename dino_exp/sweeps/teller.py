@@ -16,7 +16,7 @@ from dino_exp.catalogue.database import CatalogueError
 from dino_exp.config.canonical import group_hash
 from dino_exp.loggers.console import duration_text
 from dino_exp.runs.jsontext import utc_text
-from dino_exp.sweeps.outcome import Outcome, outcome_of
+from dino_exp.sweeps.outcome import Outcome, outcomes_of
 from dino_exp.sweeps.plan import ACTIONS, FindTarget, PlannedJob, plan_jobs
 from dino_exp.sweeps.record import JobRecord, SweepRecord, load_sweep, save_sweep, sweep_name, sweep_path
 
@@ -57,6 +57,7 @@ class SweepTeller:
         made = SweepRecord(
             name=name,
             typed=sweep.typed,
+            options=sweep.options,
             launcher=sweep.launcher,
             created_at=now,
             updated_at=now,
@@ -76,7 +77,7 @@ class SweepTeller:
             return signalled or int(any(codes))
         record = load_sweep(self._path)
         assert record is not None
-        outcomes = [outcome_of(job, self._outputs) for job in record.jobs]
+        outcomes = outcomes_of(record, self._outputs)
         jobs = tuple(replace(job, state=found.state) for job, found in zip(record.jobs, outcomes, strict=True))
         save_sweep(self._path, replace(record, updated_at=utc_text(time.time()), jobs=jobs))
         ours = outcomes[: self._num_jobs]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from support.runs import Lab, last_digest, record
 
+ROOT = Path(__file__).parents[2]
 SWEPT = ("--multirun", "seed=0,1", "train.stop_after_steps=3")
 
 
@@ -91,3 +95,34 @@ def test_the_plan_tells_the_time_by_earlier_runs(lab: Lab, tmp_path: Path) -> No
     printed = lab.train("--multirun", "seed=1,2", "train.stop_after_steps=3", "sweep.dry_run=true")
     (line,) = (line for line in printed.splitlines() if line.startswith("sweep "))
     assert line.rpartition("about ")[2] != "unknown"
+
+
+EXAMPLES = sorted(path.stem for path in (ROOT / "multirun_examples" / "example").glob("*.yaml"))
+EXAMPLE = ("--multirun", "--config-dir", str(ROOT / "multirun_examples"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_says_what_it_is_and_has_a_plan(example: str, lab: Lab) -> None:
+    head = (ROOT / "multirun_examples" / "example" / f"{example}.yaml").read_text().split("\nhydra:")[0]
+    assert f"# Command: python -m dino_exp.train --multirun --config-dir multirun_examples +example={example}\n" in head
+    assert re.search(r"^# Time: +\d", head, re.MULTILINE)
+    assert re.search(r"^# Result: +\S", head, re.MULTILINE)
+    lab.settings = ()
+    printed = lab.train(*EXAMPLE, f"+example={example}", "sweep.dry_run=true")
+    (line,) = (line for line in printed.splitlines() if line.startswith("sweep "))
+    assert re.match(rf"sweep {example}: \d+ new; ", line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_runs_at_debug_size(example: str, lab: Lab) -> None:
+    lab.settings = ("train.batch_size=512", "train.stop_after_epochs=null", "train.stop_after_steps=1")
+    lab.train(*EXAMPLE, f"+example={example}", "runtime.threads=1")
+    jobs = jobs_of(lab, example)
+    assert [job["state"] for job in jobs] == ["stopped"] * len(jobs)
+    again = str(jobs[0]["command"]).replace("python", sys.executable, 1)
+    done = subprocess.run(
+        again, shell=True, check=True, cwd=lab.directory, env=lab.environment, capture_output=True, text=True
+    )
+    assert "Nothing to do" in done.stdout
+    assert "| --- |" in lab.cli("sweeps", "report", example, "--metric", "loss", "--outputs", str(lab.outputs))

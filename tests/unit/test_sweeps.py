@@ -155,11 +155,35 @@ def test_an_unknown_sweep_is_told_with_those_there_are(verb: str, outputs: Path)
 
 def test_report(outputs: Path) -> None:
     lines = sweeps("report", "first", "--outputs", outputs).lines
-    assert lines[4] == "| seed | knn_top1 | loss | state | run |"
+    assert lines[4] == "| seed | knn_top1 | loss | kept | a kill costs at most | state | run |"
     assert [line.split(" | ")[0] for line in lines[6:]] == ["| 1", "| 0", "| 2", "| -1"]
     by_loss = sweeps("report", "first", "--metric", "loss", "--outputs", outputs).lines
-    assert by_loss[4] == "| seed | loss | knn_top1 | state | run |"
+    assert by_loss[4].startswith("| seed | loss | knn_top1 | kept |")
     assert "no job has it" in sweeps("report", "first", "--metric", "x", "--outputs", outputs).err
+
+
+def test_the_report_tells_what_a_policy_keeps_and_what_a_kill_costs(outputs: Path) -> None:
+    run = make(outputs, "p", 0.1, 0.2, step=9)
+    (run / "events.jsonl").write_text('{"kind": "saved", "step": 1}\n{"kind": "saved", "step": 2}\n')
+    save_sweep(sweep_path(outputs, "third"), sweep(job("p", "seed=0"), name="third"))
+    (line,) = sweeps("report", "third", "--metric", "knn_top1", "--outputs", outputs).lines[6:]
+    assert " MB | 7 steps | stopped | " in line
+    (run / "events.jsonl").write_text("{\n")
+    (line,) = sweeps("report", "third", "--outputs", outputs).lines[6:]
+    assert "cannot be read" in line
+
+
+def test_pictures(outputs: Path) -> None:
+    for name, suffix in (("first", "png"), ("first", "svg")):
+        file = outputs / f"{name}.{suffix}"
+        assert sweeps("report", name, "--picture", file, "--outputs", outputs).code == 0
+        assert file.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+    pairs = [job("a", "lr=1", "m=1"), job("b", "lr=1", "m=2"), job("c", "lr=2", "m=1")]
+    save_sweep(sweep_path(outputs, "map"), sweep(*pairs, name="map"))
+    assert sweeps("report", "map", "--picture", outputs / "map.pdf", "--outputs", outputs).code == 0
+    assert "ends in .png" in sweeps("report", "map", "--picture", outputs / "map.txt", "--outputs", outputs).err
+    found = sweeps("report", "second", "--picture", outputs / "x.png", "--outputs", outputs)
+    assert "0 settings were swept" in found.err
 
 
 def test_nothing_has_failed(outputs: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from dino_exp.config.compose import compose, hydra_main, touched_keys
+from dino_exp.config.compose import LauncherLeavesError, compose, hydra_main, touched_keys
 from dino_exp.config.multirun import options_of
 from dino_exp.sweeps.teller import SweepTeller
 
@@ -102,7 +102,10 @@ def train_apart(overrides: Sequence[str]) -> int:
     ) in came:  # the job has saved: a launcher that installed a handler (submitit requeues at USR2) hears of it
         handler = previous[number]
         if number != signal.SIGUSR1 and callable(handler) and handler is not signal.default_int_handler:
-            handler(number, None)
+            try:
+                handler(number, None)
+            except SystemExit as leaving:
+                raise LauncherLeavesError(leaving) from leaving
             break
     return code if code >= 0 else 128 - code
 

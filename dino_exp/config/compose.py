@@ -37,6 +37,14 @@ Task = Callable[[dict[str, Any], Sequence[str]], int]
 """Runs one job: its resolved settings (not yet checked), its overrides as typed -> its exit code."""
 
 
+class LauncherLeavesError(BaseException):
+    """A launcher's own signal handler wants this process to end with a code of its own (submitit requeues so)."""
+
+    def __init__(self, leaving: SystemExit) -> None:
+        super().__init__(leaving.code)
+        self.leaving = leaving
+
+
 class SweepWatcher(Protocol):
     """Hears of a sweep in the process that the user started."""
 
@@ -105,7 +113,10 @@ class _Jobs:
         if any(code > SIGNALLED for code in self.codes):
             return self.codes[-1]  # a signal stopped an earlier job: it was meant for the sweep
         overrides = list(HydraConfig.get().overrides.task)
-        self.codes.append(_exit_code(lambda: self.task(plain_settings(composed), overrides)))
+        try:
+            self.codes.append(_exit_code(lambda: self.task(plain_settings(composed), overrides)))
+        except LauncherLeavesError as launcher:
+            raise launcher.leaving from None
         return self.codes[-1]
 
     def run_all(self, main: Callable[[], None]) -> int:

@@ -1,4 +1,4 @@
-"""`dino-exp runs list|show|best|diff|rebuild`: across the runs below an outputs folder."""
+"""`dino-exp runs list|show|best|diff|rebuild|doctor`: across the runs below an outputs folder."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.catalogue.database import View
+from dino_exp.catalogue.doctor import examine
 from dino_exp.catalogue.query import Filter, best_groups, best_runs, count_runs, list_runs, problems
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
 from dino_exp.cli.run_details import show
@@ -152,6 +154,31 @@ def rebuild(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> No
     num = len(entries) - len(unread)
     print(f"{catalogue.path}: {count_text(num, 'run')}, {count_text(num_checkpoints, 'checkpoint')}")
     _tell_unread(unread)
+
+
+@app.command()
+def doctor(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> None:
+    """Look for what is wrong: versions, git, disk, index, damaged or half-written runs. Exit 1 if there is a problem.
+
+    Changes nothing; says the command that mends. Reading every byte is `dino-exp checkpoints verify --all`.
+
+    \b
+    Examples:
+      dino-exp runs doctor
+      dino-exp runs doctor --outputs /backup/outputs --json
+    """
+    found = list(examine(outputs))
+    if as_json:
+        print_json([vars(one) for one in found])
+    else:
+        styles = {"fine": "green", "note": "yellow", "problem": "red"}
+        lines = [
+            (Text(one.level, styles[one.level]), one.about, one.says.splitlines()[0], one.command or "")
+            for one in found
+        ]
+        print_table(("", "what", "says", "to mend it"), lines)
+    if any(one.level == "problem" for one in found):
+        raise typer.Exit(1)
 
 
 app.command()(show)

@@ -1,0 +1,103 @@
+"""`dino-exp runs doctor` names what is wrong and says what mends it, and changes nothing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from catalogue_samples import make
+from cli_samples import cli, contents
+from config_examples import config
+from runs_samples import sample_attempt
+
+from dino_exp.catalogue.catalogue import Catalogue
+from dino_exp.config.stored import write_stored
+from dino_exp.runs.record import FailedSave
+
+runs = functools.partial(cli, noun="runs")
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    write_stored(config(), make(tmp_path, "a", 0.5, 0.6))
+    Catalogue(tmp_path).rebuild(lambda *_: None)
+    return tmp_path
+
+
+def only_run(outputs: Path) -> Path:
+    (run,) = outputs.glob("runs/*")
+    return run
+
+
+def test_nothing_is_wrong(outputs: Path) -> None:
+    before = contents(outputs)
+    found = runs("doctor", "--outputs", outputs, "--json")
+    assert {one["level"] for one in found.json} == {"fine"}
+    assert found.code == 0
+    assert contents(outputs) == before
+    assert runs("doctor", "--outputs", outputs / "nowhere").code == 0
+
+
+def change(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda run: (run / name).write_bytes(content)
+
+
+def truncated(run: Path) -> None:
+    pack = next((run / "checkpoints" / "packs").iterdir())
+    pack.write_bytes(pack.read_bytes()[:-1])
+
+
+WRONG = {
+    "a record": (change("run.json", b"{"), "problem", "run.json"),
+    "no record": (lambda run: (run / "run.json").unlink(), "problem", "holds checkpoints and no run.json"),
+    "settings": (change("config.yaml", b"a: [1"), "problem", "not plain YAML"),
+    "a manifest": (change("checkpoints/step-000000001.json", b"{"), "problem", "digest"),
+    "a pack": (truncated, "problem", "bytes, expected"),
+    "pins": (change("checkpoints/pins.json", b"{"), "problem", "pins.json"),
+    "an index": (
+        lambda run: (run.parents[1] / "catalogue.sqlite").write_bytes(b"x" * 999),
+        "problem",
+        "cannot be used",
+    ),
+    "a leftover": (change("checkpoints/.step-000000009.json.tmp", b"{"), "note", "1 leftovers"),
+    "an orphan": (change("checkpoints/packs/step-000000009.a001.r00000.safetensors", b""), "note", "1 leftovers"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_named(what: str, outputs: Path) -> None:
+    spoil, level, says = WRONG[what]
+    spoil(only_run(outputs))
+    before = contents(outputs)
+    found = runs("doctor", "--outputs", outputs, "--json")
+    (one,) = (one for one in found.json if one["level"] != "fine")
+    assert one["level"] == level
+    assert says in one["says"]
+    assert found.code == (1 if level == "problem" else 0)
+    assert runs("doctor", "--outputs", outputs).code == found.code
+    assert contents(outputs) == before
+
+
+def test_killed_half_written_and_unsaved_runs(outputs: Path) -> None:
+    failed = FailedSave(step=7, error="no space", at="2026-01-01T00:00:00Z")
+    killed = make(outputs, "killed", state="running", attempts=(sample_attempt(),))
+    unsaved = make(outputs, "unsaved", state="failed", failed_save=failed)
+    for run in (killed, unsaved):
+        write_stored(config(), run)
+    (outputs / "runs" / "empty").mkdir()
+    rows = {one["about"]: one for one in runs("doctor", "--outputs", outputs, "--json").json if one["level"] != "fine"}
+    assert rows["empty"]["level"] == "note"
+    assert "was killed at step 0 of 100" in rows[killed.name]["says"]
+    assert rows[killed.name]["command"] == f"python -m dino_exp.train resume={killed}"
+    assert (rows[unsaved.name]["level"], "step 7 was not saved" in rows[unsaved.name]["says"]) == ("problem", True)
+    low = runs("doctor", "--outputs", outputs)
+    assert low.code == 1
+
+
+def test_a_full_disk_and_a_missing_git(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dino_exp.catalogue.doctor.LOW_DISK_BYTES", 1 << 62)
+    monkeypatch.setenv("PATH", "/nowhere")
+    levels = {one["about"]: one["level"] for one in runs("doctor", "--outputs", outputs, "--json").json}
+    assert (levels["disk"], levels["git"]) == ("problem", "note")

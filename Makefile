@@ -36,7 +36,7 @@ format: setup  ## let ruff lay out the code
 	$(BIN)/ruff check --fix .
 
 test-slow: setup  ## wheels in fresh environments, full trainings over seeds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow --timeout 3600
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 3600  # one by one: each training uses all cores
 
 test-crash: setup  ## hundreds of kills and faults; prints how many there were and how they ended
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m crash --timeout 7200

@@ -67,7 +67,7 @@ def _program() -> Iterator[Finding]:
         yield Finding(level="fine", about="versions", says=versions)
     if shutil.which("git") is None:
         yield Finding(
-            level="note", about="git", says="not found: runs record no commit and no patch, only their code_id"
+            level="note", about="git", says="not found: runs record their code_id, but no commit and no patch"
         )
     else:
         yield Finding(level="fine", about="git", says="found")
@@ -162,7 +162,8 @@ def _checkpoints(paths: RunPaths) -> Iterator[Finding]:
     packs = [pack for pack in LOCAL.listdir(store.folder / PACKS) if parse_pack_name(pack) and pack not in reached]
     left = [file for file in LOCAL.listdir(store.folder) if is_leftover(file)]
     if not index.damaged and (packs or left):
-        says = f"{len(packs) + len(left)} leftovers of a process that died, or of one at work; the next attempt sweeps them"
+        num = len(packs) + len(left)
+        says = f"{num} leftovers of a process that died, or of one at work; the next attempt sweeps them"
         yield Finding(level="note", about=name, says=says)
 
 

@@ -98,7 +98,7 @@ def test_the_plan_tells_the_time_by_earlier_runs(lab: Lab, tmp_path: Path) -> No
 
 
 EXAMPLES = sorted(path.stem for path in (ROOT / "multirun_examples" / "example").glob("*.yaml"))
-EXAMPLE = ("--multirun", "--config-dir", str(ROOT / "multirun_examples"))
+EXAMPLE = ("--multirun", f"--config-dir={ROOT / 'multirun_examples'}")
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

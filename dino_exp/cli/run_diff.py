@@ -110,14 +110,23 @@ def _code(record: RunRecord) -> dict[str, Any]:
     return {"id": record.code.id, "commit": record.code.commit, "dirty": record.code.dirty}
 
 
+def environment_differences(paths: RunPaths, now: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """In what a run's environment was other than `now`: `{section, key, a, b}`. Raises DamagedFileError."""
+    was, current = _environment(paths), _flat(now)
+    both = was.keys() & current.keys()  # torch's build is recorded only where torch is loaded
+    return _rows("environment", {key: was[key] for key in both}, {key: current[key] for key in both})
+
+
 def _environment(paths: RunPaths) -> dict[str, Any]:
     try:
         found = read_json_bounded(paths.environment, max_depth=16)
     except FileNotFoundError:
         return {}
-    if not isinstance(found, dict):
-        return {}
-    return dict(walk_mapping({name: found[name] for name in _ENVIRONMENT if name in found}))
+    return _flat(found) if isinstance(found, dict) else {}
+
+
+def _flat(environment: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(walk_mapping({name: environment[name] for name in _ENVIRONMENT if name in environment}))
 
 
 def _print(found: Mapping[str, Any]) -> None:

@@ -1,0 +1,163 @@
+"""Replay a part of a run from its recorded code, settings and state, and compare it with the original bit for bit.
+
+The replay is a resume of a copy of the run, cut at the step that it starts from: so it reads the run's own settings,
+and its threads and determinism are those that the run recorded. It is a process of its own, of the recorded code.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dino_exp.checkpoint.layout import PACKS, manifest_name
+from dino_exp.checkpoint.manifest import Manifest
+from dino_exp.checkpoint.reader import CheckpointReader
+from dino_exp.config.stored import CANONICAL_NAME, YAML_NAME
+from dino_exp.errors import CorruptCheckpointError, UsageError
+from dino_exp.fsio import make_dirs
+from dino_exp.runs.jsonl import read_lines
+from dino_exp.runs.layout import RunPaths
+from dino_exp.runs.record import RunRecord, save_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """From which step to which; at `start` the run's checkpoint is taken, or its beginning for 0."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The first thing that came out otherwise: a number of a row, or a tensor (or member) of a state."""
+
+    step: int
+    what: str
+    was: Any
+    now: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What was compared, and the first difference."""
+
+    num_rows: int
+    states: tuple[int, ...]
+    difference: Difference | None
+
+
+def choose_span(paths: RunPaths, record: RunRecord, *, at: int, num_steps: int | None) -> Span:
+    """Which steps to replay: from `at`, `num_steps` of them or all. Raises UsageError for steps that are not there."""
+    if at and at not in CheckpointReader(paths.checkpoints).steps():
+        steps = ", ".join(map(str, CheckpointReader(paths.checkpoints).steps())) or "none"
+        raise UsageError(f"--at {at}: no checkpoint of this step; there are: {steps}; 0 is the beginning")
+    stop = record.step if num_steps is None else min(at + num_steps, record.step)
+    if stop <= at:
+        raise UsageError(f"{record.run_key} has come to step {record.step}; from step {at} there is nothing to replay")
+    if at == 0 and record.parent is not None:
+        first = min(CheckpointReader(paths.checkpoints).steps(), default=None)
+        raise UsageError(
+            f"{record.run_key} is a fork, whose beginning is a state of its parent; replay it from a checkpoint of its "
+            f"own: --at {first if first is not None else '<step>'}"
+        )
+    return Span(start=at, stop=stop)
+
+
+def prepare_copy(paths: RunPaths, record: RunRecord, span: Span, outputs: Path) -> RunPaths:
+    """The run below another outputs folder, as if it had been stopped at the start of the span. Raises OSError."""
+    copy = RunPaths(outputs / "runs" / record.run_key)
+    make_dirs(copy.directory)
+    for name in (YAML_NAME, CANONICAL_NAME):
+        shutil.copyfile(paths.directory / name, copy.directory / name)
+    if span.start:
+        manifest = CheckpointReader(paths.checkpoints).manifest(span.start)
+        make_dirs(copy.checkpoints / PACKS)
+        for pack in manifest.packs:
+            shutil.copyfile(paths.checkpoints / PACKS / pack.name, copy.checkpoints / PACKS / pack.name)
+        shutil.copyfile(paths.checkpoints / manifest_name(span.start), copy.checkpoints / manifest_name(span.start))
+        num_bytes = manifest.aside.get("metrics_bytes")
+        with paths.metrics.open("rb") as rows:
+            copy.metrics.write_bytes(rows.read(num_bytes if isinstance(num_bytes, int) else 0))
+    attempts = tuple(replace(one, outcome=one.outcome or "interrupted") for one in record.attempts)
+    per_epoch = record.schedule.steps_per_epoch
+    cut = replace(
+        record, state="stopped", step=span.start, epochs_done=span.start // per_epoch, metrics={}, best=None,
+        failed_save=None, attempts=attempts, parent=record.parent if span.start else None,
+    )  # fmt: skip
+    save_record(copy.run_json, cut)
+    return copy
+
+
+def replay(copy: RunPaths, span: Span, code: Path) -> int:
+    """Train the copy to the span's end by the code below `code`; the exit code. It prints to standard error."""
+    places = [str(code), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), "PYTHONSAFEPATH": "1"}
+    environment.pop("DINO_EXP_RUN_DIR", None)
+    words = [f"resume={copy.directory}", f"train.stop_after_steps={span.stop}", "train.stop_after_epochs=null"]
+    words += [f"paths.outputs={copy.directory.parent.parent}", "logger.console=plain"]
+    return subprocess.call(
+        [sys.executable, "-m", "dino_exp.train", *words], env=environment, cwd=copy.directory, stdout=sys.stderr
+    )
+
+
+def compare_replay(paths: RunPaths, copy: RunPaths, span: Span) -> Comparison:
+    """Rows of the span, and states of every step that both have a checkpoint of. Raises DamagedFileError, OSError."""
+    was, now = _rows(paths, span), _rows(copy, span)
+    difference = next(_row_differences(was, now), None)
+    ours, theirs = CheckpointReader(paths.checkpoints), CheckpointReader(copy.checkpoints)
+    states = [step for step in ours.steps() if span.start < step <= span.stop and step in set(theirs.steps())]
+    for step in states:
+        if difference is not None and difference.step < step:
+            break
+        found = _state_difference(step, ours.manifest(step), theirs.manifest(step))
+        if found is not None:
+            difference = found
+            break
+    return Comparison(num_rows=len(was), states=tuple(states), difference=difference)
+
+
+def _rows(paths: RunPaths, span: Span) -> dict[int, dict[str, Any]]:
+    rows = {}
+    for row in read_lines(paths.metrics):
+        step = row.get("step")
+        if isinstance(step, int) and span.start < step <= span.stop:
+            rows[step] = {name: value for name, value in row.items() if name != "wall"}
+    return rows
+
+
+def _row_differences(
+    was: Mapping[int, Mapping[str, Any]], now: Mapping[int, Mapping[str, Any]]
+) -> Iterator[Difference]:
+    for step in sorted({*was, *now}):
+        one, other = was.get(step), now.get(step)
+        if one is None or other is None:
+            yield Difference(step=step, what="row", was=one is not None, now=other is not None)
+            continue
+        for name in dict.fromkeys((*one, *other)):
+            if one.get(name) != other.get(name):
+                yield Difference(step=step, what=name, was=one.get(name), now=other.get(name))
+
+
+def _state_difference(step: int, was: Manifest, now: Manifest) -> Difference | None:
+    if was.state_digest == now.state_digest and was.state_digest is not None:
+        return None
+    for name in sorted({*was.tensors, *now.tensors}):
+        one, other = (_digests(manifest, name) for manifest in (was, now))
+        if one != other:
+            return Difference(step=step, what=name, was=one, now=other)
+    for name in dict.fromkeys((*was.state, *now.state)):
+        if was.state.get(name) != now.state.get(name):
+            return Difference(step=step, what=name, was=was.state.get(name), now=now.state.get(name))
+    raise CorruptCheckpointError(f"step {step}: equal states of different digests")
+
+
+def _digests(manifest: Manifest, name: str) -> str | None:
+    entry = manifest.tensors.get(name)
+    return None if entry is None else " ".join(chunk.content_digest for chunk in entry.chunks)

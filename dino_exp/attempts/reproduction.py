@@ -53,20 +53,23 @@ class Comparison:
     difference: Difference | None
 
 
-def choose_span(paths: RunPaths, record: RunRecord, *, at: int, num_steps: int | None) -> Span:
-    """Which steps to replay: from `at`, `num_steps` of them or all. Raises UsageError for steps that are not there."""
-    if at and at not in CheckpointReader(paths.checkpoints).steps():
-        steps = ", ".join(map(str, CheckpointReader(paths.checkpoints).steps())) or "none"
-        raise UsageError(f"--at {at}: no checkpoint of this step; there are: {steps}; 0 is the beginning")
+def choose_span(paths: RunPaths, record: RunRecord, *, at: int | None, num_steps: int | None) -> Span:
+    """Which steps to replay: from `at`, `num_steps` of them or all.
+
+    By default from the beginning: a fork's is a state of its parent, so from the first checkpoint that it has. Raises
+    UsageError for steps that are not there.
+    """
+    steps = CheckpointReader(paths.checkpoints).steps()
+    is_fork = record.parent is not None
+    if at is None:
+        at = min(steps, default=0) if is_fork else 0
+    if at not in steps and (at or is_fork):
+        beginning = "" if is_fork else "; 0 is the beginning"
+        there = ", ".join(map(str, steps)) or "none"
+        raise UsageError(f"--at {at}: no checkpoint of this step; there are: {there}{beginning}")
     stop = record.step if num_steps is None else min(at + num_steps, record.step)
     if stop <= at:
         raise UsageError(f"{record.run_key} has come to step {record.step}; from step {at} there is nothing to replay")
-    if at == 0 and record.parent is not None:
-        first = min(CheckpointReader(paths.checkpoints).steps(), default=None)
-        raise UsageError(
-            f"{record.run_key} is a fork, whose beginning is a state of its parent; replay it from a checkpoint of its "
-            f"own: --at {first if first is not None else '<step>'}"
-        )
     return Span(start=at, stop=stop)
 
 

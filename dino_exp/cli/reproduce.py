@@ -32,7 +32,9 @@ def reproduce(
     verify: Annotated[
         int | None, typer.Option("--verify", metavar="N", min=1, help="Only N steps; by default all that the run made.")
     ] = None,
-    at: Annotated[int, typer.Option("--at", metavar="STEP", min=0, help="Begin at the checkpoint of this step.")] = 0,
+    at: Annotated[
+        int | None, typer.Option("--at", metavar="STEP", min=0, help="Begin at the checkpoint of this step.")
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Run the code of a run that you did not make on this machine.")
     ] = False,

@@ -42,6 +42,17 @@ def test_from_the_start_and_from_a_checkpoint(lab: Lab) -> None:
     assert "not exact: the first difference is loss at step 24" in told
 
 
+def test_a_fork_is_replayed_from_its_first_checkpoint(lab: Lab) -> None:
+    lab.train("train.stop_after_steps=11")
+    parent = lab.only_run()
+    lab.settings = ()
+    lab.train(f"fork={parent}@latest", "optimizer.lr=1e-3", "train.stop_after_steps=14", "checkpoint.keep.last=9")
+    child = next(run for run in lab.runs() if run != parent)
+    first = min(manifests(child))
+    found = json.loads(lab.cli("runs", "reproduce", str(child), "--json"))
+    assert (found["exact"], found["start"], found["stop"]) == (True, first, 14)
+
+
 def test_a_strangers_run_is_run_only_if_one_says_so(lab: Lab) -> None:
     lab.train("train.stop_after_steps=2")
     run = lab.only_run()
@@ -76,7 +87,7 @@ def test_code_that_was_changed_and_not_committed_is_made_again(tmp_path: Path) -
     assert status.stdout == ""
     kept = tmp_path / "kept"
     printed = reproduce(lab, "--keep", str(kept))
-    assert "exact: 3 rows and the states of steps 1, 2, 3" in printed
+    assert "exact: 3 rows and the states of steps 2, 3" in printed
     assert (kept / "code" / "dino_exp" / "training" / "step.py").read_text().endswith("# changed\n")
     assert (kept / "code" / "dino_exp" / "extra.py").exists()
     again = next((kept / "outputs" / "runs").iterdir())

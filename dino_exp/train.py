@@ -16,10 +16,10 @@ from hydra.types import RunMode
 
 from dino_exp.config.compose import LauncherLeavesError, compose, hydra_main, touched_keys
 from dino_exp.config.multirun import options_of
-from dino_exp.sweeps.teller import SweepTeller
 
 if TYPE_CHECKING:
     from dino_exp.attempts.target import Target
+    from dino_exp.sweeps.teller import SweepTeller
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -28,15 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run with `arguments` (the process's own where None) and leave with its exit code."""
     if arguments is not None:
         sys.argv = [sys.argv[0], *arguments]
-    sys.exit(hydra_main(train, sweep_teller()))
+    sys.exit(hydra_main(train, sweep_teller))
 
 
 def sweep_teller() -> SweepTeller:
-    """Who tells of a `--multirun`, on standard output. Imports nothing until there is one."""
+    """Who tells of a `--multirun`, on standard output."""
     from dino_exp.loggers.console import SteadyConsole, print_columns
+    from dino_exp.sweeps.teller import SweepTeller
 
     console = SteadyConsole(highlight=False)
-
     return SweepTeller(
         lambda overrides: find_target(compose(overrides), overrides),
         lambda columns, rows: print_columns(console, columns, rows),

@@ -55,24 +55,24 @@ class SweepWatcher(Protocol):
         """After the last job, also of a sweep that was stopped; the exit code. `codes` of jobs of this process."""
 
 
-def hydra_main(task: Task, watcher: SweepWatcher) -> int:
+def hydra_main(task: Task, make_watcher: Callable[[], SweepWatcher]) -> int:
     """Run the command line in `sys.argv`: call `task` once for each job, and return an exit code.
 
     A DinoExpError, of the composition or of a job, is told on stderr and gives its own exit code; in a sweep
-    the next job runs, and `watcher` says how all of it ended. Any other exception of a task is our bug
-    and is raised. Nothing is written to the working directory (Hydra's record of a sweep goes to
+    the next job runs, and the watcher, made when there is a sweep, says how all of it ended. Any other exception of a
+    task is our bug and is raised. Nothing is written to the working directory (Hydra's record of a sweep goes to
     `outputs/sweeps`).
     """
     jobs = _Jobs(task)
     main = hydra.main(config_path=str(conf_directory()), config_name=PRIMARY, **version_arguments())
-    token = _to_announce.set(lambda sweep: jobs.announce(sweep, watcher))
+    token = _to_announce.set(lambda sweep: jobs.announce(sweep, make_watcher()))
     try:
         with _errors_raised():
             code = _exit_code(lambda: jobs.run_all(main(jobs.run)))
     finally:
         _to_announce.reset(token)
-    if jobs.is_sweep:
-        return code or watcher.ends(jobs.codes)
+    if jobs.watcher is not None:
+        return code or jobs.watcher.ends(jobs.codes)
     return next((code for code in (*jobs.codes, code) if code), 0)
 
 
@@ -89,7 +89,7 @@ class _Jobs:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.is_sweep = False
+        self.watcher: SweepWatcher | None = None
         self.num_started = 0
         self.codes: list[int] = []
 
@@ -105,7 +105,7 @@ class _Jobs:
         error = _exit_code(tell)
         if error or codes:
             raise SystemExit(error or codes[0])
-        self.is_sweep = True
+        self.watcher = watcher
 
     def run(self, composed: DictConfig) -> int:
         """One job, as Hydra calls it."""

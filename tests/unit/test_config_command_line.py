@@ -34,7 +34,7 @@ class Watcher:
     def ends(self, codes):
         return next((code for code in codes if code), 0)
 
-sys.exit(hydra_main(task, Watcher()))
+sys.exit(hydra_main(task, Watcher))
 """
 
 

@@ -78,11 +78,23 @@ class Ledger:
     def _take_stock(self, rows: Mapping[int, Row], damaged: Mapping[int, str]) -> None:
         """Sort rows into whole and damaged by the sizes of their packs, and sweep what no manifest reaches."""
         self.rows, self.damaged = sort_rows(self.store, rows, damaged)
-        # A manifest that cannot be read may reach any pack.
-        reached = None if damaged else {name for row in rows.values() for name in row.packs}
-        swept = self.store.sweep(reached)
+        swept = self.store.sweep(None if damaged else self._reached(rows))  # a damaged one may reach any pack
         if swept:
             self.tell("swept", names=swept)
+
+    def _reached(self, rows: Mapping[int, Row]) -> set[str] | None:
+        """The packs that manifests reach; None where one cannot be read, so that nothing may be swept.
+
+        The index is believed only as long as nothing is to be removed on its word: it may be a stranger's.
+        """
+        reached = {name for row in rows.values() for name in row.packs}
+        if reached.issuperset(self.store.packs()):
+            return reached
+        try:
+            manifests = [self.store.read(step, with_tensors=False)[0] for step in rows]
+        except (CorruptCheckpointError, FileNotFoundError):
+            return None
+        return {pack.name for manifest in manifests for pack in manifest.packs}
 
     @property
     def latest_step(self) -> int | None:

@@ -177,8 +177,7 @@ class Store:
         leftovers = [name for name in self.files.listdir(self.folder) if is_leftover(name)]
         for name in leftovers:
             self._remove(self.folder / name)
-        packs = [] if reached is None else self.files.listdir(self.packs_folder)
-        orphans = [name for name in packs if parse_pack_name(name) is not None and name not in (reached or ())]
+        orphans = [] if reached is None else [name for name in self.packs() if name not in reached]
         if orphans:
             self.files.sync_dir(self.folder)  # their manifests must be gone for good before they are
         for name in orphans:
@@ -204,10 +203,13 @@ class Store:
         self.files.sync_dir(self.folder)
         return folder
 
+    def packs(self) -> list[str]:
+        """Packs on disk, whether a manifest names them or not."""
+        return [name for name in self.files.listdir(self.packs_folder) if parse_pack_name(name) is not None]
+
     def packs_of_step(self, step: int) -> list[str]:
-        """Packs on disk that were written for a step, whether a manifest names them or not."""
-        names = self.files.listdir(self.packs_folder)
-        return [name for name in names if (parts := parse_pack_name(name)) is not None and parts.step == step]
+        """Those that were written for a step."""
+        return [name for name in self.packs() if (parts := parse_pack_name(name)) is not None and parts.step == step]
 
     def _remove(self, path: Path) -> bool:
         with contextlib.suppress(FileNotFoundError):

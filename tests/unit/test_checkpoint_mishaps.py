@@ -25,6 +25,7 @@ from support.checkpoints import (
     save_steps,
 )
 
+from dino_exp.checkpoint.canonical import seal, unseal
 from dino_exp.checkpoint.policies import KeepAny, LatestN
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.errors import CheckpointError, NoCheckpointError, SaveFailedError
@@ -162,3 +163,20 @@ def test_a_thread_that_cannot_start_is_no_save_under_way(tmp_path: Path, monkeyp
     assert (manager.drain(), manager.latest_step()) == (None, None)
     manager.save(ToyState(1), request(1))
     assert manager.drain() is not None
+
+
+def test_an_index_that_hides_packs_makes_nobody_sweep_them(tmp_path: Path) -> None:
+    """Sealed anew by somebody who wants a start to remove what the manifests reach."""
+    save_steps(tmp_path, [1, 2])
+    path = tmp_path / "registry.json"
+    body = unseal(path.read_bytes(), "registry.json")
+    for group in body["versions"]:
+        for row in group["checkpoints"]:
+            row["packs"] = {}
+    path.write_bytes(seal(body))
+    (tmp_path / "packs" / "step-000000009.a001.r00000.safetensors").write_bytes(b"an orphan")
+    manager = open_manager(tmp_path, attempt=2)
+    assert sorted(path.name[:14] for path in (tmp_path / "packs").iterdir()) == ["step-000000001", "step-000000002"]
+    state = ToyState()
+    assert manager.restore(state).manifest.step == 2
+    assert state.is_of_step(2)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from dino_exp.config.compose import LauncherLeavesError, compose, hydra_main, touched_keys
+from dino_exp.config.compose import JobEnd, LauncherLeavesError, compose, hydra_main, touched_keys
 from dino_exp.config.multirun import options_of
 
 if TYPE_CHECKING:
@@ -44,22 +44,24 @@ def sweep_teller() -> SweepTeller:
     )
 
 
-def train(composed: Mapping[str, Any], overrides: Sequence[str]) -> int:
-    """One command: `composed` is what Hydra made of conf/ and `overrides`. Returns the exit code."""
+def train(composed: Mapping[str, Any], overrides: Sequence[str]) -> JobEnd:
+    """One command: `composed` is what Hydra made of conf/ and `overrides`."""
     from dino_exp.attempts.attempt import Command
     from dino_exp.attempts.run import is_done, run_attempt
     from dino_exp.loggers.console import SteadyConsole
+    from dino_exp.runs.record import load_record
 
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        if is_done(find_target(composed, overrides), SteadyConsole(highlight=False)):
-            return 0
-        return train_apart(overrides)
+        target = find_target(composed, overrides)
+        code = 0 if is_done(target, SteadyConsole(highlight=False)) else train_apart(overrides)
+        record = load_record(target.paths.run_json)
+        return JobEnd(code, None if record is None or record.best is None else record.best.value)
     command = Command(overrides=overrides, composed=composed)
     try:
-        return run_attempt(lambda: find_target(composed, overrides), command, SteadyConsole(highlight=False))
+        return JobEnd(run_attempt(lambda: find_target(composed, overrides), command, SteadyConsole(highlight=False)))
     except KeyboardInterrupt:
         sys.stderr.write("aborted by a second interrupt; the last checkpoint stands\n")
-        return 128 + signal.SIGINT
+        return JobEnd(128 + signal.SIGINT)
 
 
 def find_target(composed: Mapping[str, Any], overrides: Sequence[str]) -> Target:

@@ -21,8 +21,14 @@ from dino_exp.runs.record import STATES
 Mode: TypeAlias = Literal["max", "min"]
 _Ranked: TypeAlias = tuple[str, float, int]  # name of a run, value, step
 
+_LESS_IS_BETTER = ("loss", "val_loss")
 _WHOLE = "name, shown_state, started_at, settings, doc"
 _SORTS = {"started": "started_at", "step": "step", "key": "name"}
+
+
+def natural_mode(metric: str) -> Mode:
+    """Whether more of a metric is better, or less."""
+    return "min" if metric in _LESS_IS_BETTER else "max"
 
 
 @dataclass(frozen=True, kw_only=True)

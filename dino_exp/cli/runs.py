@@ -18,7 +18,7 @@ from rich.text import Text
 from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.catalogue.database import View
 from dino_exp.catalogue.doctor import examine
-from dino_exp.catalogue.query import Filter, best_groups, best_runs, count_runs, list_runs, problems
+from dino_exp.catalogue.query import Filter, best_groups, best_runs, count_runs, list_runs, natural_mode, problems
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
 from dino_exp.cli.reproduce import reproduce
 from dino_exp.cli.run_details import show
@@ -33,8 +33,6 @@ PUBLIC = (
 _COLUMNS = ("run_key", "state", "step", "epochs_done", "best", "started")
 _SHOWN = 50
 _MODES = ("max", "min")
-# Metrics of which less is better; of all others more is, unless --mode says so.
-_LESS_IS_BETTER = ("loss", "val_loss")
 
 WhereOption = Annotated[
     list[str], typer.Option("--where", metavar="KEY=VALUE", help="Only runs of this setting; may be repeated.")
@@ -206,7 +204,7 @@ def _limit(asked: int | None, as_json: bool) -> int | None:
 def _direction(metric: str, mode: str | None) -> Literal["max", "min"]:
     if mode is not None and mode not in _MODES:
         raise UsageError(f"--mode {mode}: expected max or min")
-    return "min" if mode == "min" or (mode is None and metric in _LESS_IS_BETTER) else "max"
+    return natural_mode(metric) if mode is None else "min" if mode == "min" else "max"
 
 
 def _public(row: Mapping[str, Any], outputs: Path) -> dict[str, Any]:

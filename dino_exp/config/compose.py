@@ -7,13 +7,14 @@ setting is a ConfigError with exit code 2, and a job's error is that job's.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -33,8 +34,16 @@ SIGNALLED = 128  # exit codes above: stopped by a signal
 PRESETS = ("experiment", "debug")  # groups whose choices set keys of many sections
 _REFERENCE = re.compile(r"\$\{\s*([^{}]*?)\s*\}")
 
-Task = Callable[[dict[str, Any], Sequence[str]], int]
-"""Runs one job: its resolved settings (not yet checked), its overrides as typed -> its exit code."""
+
+class JobEnd(NamedTuple):
+    """How a job ended: its exit code, and what a sweeper optimises, None where nothing was measured."""
+
+    code: int
+    value: float | None = None
+
+
+Task = Callable[[dict[str, Any], Sequence[str]], JobEnd]
+"""Runs one job: its resolved settings (not yet checked), its overrides as typed -> how it ended."""
 
 
 class LauncherLeavesError(BaseException):
@@ -107,17 +116,23 @@ class _Jobs:
             raise SystemExit(error or codes[0])
         self.watcher = watcher
 
-    def run(self, composed: DictConfig) -> int:
-        """One job, as Hydra calls it."""
+    def run(self, composed: DictConfig) -> float:
+        """One job, as Hydra calls it; what a sweeper optimises, NaN for a job that failed or measured nothing."""
         self.num_started += 1
         if any(code > SIGNALLED for code in self.codes):
-            return self.codes[-1]  # a signal stopped an earlier job: it was meant for the sweep
-        overrides = list(HydraConfig.get().overrides.task)
+            return math.nan  # a signal stopped an earlier job: it was meant for the sweep
+        overrides, values = list(HydraConfig.get().overrides.task), list[float]()
+
+        def run_task() -> int:
+            end = self.task(plain_settings(composed), overrides)
+            values.extend([] if end.value is None or end.code else [end.value])
+            return end.code
+
         try:
-            self.codes.append(_exit_code(lambda: self.task(plain_settings(composed), overrides)))
+            self.codes.append(_exit_code(run_task))
         except LauncherLeavesError as launcher:
             raise launcher.leaving from None
-        return self.codes[-1]
+        return values[0] if values else math.nan
 
     def run_all(self, main: Callable[[], None]) -> int:
         """What Hydra makes of the command line."""

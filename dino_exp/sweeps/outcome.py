@@ -63,14 +63,14 @@ def outcomes_of(sweep: SweepRecord, outputs: Path) -> list[Outcome]:
 
 def _outcome(job: JobRecord, options: tuple[str, ...], outputs: Path) -> Outcome:
     if job.run_key is None:
-        return Outcome(job=job, options=options, state=None, error=_first_line(job.problem or ""))
+        return Outcome(job=job, options=options, state=None, error=first_line(job.problem or ""))
     paths = RunPaths(outputs / "runs" / Path(job.run_key).name)
     try:
         record = load_record(paths.run_json)
     except (DinoExpError, OSError) as damage:
-        return Outcome(job=job, options=options, state=None, error=_first_line(str(damage)))
+        return Outcome(job=job, options=options, state=None, error=first_line(str(damage)))
     if record is None:
-        return Outcome(job=job, options=options, state=None, error=_first_line(job.problem or ""))
+        return Outcome(job=job, options=options, state=None, error=first_line(job.problem or ""))
     held = True
     with contextlib.suppress(DinoExpError):
         held = probe(paths, clock=time.time) is not None
@@ -83,10 +83,11 @@ def _outcome(job: JobRecord, options: tuple[str, ...], outputs: Path) -> Outcome
         state=state,
         record=record,
         paths=paths,
-        error=_first_line(error),
+        error=first_line(error),
         traceback=traceback,
     )
 
 
-def _first_line(text: str) -> str:
+def first_line(text: str) -> str:
+    """Of a message of several."""
     return text.splitlines()[0] if text else ""

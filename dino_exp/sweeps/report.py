@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from dino_exp.catalogue.query import natural_mode
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.errors import DinoExpError, UsageError
 from dino_exp.runs.jsonl import read_lines
@@ -14,7 +15,6 @@ from dino_exp.runs.shape import WrongShapeError, whole
 from dino_exp.sweeps.outcome import Outcome
 from dino_exp.sweeps.record import SweepRecord
 
-_LESS_IS_BETTER = ("loss", "val_loss")
 _ALSO = ("knn_top1", "knn_1shot", "loss")
 
 
@@ -55,7 +55,7 @@ def _rank(one: Outcome, metric: str) -> float:
     value = math.nan if one.record is None else one.record.metrics.get(metric, math.nan)
     if not math.isfinite(value):
         return math.inf
-    return value if metric in _LESS_IS_BETTER else -value
+    return value if natural_mode(metric) == "min" else -value
 
 
 def _value(one: Outcome, name: str) -> str:

@@ -16,7 +16,7 @@ from dino_exp.catalogue.database import CatalogueError
 from dino_exp.config.canonical import group_hash
 from dino_exp.loggers.console import duration_text
 from dino_exp.runs.jsontext import utc_text
-from dino_exp.sweeps.outcome import Outcome, outcomes_of
+from dino_exp.sweeps.outcome import Outcome, first_line, outcomes_of
 from dino_exp.sweeps.plan import ACTIONS, FindTarget, PlannedJob, plan_jobs
 from dino_exp.sweeps.record import JobRecord, SweepRecord, load_sweep, save_sweep, sweep_name, sweep_path
 
@@ -90,7 +90,7 @@ class SweepTeller:
         secs = [speeds.secs_left(job) for job in planned]
         swept = differing([job.overrides for job in planned])
         lines = [
-            (str(number), job.run_key or "–", job.action, _about(left), swept[number], _first_line(job.reason))
+            (str(number), job.run_key or "–", job.action, _about(left), swept[number], first_line(job.reason))
             for number, (job, left) in enumerate(zip(planned, secs, strict=True))
         ]
         self._print_table(("job", "run", "plan", "time", "overrides", "because"), lines)
@@ -156,10 +156,6 @@ def differing(jobs: Sequence[Sequence[str]]) -> list[str]:
     """Of the overrides of each job, those that not all of them have."""
     common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set[str]()
     return [" ".join(word for word in words if word not in common) for words in jobs]
-
-
-def _first_line(text: str) -> str:
-    return text.splitlines()[0] if text else ""
 
 
 def _about(secs: float | None) -> str:

@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 import sys
 from dino_exp.config.check import config_from_mapping
-from dino_exp.config.compose import hydra_main, touched_keys
+from dino_exp.config.compose import JobEnd, hydra_main, touched_keys
 from dino_exp.errors import RefusedError
 
 def task(settings, overrides):
@@ -21,7 +21,7 @@ def task(settings, overrides):
     if config.seed == 5:
         raise ValueError("our own bug")
     print("ran", config.model.name, config.seed, sorted(touched_keys(overrides)), overrides)
-    return 0
+    return JobEnd(0, None if config.seed == 9 else -((config.seed - 20.5) ** 2))
 
 class Watcher:
     def starts(self, sweep):
@@ -35,6 +35,28 @@ class Watcher:
         return next((code for code in codes if code), 0)
 
 sys.exit(hydra_main(task, Watcher))
+"""
+
+
+CLIMB = """
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+
+class Climb(Sweeper):
+    def __init__(self, max_batch_size, params):
+        pass
+
+    def setup(self, *, hydra_context, task_function, config):
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments):
+        values = []
+        for seed in (10, 20, 30, 3, 9):
+            (job,) = self.launcher.launch([[*arguments, f"seed={seed}"]], initial_job_idx=len(values))
+            values.append(job.return_value)
+        print("climbed", values)
 """
 
 
@@ -111,6 +133,15 @@ def test_a_sweep_is_announced_before_its_jobs(command):
     assert (done.returncode, done.stderr) == (0, "")
     jobs = [(f"seed={seed}", f"model={model}", "train.epochs=3") for seed in (1, 2) for model in ("vit_nano", "vit_t")]
     assert done.stdout == f"BasicSweeper BasicLauncher {words[1:]} {tuple(jobs)}\n"
+
+
+def test_a_sweeper_gets_what_each_job_measured(command, tmp_path):
+    """`Climb` launches jobs of its own choice, as Optuna's sweeper does."""
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "climb.py").write_text(CLIMB)
+    done = command("--multirun", "hydra.sweeper._target_=hydra_plugins.climb.Climb")
+    assert "climbed [-110.25, -0.25, -90.25, nan, nan]" in done.stdout, done.stderr
+    assert done.returncode == 3  # one of them was refused
 
 
 def test_a_sweep_may_be_refused(command):

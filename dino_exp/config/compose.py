@@ -74,14 +74,21 @@ def hydra_main(task: Task, make_watcher: Callable[[], SweepWatcher]) -> int:
     """
     jobs = _Jobs(task)
     main = hydra.main(config_path=str(conf_directory()), config_name=PRIMARY, **version_arguments())
-    token = _to_announce.set(lambda sweep: jobs.announce(sweep, make_watcher()))
+    watching: list[SweepWatcher] = []  # not in `jobs`, which launchers pickle
+
+    def start_watching(sweep: Sweep) -> None:
+        watcher = make_watcher()
+        _announce(sweep, watcher)
+        watching.append(watcher)
+
+    token = _to_announce.set(start_watching)
     try:
         with _errors_raised():
             code = _exit_code(lambda: jobs.run_all(main(jobs.run)))
     finally:
         _to_announce.reset(token)
-    if jobs.watcher is not None:
-        return code or jobs.watcher.ends(jobs.codes)
+    if watching:
+        return code or watching[0].ends(jobs.codes)
     return next((code for code in (*jobs.codes, code) if code), 0)
 
 
@@ -98,23 +105,8 @@ class _Jobs:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.watcher: SweepWatcher | None = None
         self.num_started = 0
         self.codes: list[int] = []
-
-    def announce(self, sweep: Sweep, watcher: SweepWatcher) -> None:
-        """Tell the watcher. Hydra only warns of what a callback raises, unless it is a SystemExit."""
-        codes: list[int] = []
-
-        def tell() -> int:
-            found = watcher.starts(sweep)
-            codes.extend([] if found is None else [found])
-            return 0
-
-        error = _exit_code(tell)
-        if error or codes:
-            raise SystemExit(error or codes[0])
-        self.watcher = watcher
 
     def run(self, composed: DictConfig) -> float:
         """One job, as Hydra calls it; what a sweeper optimises, NaN for a job that failed or measured nothing."""
@@ -143,6 +135,20 @@ class _Jobs:
                 raise
             raise ConfigError(explain(error)) from error  # options of Hydra that exclude each other
         return 0
+
+
+def _announce(sweep: Sweep, watcher: SweepWatcher) -> None:
+    """Tell the watcher. Hydra only warns of what a callback raises, unless it is a SystemExit."""
+    codes: list[int] = []
+
+    def tell() -> int:
+        found = watcher.starts(sweep)
+        codes.extend([] if found is None else [found])
+        return 0
+
+    error = _exit_code(tell)
+    if error or codes:
+        raise SystemExit(error or codes[0])
 
 
 def _exit_code(call: Callable[[], int]) -> int:

@@ -17,6 +17,7 @@ def jobs_of(lab: Lab) -> list[dict[str, object]]:
     return json.loads(lab.cli("sweeps", "show", "last", "--outputs", str(lab.outputs), "--json"))["jobs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_end_as_they_do_alone_and_a_failed_one_is_told(launcher: str, lab: Lab) -> None:
     words = ("hydra/launcher=" + launcher, "train.batch_size=64,100000,128", "train.stop_after_steps=2")

@@ -66,7 +66,9 @@ def test_workers_and_checkpoint_policy_change_no_bit(lab: Lab, first: tuple[str,
     assert_same_end(renamed(reference, "mixed"), reference)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)]
+)
 def test_a_stop_signal_saves_and_exits_with_its_number(lab: Lab, number: signal.Signals) -> None:
     lab.train("run.variant=reference")
     reference = lab.only_run()

@@ -66,7 +66,8 @@ class Zygote:
     def start(self, arguments: Sequence[str], directory: Path, environment: Mapping[str, str]) -> Attempt:
         """Begin an attempt in a directory. One that a failed test has left running is killed first."""
         if self._last is not None and self._last.code is None:
-            os.killpg(self._last.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may have come to its end, unasked
+                os.killpg(self._last.pid, signal.SIGKILL)
             self._last.wait()
         log = Path(self._folder.name) / f"{self._num_started}.txt"
         self._num_started += 1

@@ -82,19 +82,20 @@ class Ledger:
         if swept:
             self.tell("swept", names=swept)
 
-    def _reached(self, rows: Mapping[int, Row]) -> set[str] | None:
-        """The packs that manifests reach; None where one cannot be read, so that nothing may be swept.
+    def _reached(self, rows: Mapping[int, Row]) -> set[str]:
+        """The packs that manifests reach.
 
-        The index is believed only as long as nothing is to be removed on its word: it may be a stranger's.
+        The index is believed as long as nothing is to be removed on its word, which may be a stranger's; and for a
+        manifest that turns out to be damaged in its middle, which only the index can still speak for.
         """
         reached = {name for row in rows.values() for name in row.packs}
         if reached.issuperset(self.store.packs()):
             return reached
-        try:
-            manifests = [self.store.read(step, with_tensors=False)[0] for step in rows]
-        except (CorruptCheckpointError, FileNotFoundError):
-            return None
-        return {pack.name for manifest in manifests for pack in manifest.packs}
+        for step in rows:
+            with contextlib.suppress(CorruptCheckpointError):
+                manifest, _ = self.store.read(step, with_tensors=False)
+                reached |= {pack.name for pack in manifest.packs}
+        return reached
 
     @property
     def latest_step(self) -> int | None:

@@ -70,7 +70,7 @@ def test_what_is_written_is_the_state_of_the_requested_step(tmp_path: Path) -> N
 
 def test_a_failed_save_is_raised_at_the_next_step_and_the_next_one_succeeds(tmp_path: Path) -> None:
     save_steps(tmp_path, [1])
-    files = FaultyFiles(12, io_error, once=True)
+    files = FaultyFiles(13, io_error, once=True)
     manager = open_manager(tmp_path, background=True, files=files, attempt=2)
     manager.save(ToyState(2), request(2))
     while manager.is_saving:

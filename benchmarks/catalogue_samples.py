@@ -15,6 +15,7 @@ from dino_exp.checkpoint.policies import AnyOf, BestN, EverySteps, KeepAny, Late
 from dino_exp.checkpoint.policies.kinds import retention_to_json
 from dino_exp.checkpoint.registry import row_of, write_registry
 from dino_exp.checkpoint.store import Store
+from dino_exp.checkpoint.torch_state import TorchState
 from dino_exp.checkpoint.types import Schedule
 from dino_exp.checkpoint.writing import SaveRequest
 from dino_exp.config.canonical import canonical_text, config_hash, group_hash
@@ -29,21 +30,16 @@ KEEP = KeepAny((LatestN(99), BestN("knn_top1")))
 METRICS = ("loss", "val_loss", "knn_top1", "knn5_top1", "knn_10shot", "knn_1shot", "lr", "grad_norm")
 
 
-class _Toy:
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return {"student.weight": torch.zeros(4, 4)}
-
-    def load_state_dict(self, state: object) -> None:
-        raise NotImplementedError
-
-
 def make_runs(outputs: Path, *, num_runs: int, num_checkpoints: int, first: int = 0) -> None:
     """Runs number `first` and on: of five hundred seeds each of its learning rates, by one of two commits."""
     config = config_from_mapping(compose(["experiment=digits"]))
     schedule = Schedule(horizon_steps=22 * num_checkpoints, steps_per_epoch=22)
-    template = outputs / "template"
+    template, model = outputs / "template", torch.nn.Linear(4, 4)
     manager = CheckpointManager(template, save=AnyOf((EverySteps(1),)), keep=KEEP, background=False)
-    manager.save(_Toy(), SaveRequest(step=22, epoch=1, schedule=schedule))
+    manager.save(
+        TorchState(model, torch.optim.AdamW(model.parameters()), step=22),
+        SaveRequest(step=22, epoch=1, schedule=schedule),
+    )
     manifest, _ = Store(template).read(22)
     for number in range(first, first + num_runs):
         dice = random.Random(number)

@@ -134,7 +134,7 @@ class Attempt:
         self.record = record.begin(attempt)
         self.lock.check()
         save_record(self.paths.run_json, self.record)
-        self._catalogue.update(self.paths.directory)
+        self.note_in_catalogue()
 
     def run_key(self) -> str:
         """The directory's name where it is one of this key; where the user chose another, the key all the same."""
@@ -154,8 +154,10 @@ class Attempt:
                 save_record(self.paths.run_json, self.record)
             except OSError as problem:
                 log.warning("run.json could not be written (%s); training goes on", problem)
-                return
-            self._catalogue.update(self.paths.directory)
+
+    def note_in_catalogue(self) -> None:
+        """Let the catalogue know of the run as it is now; what it is not told, its readers find out themselves."""
+        self._catalogue.update(self.paths.directory)
 
     def resumed(self, step: int, reasons: Sequence[str]) -> None:
         """Record the step that this attempt goes on from, and why its checkpoint was not exact any more."""
@@ -177,6 +179,7 @@ class Attempt:
             self.record = replace(self.record, step=step, epochs_done=step // per_epoch)
         self.record = self.record.end(state, ended_at=utc_text(time.time()), error=error)
         self.update()
+        self.note_in_catalogue()
         if error is None and LOCAL.size(self.paths.failed) is not None:
             LOCAL.unlink(self.paths.failed)
 

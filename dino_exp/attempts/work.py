@@ -290,6 +290,7 @@ class Work:
     def note_commit(self, info: CheckpointInfo) -> None:
         """A checkpoint was committed: `run.json` says how far the run has come. Called by the thread that saves."""
         self.attempt.update(step=info.step, epochs_done=info.epoch, metrics=dict(self.latest), failed_save=None)
+        self.attempt.note_in_catalogue()
 
     def note_trouble(self, failure: SaveFailedError) -> None:
         """A checkpoint could not be saved: `run.json` says so until one succeeds."""

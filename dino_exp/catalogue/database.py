@@ -19,6 +19,7 @@ from typing import Any
 from dino_exp.catalogue.entry import RunEntry, public, secs_per_step
 from dino_exp.checkpoint.canonical import metrics_to_json
 from dino_exp.errors import DinoExpError
+from dino_exp.fsio import LOCAL
 
 FILE_NAME = "catalogue.sqlite"
 FORMAT = 1
@@ -123,20 +124,26 @@ def write(path: Path, entries: Iterable[RunEntry], gone: Iterable[str] = ()) -> 
 
 
 def write_anew(path: Path, entries: Iterable[RunEntry]) -> None:
-    """Make the file hold these runs and no other; one that cannot be read is replaced. Raises CatalogueError."""
-    known = list(entries)
+    """Replace the file, whatever it is, by one that holds these runs and no other. Raises CatalogueError, OSError."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    _remove(fresh)
     try:
-        with _writing(path) as database:
-            if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-                raise CatalogueError("it is damaged")
-            for table in _ALL:
-                database.execute(f"DELETE FROM {table}")
-            _insert(database, known)
-    except CatalogueError:
-        for file in (path, path.with_name(path.name + "-journal")):
-            file.unlink(missing_ok=True)
-        with _writing(path) as database:
-            _insert(database, known)
+        with _writing(fresh) as database:
+            _insert(database, entries)
+        _remove(_journal(path))  # of a writer that died: it belongs to the file that goes
+        LOCAL.replace(fresh, path)
+    finally:
+        _remove(fresh)
+
+
+def _journal(path: Path) -> Path:
+    return path.with_name(f"{path.name}-journal")
+
+
+def _remove(path: Path) -> None:
+    for file in (path, _journal(path)):
+        with contextlib.suppress(FileNotFoundError):
+            LOCAL.unlink(file)
 
 
 def damage(path: Path) -> str | None:

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 from dino_exp.catalogue import database
 from dino_exp.catalogue.database import FILE_NAME
 from dino_exp.catalogue.entry import RUNS
-from dino_exp.checkpoint.layout import PACKS, is_leftover, parse_pack_name
+from dino_exp.checkpoint.layout import is_leftover
 from dino_exp.checkpoint.pins import load_pins
 from dino_exp.checkpoint.registry import missing_packs, read_index
 from dino_exp.checkpoint.store import Store
@@ -159,7 +159,7 @@ def _checkpoints(paths: RunPaths) -> Iterator[Finding]:
         if missing is not None:
             yield Finding(level="problem", about=f"{name}@{step}", says=missing, command=verify)
     reached = {pack for row in index.rows.values() for pack in row.packs}
-    packs = [pack for pack in LOCAL.listdir(store.folder / PACKS) if parse_pack_name(pack) and pack not in reached]
+    packs = [pack for pack in store.packs() if pack not in reached]
     left = [file for file in LOCAL.listdir(store.folder) if is_leftover(file)]
     if not index.damaged and (packs or left):
         num = len(packs) + len(left)

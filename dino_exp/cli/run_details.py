@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dino_exp.catalogue.catalogue import Catalogue
-from dino_exp.catalogue.entry import public
+from dino_exp.catalogue.entry import RUNS, public
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, RunArgument
 from dino_exp.cli.show import Cell, age_text, count_text, plain, print_json, print_table, size_text
@@ -109,10 +109,10 @@ def _ancestors(paths: RunPaths, record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _children(paths: RunPaths, key: str) -> list[str]:
-    catalogue = Catalogue(paths.directory.parent.parent, say=lambda _: None)
-    if paths.directory.parent.name != "runs":
+    """Runs beside this one that were forked from it."""
+    if paths.directory.parent.name != RUNS:
         return []
-    with contextlib.closing(catalogue.view()) as view:
+    with contextlib.closing(Catalogue(paths.directory.parent.parent, say=lambda _: None).view()) as view:
         return [name for (name,) in view.rows("SELECT name FROM runs WHERE parent_key = ? ORDER BY name", [key])]
 
 

@@ -17,11 +17,10 @@ from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
 from dino_exp.cli.show import age_text, count_text, plain, print_json, print_table
 from dino_exp.errors import UsageError
 from dino_exp.runs.jsontext import spell
-from dino_exp.sweeps.outcome import Outcome, outcomes_of
+from dino_exp.sweeps.outcome import OUTCOME_COLUMNS, Outcome, outcome_lines, outcomes_of
 from dino_exp.sweeps.picture import draw
 from dino_exp.sweeps.record import SweepRecord, load_sweep, sweep_names, sweep_path
 from dino_exp.sweeps.report import report_lines
-from dino_exp.sweeps.teller import differing
 
 SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's name, its beginning, or `last`.")]
 
@@ -70,12 +69,7 @@ def show(sweep: SweepArgument, outputs: OutputsOption = OUTPUTS, as_json: JsonOp
     if as_json:
         print_json({**_summary(record, outcomes), "typed": list(record.typed), "jobs": list(map(_job, outcomes))})
         return
-    swept = differing([one.job.overrides for one in outcomes])
-    lines = [
-        (str(number), one.run_key or "–", one.state or "not begun", one.best, swept[number], one.error)
-        for number, one in enumerate(outcomes)
-    ]
-    print_table(("job", "run", "state", "best", "overrides", "error"), lines, right=("job",))
+    print_table(OUTCOME_COLUMNS, outcome_lines(outcomes), right=("job",))
     print(f"{plain(record.name)}: {count_text(len(outcomes), 'job')}, {_states_text(_states(outcomes))}")
     for number, one in enumerate(outcomes):
         if one.has_failed:

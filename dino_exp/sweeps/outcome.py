@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dino_exp.runs.lock import probe
 from dino_exp.runs.record import RunRecord, load_record, shown_state
 from dino_exp.sweeps.record import JobRecord, SweepRecord
 
+OUTCOME_COLUMNS = ("job", "run", "state", "best", "overrides", "error")
 WELL = ("completed", "stopped")
 
 
@@ -91,3 +93,18 @@ def _outcome(job: JobRecord, options: tuple[str, ...], outputs: Path) -> Outcome
 def first_line(text: str) -> str:
     """Of a message of several."""
     return text.splitlines()[0] if text else ""
+
+
+def outcome_lines(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
+    """A line for each job, below OUTCOME_COLUMNS."""
+    swept = differing([one.job.overrides for one in outcomes])
+    return [
+        (str(number), one.run_key or "–", one.state or "not begun", one.best, swept[number], one.error)
+        for number, one in enumerate(outcomes)
+    ]
+
+
+def differing(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """Of the overrides of each job, those that not all of them have."""
+    common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set[str]()
+    return [" ".join(word for word in words if word not in common) for words in jobs]

@@ -16,7 +16,7 @@ from dino_exp.catalogue.database import CatalogueError
 from dino_exp.config.canonical import group_hash
 from dino_exp.loggers.console import duration_text
 from dino_exp.runs.jsontext import utc_text
-from dino_exp.sweeps.outcome import Outcome, first_line, outcomes_of
+from dino_exp.sweeps.outcome import OUTCOME_COLUMNS, Outcome, differing, first_line, outcome_lines, outcomes_of
 from dino_exp.sweeps.plan import ACTIONS, FindTarget, PlannedJob, plan_jobs
 from dino_exp.sweeps.record import JobRecord, SweepRecord, load_sweep, save_sweep, sweep_name, sweep_path
 
@@ -34,7 +34,7 @@ class SweepTeller:
 
     def __init__(self, find_target: FindTarget, print_table: PrintTable, say: Say) -> None:
         self._find_target, self._print_table, self._say = find_target, print_table, say
-        self._path: Path | None = None
+        self._recorded: tuple[Path, SweepRecord] | None = None
         self._outputs, self._num_jobs = Path(), 0
 
     def starts(self, sweep: Sweep) -> int | None:
@@ -63,23 +63,23 @@ class SweepTeller:
             updated_at=now,
             jobs=tuple(map(_recorded, planned)),
         )
-        save_sweep(path, made.merged(load_sweep(path)))
+        merged = made.merged(load_sweep(path))
+        save_sweep(path, merged)
         if all(job.action == "skip" for job in planned):
             self._say("every job is finished; nothing was touched")
             return 0
-        self._path, self._num_jobs = path, len(planned)
+        self._recorded, self._num_jobs = (path, merged), len(planned)
         return None
 
     def ends(self, codes: Sequence[int]) -> int:
         """Look at the runs, record and print what became of them: 0, 1 if a job failed, 128+N if a signal came."""
         signalled = next((code for code in codes if code > SIGNALLED), 0)
-        if self._path is None:
+        if self._recorded is None:
             return signalled or int(any(codes))
-        record = load_sweep(self._path)
-        assert record is not None
+        path, record = self._recorded
         outcomes = outcomes_of(record, self._outputs)
         jobs = tuple(replace(job, state=found.state) for job, found in zip(record.jobs, outcomes, strict=True))
-        save_sweep(self._path, replace(record, updated_at=utc_text(time.time()), jobs=jobs))
+        save_sweep(path, replace(record, updated_at=utc_text(time.time()), jobs=jobs))
         ours = outcomes[: self._num_jobs]
         print_outcomes(ours, self._print_table, self._say)
         self._say(f"again, or on with it: dino-exp sweeps resume {record.name} --outputs {self._outputs}")
@@ -132,12 +132,7 @@ class Speeds:
 
 def print_outcomes(outcomes: Sequence[Outcome], print_table: PrintTable, say: Say) -> None:
     """A line for each job, and for each that failed where its traceback is and the command that tries again."""
-    swept = differing([one.job.overrides for one in outcomes])
-    lines = [
-        (str(number), one.run_key or "–", one.state or "not begun", one.best, swept[number], one.error)
-        for number, one in enumerate(outcomes)
-    ]
-    print_table(("job", "run", "state", "best", "overrides", "error"), lines)
+    print_table(OUTCOME_COLUMNS, outcome_lines(outcomes))
     for number, one in enumerate(outcomes):
         if not one.is_well:
             if one.traceback is not None:
@@ -150,12 +145,6 @@ def _recorded(job: PlannedJob) -> JobRecord:
     state = None if job.target is None else "new" if record is None else record.state
     problem = job.reason if job.action == "wrong" else None
     return JobRecord(overrides=job.overrides, run_key=job.run_key, state=state, problem=problem)
-
-
-def differing(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """Of the overrides of each job, those that not all of them have."""
-    common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set[str]()
-    return [" ".join(word for word in words if word not in common) for words in jobs]
 
 
 def _about(secs: float | None) -> str:

@@ -17,8 +17,10 @@ from runs_samples import CODE, CODE_HEX, sample_attempt
 from support.checkpoints import ToyState as State
 from support.checkpoints import open_manager, request
 
+from dino_exp.catalogue import database
 from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.catalogue.database import CatalogueError
+from dino_exp.catalogue.entry import RunEntry, read_entry
 from dino_exp.catalogue.query import Filter, best_groups, best_runs, count_runs, list_runs, problems
 from dino_exp.checkpoint.pins import pin
 from dino_exp.checkpoint.policies import KeepAny, LatestN
@@ -133,7 +135,8 @@ def test_a_damaged_file_is_said_and_not_believed(
     assert said == []
 
 
-def test_a_changed_byte_anywhere_is_noticed_or_harmless(tmp_path: Path) -> None:
+def test_a_changed_byte_anywhere_is_one_message_at_most(tmp_path: Path) -> None:
+    """SQLite notices what makes its file unreadable, and no more: see decision 9."""
     for number in range(4):
         make(tmp_path, f"r{number}", 0.1 * number, 0.2 * number)
     said: list[str] = []
@@ -185,6 +188,33 @@ def test_many_who_note_at_once_lose_nothing(tmp_path: Path) -> None:
     assert said == []
     with contextlib.closing(sqlite3.connect(tmp_path / "catalogue.sqlite")) as database:
         assert database.execute("SELECT count(*) FROM runs").fetchone() == (16,)
+
+
+def test_a_run_that_is_noted_while_somebody_reads_comes_once(
+    tmp_path: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue.update(make(tmp_path, "a", 0.5))
+    make(tmp_path, "b", 0.7)
+
+    def read_and_note(directory: Path, stamp: str) -> RunEntry:
+        """A training notes the run just after the reader has looked at what is noted."""
+        entry = read_entry(directory, stamp)
+        database.write(catalogue.path, [entry])
+        return entry
+
+    monkeypatch.setattr("dino_exp.catalogue.catalogue.read_entry", read_and_note)
+    assert sorted(names(catalogue)) == ["a", "b"]
+
+
+def test_a_rebuild_waits_for_nobody_and_replaces_the_file(tmp_path: Path, catalogue: Catalogue) -> None:
+    make(tmp_path, "a", 0.5)
+    catalogue.rebuild(lambda *_: None)
+    with contextlib.closing(sqlite3.connect(catalogue.path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("DELETE FROM runs")
+        catalogue.rebuild(lambda *_: None)
+    assert names(catalogue) == ["a"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["catalogue.sqlite", "runs"]
 
 
 def test_a_run_elsewhere_is_in_no_catalogue(tmp_path: Path, catalogue: Catalogue) -> None:

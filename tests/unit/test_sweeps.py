@@ -17,9 +17,9 @@ from dino_exp.errors import ConfigError, RefusedError, UsageError
 from dino_exp.fsio import DamagedFileError
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import load_record
+from dino_exp.sweeps.outcome import differing
 from dino_exp.sweeps.plan import plan_jobs
 from dino_exp.sweeps.record import JobRecord, SweepRecord, load_sweep, save_sweep, sweep_name, sweep_path
-from dino_exp.sweeps.teller import differing
 
 sweeps = functools.partial(cli, noun="sweeps")
 KEY = f"vit_nano-{CONFIG_HEX[:8]}-{CODE_HEX[:8]}"

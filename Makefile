@@ -23,7 +23,7 @@ train: setup  ## train DINO on real images (about a minute on two cores); again:
 	$(BIN)/python -m dino_exp.train
 
 test: setup  ## the test suite (at most 10 minutes on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist load --maxschedchunk 2
 
 lint: setup  ## ruff, strict types, import rules
 	$(BIN)/ruff check .

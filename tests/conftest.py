@@ -10,6 +10,14 @@ import pytest
 from support.runs import Lab
 
 
+LONG = ("crash", "integration")  # folders of tests that take seconds each
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: begun last, one of them would keep one process busy while the others have nothing left."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
     """An empty outputs directory, and the commands that write to it."""

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from support.runs import Lab
 
-
 LONG = ("crash", "integration")  # folders of tests that take seconds each
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -94,5 +94,12 @@ def _choices(group: str, groups: Mapping[str, list[str]]) -> str:
     return f"Choices: {', '.join(f'`{group}={choice}`' for choice in groups[group])}.\n"
 
 
+def main() -> None:
+    """Write the table of all settings to a file."""
+    parser = argparse.ArgumentParser(prog="python -m dino_exp.config.reference", description=main.__doc__)
+    parser.add_argument("file", type=Path, help="docs/settings.md")
+    parser.parse_args().file.write_text(settings_reference(), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(settings_reference(), encoding="utf-8")
+    main()

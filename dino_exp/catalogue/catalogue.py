@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from dino_exp.catalogue import database
 from dino_exp.catalogue.database import FILE_NAME, CatalogueError, View
-from dino_exp.catalogue.entry import RUNS, RunEntry, read_entry, stamp_of, stamps
+from dino_exp.catalogue.entry import RUNS, read_entry, stamp_of, stamps
+from dino_exp.catalogue.reading import read_runs
+from dino_exp.catalogue.rows import RunRows, rows_of
 from dino_exp.errors import DinoExpError
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.lock import probe
@@ -17,6 +20,15 @@ from dino_exp.runs.lock import probe
 log = logging.getLogger(__name__)
 
 _MANY = 100  # runs that take longer to read than people like to wait without being told why
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What a rebuild has read; `unread` says for each run that could not be read why."""
+
+    num_runs: int
+    num_checkpoints: int
+    unread: Mapping[str, str]
 
 
 class Catalogue:
@@ -39,7 +51,7 @@ class Catalogue:
         if self._is_out_of_use or stamp is None or directory.parent.name != RUNS:
             return
         try:
-            database.write(self.path, [read_entry(directory, stamp)])
+            database.write(self.path, rows_of(read_entry(directory, stamp)))
         except (CatalogueError, OSError) as problem:
             self._is_out_of_use = True
             self._say(f"{self.path}: not kept up ({problem}); `dino-exp runs list` reads the runs themselves instead")
@@ -50,10 +62,10 @@ class Catalogue:
         try:
             known = database.known_stamps(self.path)
             trusted = {name for name, stamp in known.items() if found.get(name) == stamp}
-            entries = self._read(found, found.keys() - trusted)
+            others = self._read(found, found.keys() - trusted)
             # Without exceptions the file is taken as it is. With any, a run that is noted just now must not come twice.
-            everything = not entries and len(trusted) == len(known)
-            view = View(self.path, None if everything else trusted, entries)
+            everything = not others and len(trusted) == len(known)
+            view = View(self.path, None if everything else trusted, others)
         except FileNotFoundError:
             view = View(None, None, self._read(found, found.keys()))
         except CatalogueError as problem:
@@ -63,25 +75,31 @@ class Catalogue:
         view.mark_live(name for (name,) in running if self._is_live(name))
         return view
 
-    def rebuild(self, progress: Callable[[int, int], None]) -> list[RunEntry]:
-        """Read every run and write the file anew; what was read. `progress(done, total)` hears of runs.
+    def rebuild(self, progress: Callable[[int, int], object], num_processes: int = 1) -> Rebuilt:
+        """Read every run and write the file anew. `progress(done, total)` hears of runs.
 
-        Raises CatalogueError, OSError.
+        `num_processes` as for `read_runs`. Raises CatalogueError, OSError.
         """
-        found = stamps(self.outputs)
-        entries = []
-        for done, (name, stamp) in enumerate(sorted(found.items())):
-            progress(done, len(found))
-            entries.append(read_entry(self.outputs / RUNS / name, stamp))
-        progress(len(found), len(found))
-        database.write_anew(self.path, entries)
-        return entries
+        num_runs, num_checkpoints, unread = 0, 0, dict[str, str]()
 
-    def _read(self, found: dict[str, str], names: Iterable[str]) -> list[RunEntry]:
-        missing = sorted(names)
+        def counted() -> Iterator[RunRows]:
+            nonlocal num_runs, num_checkpoints
+            for rows in read_runs(self.outputs, stamps(self.outputs), progress, num_processes):
+                if rows.problem is None:
+                    num_runs += 1
+                else:
+                    unread[rows.name] = rows.problem
+                num_checkpoints += len(rows.checkpoints)
+                yield rows
+
+        database.write_anew(self.path, counted())
+        return Rebuilt(num_runs, num_checkpoints, unread)
+
+    def _read(self, found: Mapping[str, str], names: Iterable[str]) -> list[RunRows]:
+        missing = {name: found[name] for name in names}
         if len(missing) > _MANY:
             self._say(f"reading {len(missing):,} runs; to have this done once: {self._mend()}")
-        return [read_entry(self.outputs / RUNS / name, found[name]) for name in missing]
+        return list(read_runs(self.outputs, missing))
 
     def _is_live(self, name: str) -> bool:
         try:

@@ -8,16 +8,14 @@ stamp lies in the same row as what it vouches for.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dino_exp.catalogue.entry import RunEntry, public, secs_per_step
-from dino_exp.checkpoint.canonical import metrics_to_json
+from dino_exp.catalogue.rows import RunRows
 from dino_exp.errors import DinoExpError
 from dino_exp.fsio import LOCAL
 
@@ -62,16 +60,16 @@ def told() -> Iterator[None]:
 class View:
     """A connection in which `runs`, `bests` and `checkpoints` hold what is true now.
 
-    Rows of `path` count for the runs in `trusted` only; what `entries` say is laid beside them in memory.
+    Rows of `path` count for the runs in `trusted` only; those of `others` are laid beside them in memory.
     """
 
-    def __init__(self, path: Path | None, trusted: Iterable[str] | None, entries: Iterable[RunEntry]) -> None:
+    def __init__(self, path: Path | None, trusted: Iterable[str] | None, others: Iterable[RunRows]) -> None:
         with told():
             self._database = sqlite3.connect("file::memory:", uri=True, isolation_level=None)
             self._database.executescript(_TABLES.format(schema="main"))
             for name in _ALL:
                 self._database.execute(f"ALTER TABLE {name} RENAME TO own_{name}")
-            _insert(self._database, entries, prefix="own_")
+            _insert(self._database, others, prefix="own_")
             self._database.execute("CREATE TEMP TABLE live (name TEXT PRIMARY KEY) WITHOUT ROWID")
             if path is not None:
                 self._database.execute("ATTACH ? AS shared", (_read_only(path),))
@@ -112,24 +110,24 @@ def known_stamps(path: Path) -> dict[str, str]:
         return dict(database.execute("SELECT name, stamp FROM runs"))
 
 
-def write(path: Path, entries: Iterable[RunEntry], gone: Iterable[str] = ()) -> None:
-    """Put runs in, in place of what was known of them, and take others out: all or nothing.
+def write(path: Path, rows: RunRows) -> None:
+    """Put a run in, in place of what was known of it: all or nothing.
 
     Raises CatalogueError; nobody waits longer than WAIT_SECS for another writer.
     """
     with _writing(path) as database:
-        known = list(entries)
-        _delete(database, [*(entry.name for entry in known), *gone])
-        _insert(database, known)
+        for table in _ALL:
+            database.execute(f"DELETE FROM {table} WHERE name = ?", (rows.name,))
+        _insert(database, [rows])
 
 
-def write_anew(path: Path, entries: Iterable[RunEntry]) -> None:
+def write_anew(path: Path, runs: Iterable[RunRows]) -> None:
     """Replace the file, whatever it is, by one that holds these runs and no other. Raises CatalogueError, OSError."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     _remove(fresh)
     try:
         with _writing(fresh) as database:
-            _insert(database, entries)
+            _insert(database, runs)
         _remove(_journal(path))  # of a writer that died: it belongs to the file that goes
         LOCAL.replace(fresh, path)
     finally:
@@ -187,66 +185,9 @@ def _read_only(path: Path) -> str:
     return f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro"  # noqa: PTH100  # no symbolic link is resolved
 
 
-def _delete(database: sqlite3.Connection, names: Sequence[str]) -> None:
-    for table in _ALL:
-        database.executemany(f"DELETE FROM {table} WHERE name = ?", ((name,) for name in names))
-
-
-def _insert(database: sqlite3.Connection, entries: Iterable[RunEntry], prefix: str = "") -> None:
-    for entry in entries:
-        run = _run_row(entry)
-        database.execute(f"INSERT INTO {prefix}runs VALUES ({_marks(run)})", run)
-        bests = [(entry.name, best.metric, best.commit, *best.highest, *best.lowest) for best in entry.bests()]
-        database.executemany(f"INSERT INTO {prefix}bests VALUES (?, ?, ?, ?, ?, ?, ?)", bests)
-        checkpoints = list(_checkpoint_rows(entry))
-        database.executemany(
-            f"INSERT INTO {prefix}checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", checkpoints
-        )
-
-
-def _marks(values: Sequence[Any]) -> str:
-    return ", ".join("?" * len(values))
-
-
-def _run_row(entry: RunEntry) -> tuple[Any, ...]:
-    record = entry.record
-    if record is None:
-        return (entry.name, entry.stamp, entry.problem, *(None,) * 15)
-    parent = record.parent.get("run_key") if isinstance(record.parent, Mapping) else None
-    return (
-        entry.name,
-        entry.stamp,
-        entry.problem,
-        record.state,
-        record.attempts[0].started_at if record.attempts else None,
-        record.step,
-        record.config_hash,
-        record.group_hash,
-        record.code.commit,
-        record.code.id,
-        record.run_key,
-        parent if isinstance(parent, str) else None,
-        secs_per_step(record),
-        record.schedule.horizon_steps,
-        _scalar(entry.settings.get("seed")),
-        json.dumps(record.tags),
-        json.dumps(entry.settings),
-        json.dumps(public(record, entry.name)),
-    )
-
-
-def _checkpoint_rows(entry: RunEntry) -> Iterator[tuple[Any, ...]]:
-    for row in entry.checkpoints:
-        info = row.info
-        yield (
-            *(entry.name, info.step, info.epoch, info.created_at, info.bytes, info.healthy, info.resumable),
-            *(row.config_hash, row.git_commit, row.code_id, row.state_digest),
-            json.dumps(metrics_to_json(info.metrics)),
-        )
-
-
-def _scalar(value: object) -> int | float | str | None:
-    """What a column takes; SQLite holds whole numbers of 64 bits."""
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return str(value)
-    return value if isinstance(value, int | float | str) else None
+def _insert(database: sqlite3.Connection, runs: Iterable[RunRows], prefix: str = "") -> None:
+    for rows in runs:
+        for table, values in zip(_ALL, ([rows.run], rows.bests, rows.checkpoints), strict=True):
+            if values:
+                marks = ", ".join("?" * len(values[0]))
+                database.executemany(f"INSERT INTO {prefix}{table} VALUES ({marks})", values)

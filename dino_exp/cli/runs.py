@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ PUBLIC = (
 )  # fmt: skip
 _COLUMNS = ("run_key", "state", "step", "epochs_done", "best", "started")
 _SHOWN = 50
+_MAX_PROCESSES = 4  # to read runs; more than these, the one that writes the catalogue cannot follow
 _MODES = ("max", "min")
 
 WhereOption = Annotated[
@@ -144,14 +146,15 @@ def rebuild(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> No
     columns = (TextColumn("reading runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=as_json) as progress:
         task = progress.add_task("", total=None)
-        entries = catalogue.rebuild(lambda done, total: progress.update(task, completed=done, total=total))
-    num_checkpoints = sum(len(entry.checkpoints) for entry in entries)
-    unread = {entry.name: entry.problem for entry in entries if entry.problem is not None}
+        rebuilt = catalogue.rebuild(
+            lambda done, total: progress.update(task, completed=done, total=total),
+            num_processes=min(os.cpu_count() or 1, _MAX_PROCESSES),
+        )
+    num_runs, num_checkpoints, unread = rebuilt.num_runs, rebuilt.num_checkpoints, rebuilt.unread
     if as_json:
-        print_json({"runs": len(entries) - len(unread), "checkpoints": num_checkpoints, "unreadable": unread})
+        print_json({"runs": num_runs, "checkpoints": num_checkpoints, "unreadable": unread})
         return
-    num = len(entries) - len(unread)
-    print(f"{catalogue.path}: {count_text(num, 'run')}, {count_text(num_checkpoints, 'checkpoint')}")
+    print(f"{catalogue.path}: {count_text(num_runs, 'run')}, {count_text(num_checkpoints, 'checkpoint')}")
     _tell_unread(unread)
 
 

@@ -22,6 +22,7 @@ from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.catalogue.database import CatalogueError
 from dino_exp.catalogue.entry import RunEntry, read_entry
 from dino_exp.catalogue.query import Filter, best_groups, best_runs, count_runs, list_runs, problems
+from dino_exp.catalogue.rows import rows_of
 from dino_exp.checkpoint.pins import pin
 from dino_exp.checkpoint.policies import KeepAny, LatestN
 from dino_exp.errors import UsageError
@@ -72,7 +73,7 @@ def test_what_was_noted_is_not_read_again(
         catalogue.update(run)
     expected = rows(catalogue), best(catalogue)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    monkeypatch.setattr("dino_exp.catalogue.catalogue.read_entry", lambda *_: pytest.fail("a run was read"))
+    monkeypatch.setattr("dino_exp.catalogue.reading.read_entry", lambda *_: pytest.fail("a run was read"))
     assert (rows(catalogue), best(catalogue)) == expected
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before  # no journal, no lock
 
@@ -190,6 +191,22 @@ def test_many_who_note_at_once_lose_nothing(tmp_path: Path) -> None:
         assert database.execute("SELECT count(*) FROM runs").fetchone() == (16,)
 
 
+def test_many_are_read_in_several_processes_and_say_the_same(
+    tmp_path: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(7):
+        make(tmp_path, f"r{number}", 0.1 * number, 0.7)
+    (make(tmp_path, "x", 0.5) / "run.json").write_bytes(b"{")
+    told: list[tuple[int, int]] = []
+    alone = catalogue.rebuild(lambda *_: None)
+    by_one = rows(catalogue)
+    monkeypatch.setattr("dino_exp.catalogue.reading._CHUNK", 3)
+    assert catalogue.rebuild(lambda *counts: told.append(counts), num_processes=2) == alone
+    assert rows(catalogue) == by_one
+    assert told == [(done, 8) for done in range(9)]
+    assert (alone.num_runs, alone.num_checkpoints, [name[-1] for name in alone.unread]) == (7, 14, ["x"])
+
+
 def test_a_run_that_is_noted_while_somebody_reads_comes_once(
     tmp_path: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,10 +216,10 @@ def test_a_run_that_is_noted_while_somebody_reads_comes_once(
     def read_and_note(directory: Path, stamp: str) -> RunEntry:
         """A training notes the run just after the reader has looked at what is noted."""
         entry = read_entry(directory, stamp)
-        database.write(catalogue.path, [entry])
+        database.write(catalogue.path, rows_of(entry))
         return entry
 
-    monkeypatch.setattr("dino_exp.catalogue.catalogue.read_entry", read_and_note)
+    monkeypatch.setattr("dino_exp.catalogue.reading.read_entry", read_and_note)
     assert sorted(names(catalogue)) == ["a", "b"]
 
 

@@ -1,0 +1,60 @@
+"""Reading many runs at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+
+from dino_exp.catalogue.entry import RUNS, read_entry
+from dino_exp.catalogue.rows import RunRows, rows_of
+
+_CHUNK = 50  # runs that a process is given at once
+
+
+def read_runs(
+    outputs: Path,
+    stamps: Mapping[str, str],
+    progress: Callable[[int, int], object] = lambda *_: None,
+    num_processes: int = 1,
+) -> Iterator[RunRows]:
+    """What the files of runs say now, by name. `stamps` were taken before; `progress(done, total)` hears of runs.
+
+    More than one process is for programs whose main module may be imported (see `multiprocessing`), and is used only
+    where it is worth their start. Raises ChildProcessError if one of them is killed.
+    """
+    total, read = len(stamps), partial(_read, str(outputs / RUNS))
+    ordered = sorted(stamps.items())
+    num_processes = min(num_processes, total // _CHUNK)
+    if num_processes < 2:
+        yield from _counted(map(read, ordered), total, progress)
+        return
+    # Started afresh, not forked: who calls this may have threads, of a progress bar for one.
+    with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), _leave_interrupts) as pool:
+        try:
+            yield from _counted(pool.map(read, ordered, chunksize=_CHUNK), total, progress)
+        except BrokenProcessPool as problem:
+            raise ChildProcessError("one of the processes that read runs was killed") from problem
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read(runs: str, named: tuple[str, str]) -> RunRows:
+    name, stamp = named
+    return rows_of(read_entry(Path(runs, name), stamp))
+
+
+def _counted(found: Iterator[RunRows], total: int, progress: Callable[[int, int], object]) -> Iterator[RunRows]:
+    for done, rows in enumerate(found):
+        progress(done, total)
+        yield rows
+    progress(total, total)
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal; the one that started these ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

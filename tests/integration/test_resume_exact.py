@@ -66,14 +66,11 @@ def test_workers_and_checkpoint_policy_change_no_bit(lab: Lab, first: tuple[str,
     assert_same_end(renamed(reference, "mixed"), reference)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)]
-)
-def test_a_stop_signal_saves_and_exits_with_its_number(lab: Lab, number: signal.Signals) -> None:
+def test_a_stop_signal_saves_and_exits_with_its_number(lab: Lab) -> None:
     lab.train("run.variant=reference")
     reference = lab.only_run()
     run = renamed(reference, "signalled")
-    for num_rows in (2, 12, 24):
+    for num_rows, number in ((2, signal.SIGTERM), (12, signal.SIGINT), (24, signal.SIGUSR2)):
         attempt = lab.fork("run.variant=signalled")
         wait_for_rows(run, num_rows)
         attempt.kill(number)

@@ -99,9 +99,8 @@ def train_apart(overrides: Sequence[str]) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    for (
-        number
-    ) in came:  # the job has saved: a launcher that installed a handler (submitit requeues at USR2) hears of it
+    # The job has saved. A launcher that installed a handler hears of it: submitit requeues at USR2.
+    for number in came:
         handler = previous[number]
         if number != signal.SIGUSR1 and callable(handler) and handler is not signal.default_int_handler:
             try:

@@ -6,6 +6,7 @@ Light to import: a finished run and a refused command must not wait for torch.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -71,6 +72,7 @@ def carry_out(attempt: Attempt) -> Outcome:
     events = EventLog(attempt.paths.events, time.time)
     with contextlib.closing(events), logging_to(attempt.paths.log(), attempt.console):
         events.append("attempt_started", attempt=attempt.number, pid=os.getpid(), host=socket.gethostname())
+        gc.disable()  # until training begins: what is imported and built stays, and looking through it takes long
         try:
             code = attempt.write_settings()
             from dino_exp.attempts.work import Work  # torch and everything heavy, after the lock is ours
@@ -82,6 +84,8 @@ def carry_out(attempt: Attempt) -> Outcome:
         except BaseException as error:
             attempt.fail(error, events)
             raise
+        finally:
+            gc.enable()
         attempt.end(outcome.state, step=outcome.step)
         events.append("attempt_ended", attempt=attempt.number, outcome=outcome.state, signal=outcome.signum)
         work.tell_end(outcome)

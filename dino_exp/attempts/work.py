@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import random
@@ -93,6 +94,9 @@ class Work:
             if self.forked_metrics is not None:
                 training.forked, training.latest = True, {"step": state.step, **self.forked_metrics}
             self.manager = manager
+            gc.collect()
+            gc.freeze()  # a million objects of imported modules, which no later collection has to look at
+            gc.enable()
             return self.run(training)
 
     def tell_end(self, outcome: Outcome) -> None:

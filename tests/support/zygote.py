@@ -7,6 +7,7 @@ other.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import select
@@ -95,7 +96,8 @@ class Zygote:
 
 
 def serve() -> None:
-    import sklearn.datasets  # noqa: F401
+    import git  # noqa: F401
+    import sklearn.model_selection  # noqa: F401
     import torch
     import torch._dynamo  # an optimizer's first use imports it
 
@@ -105,6 +107,8 @@ def serve() -> None:
 
     with torch.device("meta"):
         torch.nn.Linear(1, 1)  # the first use of the meta device imports a great deal
+    gc.collect()
+    gc.freeze()  # or each attempt copies the pages of all these objects when its garbage is collected
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)

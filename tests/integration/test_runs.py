@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -88,6 +89,27 @@ def test_a_disk_that_takes_no_catalogue_stops_no_training(lab: Lab) -> None:
     printed = lab.train("train.stop_after_steps=2")
     assert printed.count("catalogue.sqlite: not kept up") == 1
     assert [row["step"] for row in listed(lab, "list")] == [2]
+
+
+def test_where_the_catalogue_cannot_be_locked_the_runs_are_read(lab: Lab) -> None:
+    """SQLite's locks are refused by the system, as some network disks do; trainings and readers say so once each."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs Linux and a C compiler, to make a disk without locks")
+    library = lab.directory / "no_locks.so"
+    source = Path(__file__).parents[1] / "support" / "no_locks.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source, "-ldl"], check=True)
+    lab.train("train.stop_after_steps=2")  # the catalogue knows this one
+    lab.environment["LD_PRELOAD"] = str(library)
+    training = lab.start("train.stop_after_steps=3")
+    printed, _ = training.communicate()
+    assert training.returncode == 0, printed
+    assert printed.count("catalogue.sqlite: not kept up") == 1
+    command = [sys.executable, "-m", "dino_exp", "runs", "list", "--outputs", str(lab.outputs), "--json"]
+    done = subprocess.run(command, check=True, env=lab.environment, capture_output=True, text=True)
+    assert [row["step"] for row in json.loads(done.stdout)] == [3]
+    assert done.stderr.count("catalogue.sqlite: not used") == 1
+    assert "Traceback" not in done.stderr + printed
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import contextlib
 import os
 import sqlite3
 import urllib.parse
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from dino_exp.errors import DinoExpError
 from dino_exp.fsio import LOCAL
 
 FILE_NAME = "catalogue.sqlite"
-FORMAT = 1
 WAIT_SECS = 2.0  # for another writer, who holds the file for milliseconds
 
 _TABLES = """
@@ -40,6 +40,7 @@ CREATE TABLE {schema}.checkpoints (
     PRIMARY KEY (name, step)
 ) WITHOUT ROWID;
 """
+FORMAT = zlib.crc32(_TABLES.encode()) >> 1  # other tables are another format; SQLite keeps 31 bits of it
 _SHOWN_STATE = "CASE WHEN state = 'running' AND name NOT IN (SELECT name FROM live) THEN 'interrupted' ELSE state END"
 _ALL = ("runs", "bests", "checkpoints")
 

@@ -6,27 +6,18 @@ import io
 import os
 import signal
 import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 import dino_exp
-from dino_exp.cli import checkpoints, runs, sweeps
 from dino_exp.cli.show import plain
 from dino_exp.errors import DinoExpError
 
-app = typer.Typer(
-    name="dino-exp",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Look after DINO runs and their checkpoints. Training itself is `python -m dino_exp.train`.",
-)
-app.add_typer(checkpoints.app, name="checkpoints")
-app.add_typer(runs.app, name="runs")
-app.add_typer(sweeps.app, name="sweeps")
+NOUNS = ("checkpoints", "runs", "sweeps")  # each a module of this package
 
 
-@app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(context: typer.Context) -> None:
     """Train: the same as `python -m dino_exp.train`; takes Hydra overrides."""
     from dino_exp import train as program
@@ -40,7 +31,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
@@ -49,13 +39,31 @@ def root(
     """Options that stand before the noun."""
 
 
+def application(asked: str | None) -> typer.Typer:
+    """The commands of the noun that was typed; of every noun where it is none of them, for help and completion.
+
+    Each noun takes its time to import.
+    """
+    app = typer.Typer(
+        name="dino-exp",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        help="Look after DINO runs and their checkpoints. Training itself is `python -m dino_exp.train`.",
+    )
+    app.callback()(root)
+    app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+    for noun in (asked,) if asked in NOUNS else NOUNS:
+        app.add_typer(import_module(f"dino_exp.cli.{noun}").app, name=noun)
+    return app
+
+
 def run() -> int:
     """Run the command line; the exit code. An error of the user's or the disk's is one message, no traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # half a character in a file's text is no traceback
     try:
-        app()
+        application(next(iter(sys.argv[1:]), None))()
     except DinoExpError as error:
         text = "\n".join([str(error), *getattr(error, "__notes__", ())])
         print(f"dino-exp: {plain(text, keep=chr(10))}", file=sys.stderr)

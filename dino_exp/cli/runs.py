@@ -13,12 +13,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.catalogue.database import View
-from dino_exp.catalogue.doctor import examine
 from dino_exp.catalogue.query import Filter, best_groups, best_runs, count_runs, list_runs, natural_mode, problems
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
 from dino_exp.cli.reproduce import reproduce
@@ -140,6 +138,8 @@ def rebuild(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> No
       dino-exp runs rebuild
       dino-exp runs rebuild --outputs /backup/outputs
     """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     if not outputs.is_dir():
         raise UsageError(f"{outputs}: no such folder; `python -m dino_exp.train` makes it")
     catalogue = Catalogue(outputs, _say)
@@ -169,6 +169,8 @@ def doctor(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> Non
       dino-exp runs doctor
       dino-exp runs doctor --outputs /backup/outputs --json
     """
+    from dino_exp.catalogue.doctor import examine
+
     found = list(examine(outputs))
     if as_json:
         print_json([vars(one) for one in found])

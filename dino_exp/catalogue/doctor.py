@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -65,6 +66,15 @@ def _program() -> Iterator[Finding]:
         )
     else:
         yield Finding(level="fine", about="versions", says=versions)
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        optuna = metadata.version("hydra-optuna-sweeper")
+        if optuna.startswith("1.3."):
+            yield Finding(
+                level="note",
+                about="versions",
+                says=f"hydra-optuna-sweeper {optuna} keeps its study in memory only: storage=sqlite:// ends in an error",
+                command="pip install --pre 'hydra-optuna-sweeper>=1.4.0rc3'",
+            )
     if shutil.which("git") is None:
         yield Finding(
             level="note", about="git", says="not found: runs record their code_id, but no commit and no patch"

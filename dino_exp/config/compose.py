@@ -7,6 +7,7 @@ setting is a ConfigError with exit code 2, and a job's error is that job's.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import os
 import re
@@ -26,7 +27,7 @@ from dino_exp.config.check import known_keys
 from dino_exp.config.compare import roles_by_key
 from dino_exp.config.explain import HYDRA_ERRORS, conf_directory, explain
 from dino_exp.config.fields import walk_mapping
-from dino_exp.config.multirun import Sweep
+from dino_exp.config.multirun import AnnounceSweep, Sweep
 from dino_exp.errors import ConfigError, DinoExpError
 
 PRIMARY = "config"
@@ -73,7 +74,9 @@ def hydra_main(task: Task, make_watcher: Callable[[], SweepWatcher]) -> int:
     `outputs/sweeps`).
     """
     jobs = _Jobs(task)
-    main = hydra.main(config_path=str(conf_directory()), config_name=PRIMARY, **version_arguments())
+    main = hydra.main(
+        config_path=str(conf_directory()), config_name=PRIMARY, **version_arguments(), **_allowed_to_import()
+    )
     watching: list[SweepWatcher] = []  # not in `jobs`, which launchers pickle
 
     def start_watching(sweep: Sweep) -> None:
@@ -196,6 +199,15 @@ def _errors_raised() -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _allowed_to_import() -> dict[str, Any]:
+    """What a configuration may name for Hydra to import, for versions that ask (1.4 on): our own callback, no more.
+
+    Hydra's launchers and sweepers are allowed by being its plugins.
+    """
+    asks = "execution_whitelist" in inspect.signature(hydra.main).parameters
+    return {"execution_whitelist": [f"{AnnounceSweep.__module__}.{AnnounceSweep.__name__}"]} if asks else {}
 
 
 def version_arguments() -> dict[str, str]:

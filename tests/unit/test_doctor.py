@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,23 @@ def test_a_full_disk_and_a_missing_git(outputs: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", "/nowhere")
     levels = {one["about"]: one["level"] for one in runs("doctor", "--outputs", outputs, "--json").json}
     assert (levels["disk"], levels["git"]) == ("problem", "note")
+
+
+VERSIONS = {
+    "a pair that does not go together": ({"omegaconf": "2.4.0"}, "problem", "expected hydra-core and omegaconf of"),
+    "a pair that this version does not know": ({"hydra-core": "1.5.0"}, "problem", "1.3 with 2.3 or 1.4 with 2.4"),
+    "a later pair": ({"hydra-core": "1.4.0", "omegaconf": "2.4.1"}, "fine", "hydra-core 1.4.0"),
+    "a sweeper that cannot keep its study": ({"hydra-optuna-sweeper": "1.3.0"}, "note", "sqlite"),
+    "one that can": ({"hydra-optuna-sweeper": "1.4.0rc3"}, "fine", "hydra-core 1.3"),
+}
+
+
+@pytest.mark.parametrize("case", VERSIONS)
+def test_versions_that_do_not_go_together(case: str, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed, level, says = VERSIONS[case]
+    real = metadata.version
+    shown = {"hydra-core": "1.3.8", "omegaconf": "2.3.1", **installed}
+    monkeypatch.setattr("dino_exp.catalogue.doctor.metadata.version", lambda name: shown.get(name) or real(name))
+    found = [one for one in runs("doctor", "--outputs", outputs, "--json").json if one["about"] == "versions"]
+    assert says in found[-1]["says"]
+    assert found[-1]["level"] == level

@@ -72,7 +72,7 @@ def _program() -> Iterator[Finding]:
             yield Finding(
                 level="note",
                 about="versions",
-                says=f"hydra-optuna-sweeper {optuna} keeps its study in memory only: storage=sqlite:// ends in an error",
+                says=f"hydra-optuna-sweeper {optuna} keeps a study in memory only; storage=sqlite: ends in an error",
                 command="pip install --pre 'hydra-optuna-sweeper>=1.4.0rc3'",
             )
     if shutil.which("git") is None:

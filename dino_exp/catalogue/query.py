@@ -78,19 +78,23 @@ def _condition(text: str) -> tuple[str, Any]:
         what = f"did you mean {', '.join(near)}?" if near else "only settings that change the result are indexed"
         raise UsageError(f"--where {text}: no such setting; {what}")
     try:
-        return chosen, _number_if_one(yaml.safe_load(value))
-    except yaml.YAMLError as error:
+        return chosen, _as_a_setting(yaml.safe_load(value), value)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, say
         raise UsageError(f"--where {text}: the value is no YAML: {error}") from error
 
 
-def _number_if_one(value: Any) -> Any:
-    """YAML 1.1 takes 1e-3 for text; Hydra and people take it for a number."""
+def _as_a_setting(value: Any, typed: str) -> Any:
+    """What JSON can hold of a value: YAML 1.1 takes 1e-3 for text, which people take for a number, and knows dates."""
     if isinstance(value, str):
         try:
             number = float(value)
         except ValueError:
             return value
         return number if math.isfinite(number) else value
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return typed
     return value
 
 
@@ -102,8 +106,10 @@ def list_runs(view: View, runs: Filter, *, sort: str = "started", limit: int | N
     condition, values = runs.sql()
     column = _SORTS.get(sort)
     if column is None:
-        column = "json_extract(doc, ?)"
-        values.append(f'$.metrics."{sort}"')
+        column = (
+            "(SELECT value FROM json_each(doc, '$.metrics') WHERE key = ? AND type IN ('integer', 'real'))"  # no "nan"
+        )
+        values.append(sort)
     order = f"{column} {'ASC' if sort == 'key' else 'DESC'} NULLS LAST, name"
     values.append(-1 if limit is None else limit)
     found = view.rows(
@@ -185,7 +191,7 @@ def _ranked(view: View, runs: Filter, metric: str, mode: Mode, commit: str | Non
     """The best value of each run and its step, the best first."""
     condition, values = runs.sql()
     value, step, best = ("highest", "highest_step", "max") if mode == "max" else ("lowest", "lowest_step", "min")
-    by_commit, commits = ("", []) if commit is None else ("AND git_commit GLOB ?", [f"{commit}*"])
+    by_commit, commits = ("", []) if commit is None else ("AND substr(git_commit, 1, ?) = ?", [len(commit), commit])
     # In SQLite the other columns beside max() or min() are those of the row that it was found in.
     found: list[_Ranked] = view.rows(
         f"""SELECT name, {best}({value}), {step} FROM bests

@@ -274,6 +274,11 @@ def test_filters(tmp_path: Path, catalogue: Catalogue) -> None:
     assert chosen(["optimizer.lr=1e-3", "seed=2"]) == ["b"]
     assert chosen(["train.epochs=4"]) == ["a"]
     assert chosen(["init.scheme=null"]) == ["a", "b"]
+    for odd in ("2020-01-01", ".nan", "!!set {1}", "[1, 2020-01-01]", "9" * 400, ""):
+        assert chosen([f"seed={odd}"]) == []
+    for broken in ("2020-99-01", "[1", "!!python/name:os.system x"):
+        with pytest.raises(UsageError, match="the value is no YAML"):
+            chosen([f"seed={broken}"])
     assert chosen(states=["failed", "completed"]) == ["b"]
     assert chosen(tags=["x'y"]) == ["a"]
     for where, says in (("optimizer.lrr=1", "did you mean optimizer.lr"), ("seed", "expected <setting>=<value>")):
@@ -290,9 +295,10 @@ def test_order_and_limit(tmp_path: Path, catalogue: Catalogue) -> None:
     assert names(catalogue) == ["a", "c", "b"]
     assert names(catalogue, sort="key") == ["a", "b", "c"]
     assert names(catalogue, sort="step", limit=1) == ["a"]
-    assert names(catalogue, sort="loss")[-2:] == ["b", "a"]
-    with pytest.raises(UsageError, match="expected started, step, key, loss"):
-        names(catalogue, sort="knn_top1")
+    assert names(catalogue, sort="loss") == ["b", "a", "c"]
+    for metric in ("knn_top1", 'lo"ss', "$", ""):
+        with pytest.raises(UsageError, match="expected started, step, key, loss"):
+            names(catalogue, sort=metric)
 
 
 def test_the_best_is_healthy_finite_and_there(tmp_path: Path, catalogue: Catalogue) -> None:
@@ -308,7 +314,7 @@ def test_the_best_is_healthy_finite_and_there(tmp_path: Path, catalogue: Catalog
         ]
         assert best(catalogue, limit=1) == [("a", 2, 0.9)]
         assert best(catalogue, commit="f" * 7) == best(catalogue)
-        assert best(catalogue, commit="0") == []
+        assert best(catalogue, commit="0") == best(catalogue, commit="*") == []
         with pytest.raises(UsageError, match="no checkpoint has it; there are knn_top1, loss"):
             best(catalogue, metric="nix")
         catalogue.rebuild(lambda *_: None)

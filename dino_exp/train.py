@@ -56,7 +56,7 @@ def train(composed: Mapping[str, Any], overrides: Sequence[str]) -> JobEnd:
         code = 0 if is_done(target, SteadyConsole(highlight=False)) else train_apart(overrides)
         record = load_record(target.paths.run_json)
         return JobEnd(code, None if record is None or record.best is None else record.best.value)
-    command = Command(overrides=overrides, composed=composed)
+    command = Command(overrides=overrides, composed=composed, options=options_of(HydraConfig.get()))
     try:
         return JobEnd(run_attempt(lambda: find_target(composed, overrides), command, SteadyConsole(highlight=False)))
     except KeyboardInterrupt:

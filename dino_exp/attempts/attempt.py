@@ -42,10 +42,11 @@ log = logging.getLogger("dino_exp")
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What the user typed, for the records: the overrides and what Hydra composed of them."""
+    """What the user typed, for the records: overrides, options of the command line, and what Hydra composed of them."""
 
     overrides: Sequence[str]
     composed: Mapping[str, Any]
+    options: Sequence[str] = ()
 
 
 class Attempt:
@@ -93,6 +94,8 @@ class Attempt:
             write_atomic(paths.environment, pretty(environment_record(argv=sys.argv, environ=os.environ)))
         write_atomic(paths.attempt_hydra_dir(self.number) / "overrides.yaml", _yaml(list(self.command.overrides)))
         write_atomic(paths.attempt_hydra_dir(self.number) / "config.yaml", _yaml(dict(self.command.composed)))
+        if self.command.options:
+            write_atomic(paths.attempt_hydra_dir(self.number) / "options.yaml", _yaml(list(self.command.options)))
         if self.record is not None:
             write_atomic(
                 paths.attempt_hydra_dir(self.number) / "diff.json",

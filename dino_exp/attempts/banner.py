@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from dino_exp.attempts.target import changes_text
+from dino_exp.config.typed import override, train_command
 from dino_exp.loggers.console import print_facts, results_table
 
 if TYPE_CHECKING:
@@ -33,9 +35,9 @@ def opening(attempt: Attempt, code: CodeRecord, plan: TrainingPlan, device: torc
         ("device", f"{device}{threads}"),
         ("steps", f"{step} of {plan.horizon_steps} done ({plan.steps_per_epoch} an epoch){stop}"),
         ("directory", str(target.paths.directory)),
-        ("resume", f"python -m dino_exp.train resume={target.paths.directory}"),
+        ("resume", train_command(override("resume", target.paths.directory))),
     ]
-    rows += [("other code", f"python -m dino_exp.train resume={path}") for path in target.other_code]
+    rows += [("other code", train_command(override("resume", path))) for path in target.other_code]
     title = f"Attempt {attempt.number}: {'start' if attempt.number == 1 else 'continue'}"
     print_facts(attempt.console, title, rows)
     if target.changes:
@@ -71,10 +73,10 @@ def closing(attempt: Attempt, outcome: Outcome, *, saved_step: int | None) -> No
         ("best", best),
         ("saved", saved),
         ("directory", str(directory)),
-        ("checkpoints", f"dino-exp checkpoints list {directory}"),
+        ("checkpoints", f"dino-exp checkpoints list {shlex.quote(str(directory))}"),
     ]
     if outcome.state != "completed":
-        places.append(("go on", f"python -m dino_exp.train resume={directory}"))
+        places.append(("go on", train_command(override("resume", directory))))
     print_facts(console, "Run", places)
 
 

@@ -23,6 +23,7 @@ from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import config_from_mapping
 from dino_exp.config.compare import overlay, values_by_key
 from dino_exp.config.schema import Config
+from dino_exp.config.typed import override
 from dino_exp.errors import ConfigError, NoCheckpointError, RefusedError, UsageError
 from dino_exp.runs.code_identity import PACKAGE_DIR, code_id
 from dino_exp.runs.find import find_run, split_at
@@ -154,7 +155,7 @@ def parent_checkpoints(target: Target) -> tuple[CheckpointReader, int] | None:
     if not checkpoints.is_dir():
         raise NoCheckpointError(
             f"{target.paths.directory}: has no checkpoint of its own yet, and its parent {parent['run_key']} is not "
-            f"beside it; start again with `fork={parent['asked']}`"
+            f"beside it; start again with `{override('fork', parent['asked'])}`"
         )
     reader = CheckpointReader(checkpoints)
     if reader.manifest(parent["step"]).state_digest != parent["state_digest"]:

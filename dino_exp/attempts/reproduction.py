@@ -19,6 +19,7 @@ from dino_exp.checkpoint.layout import PACKS, manifest_name
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.config.stored import CANONICAL_NAME, YAML_NAME
+from dino_exp.config.typed import override
 from dino_exp.errors import CorruptCheckpointError, UsageError
 from dino_exp.fsio import make_dirs
 from dino_exp.runs.jsonl import read_lines
@@ -103,8 +104,8 @@ def replay(copy: RunPaths, span: Span, code: Path) -> int:
     places = [str(code), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), "PYTHONSAFEPATH": "1"}
     environment.pop("DINO_EXP_RUN_DIR", None)
-    words = [f"resume={copy.directory}", f"train.stop_after_steps={span.stop}", "train.stop_after_epochs=null"]
-    words += [f"paths.outputs={copy.directory.parent.parent}", "logger.console=plain"]
+    words = [override("resume", copy.directory), f"train.stop_after_steps={span.stop}", "train.stop_after_epochs=null"]
+    words += [override("paths.outputs", copy.directory.parent.parent), "logger.console=plain"]
     return subprocess.call(
         [sys.executable, "-m", "dino_exp.train", *words], env=environment, cwd=copy.directory, stdout=sys.stderr
     )

@@ -18,6 +18,7 @@ from dino_exp.config.check import config_from_mapping
 from dino_exp.config.compare import Change, compare, overlay, roles_by_key
 from dino_exp.config.schema import Config
 from dino_exp.config.stored import load_stored
+from dino_exp.config.typed import override, train_command
 from dino_exp.errors import ConfigError, DinoExpError, RefusedError, UsageError
 from dino_exp.runs.code_identity import PACKAGE_DIR, code_id
 from dino_exp.runs.find import find_run, split_at
@@ -125,9 +126,10 @@ def refuse_older(paths: RunPaths, at: str | None) -> None:
         return
     reader = CheckpointReader(paths.checkpoints)
     if reader.resolve(at) != reader.resolve("latest"):
+        fork = train_command(override("fork", f"{paths.directory}@{at}"))
         raise RefusedError(
             f"{paths.directory}@{at}: not the newest checkpoint, which is that of step {reader.resolve('latest')}. "
-            f"Going on from an older one makes another run: `python -m dino_exp.train fork={paths.directory}@{at}`"
+            f"Going on from an older one makes another run: `{fork}`"
         )
 
 
@@ -143,7 +145,7 @@ def refuse_identity_changes(paths: RunPaths, changes: Collection[Change]) -> Non
     raise RefusedError(
         f"these settings make another run than {paths.directory}:\n{changes_text(changes)}\n"
         f"leave them out to continue this run, or make a new one from it "
-        f"(`fork={paths.directory}`) or from nothing (`run.variant=<name>`), with the same overrides"
+        f"(`{override('fork', paths.directory)}`) or from nothing (`run.variant=<name>`), with the same overrides"
     )
 
 

@@ -25,6 +25,7 @@ from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.types import CheckpointInfo
 from dino_exp.checkpoint.writing import NonFiniteStateError
 from dino_exp.config.canonical import config_hash, group_hash
+from dino_exp.config.typed import override, train_command
 from dino_exp.errors import CorruptCheckpointError, NoCheckpointError, RefusedError, SaveFailedError
 from dino_exp.loggers.console import ConsoleProgress
 from dino_exp.runs.code_identity import CodeRecord
@@ -279,10 +280,10 @@ class Work:
         healthy = [] if training.manager is None else [info.step for info in training.manager.infos() if info.healthy]
         if not healthy:
             return "no healthy checkpoint exists: start again with a lower optimizer.lr or a longer warm-up"
+        fork = override("fork", f"{self.paths.directory}@{healthy[-1]}")
         return (
             f"the last healthy checkpoint is that of step {healthy[-1]}; to go on from it with other settings:\n"
-            f"  python -m dino_exp.train fork={self.paths.directory}@{healthy[-1]} "
-            f"optimizer.lr={self.config.optimizer.lr / 2:g}"
+            f"  {train_command(fork, f'optimizer.lr={self.config.optimizer.lr / 2:g}')}"
         )
 
     def note_row(self, row: Mapping[str, Any], best: Best | None) -> None:

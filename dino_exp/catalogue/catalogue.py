@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Catalogue:
         found = stamps(self.outputs)
         try:
             known = database.known_stamps(self.path)
-            trusted = {name for name, stamp in known.items() if found.get(name) == stamp}
+            trusted = {name for name, stamp in known.items() if name in found and found[name] == stamp}
             others = self._read(found, found.keys() - trusted)
             # Without exceptions the file is taken as it is. With any, a run that is noted just now must not come twice.
             everything = not others and len(trusted) == len(known)
@@ -108,4 +109,4 @@ class Catalogue:
             return True
 
     def _mend(self) -> str:
-        return f"dino-exp runs rebuild --outputs {self.outputs}"
+        return f"dino-exp runs rebuild --outputs {shlex.quote(str(self.outputs))}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 import urllib.parse
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from dino_exp.errors import DinoExpError
 from dino_exp.fsio import LOCAL
 
 FILE_NAME = "catalogue.sqlite"
+_LEFT_SECS = 24 * 3600.0  # a file that is being written anew changes more often
 WAIT_SECS = 2.0  # for another writer, who holds the file for milliseconds
 
 _TABLES = """
@@ -102,13 +104,15 @@ class View:
         self._database.close()
 
 
-def known_stamps(path: Path) -> dict[str, str]:
-    """The stamp of every run that the file knows. Raises CatalogueError, FileNotFoundError; creates nothing."""
+def known_stamps(path: Path) -> dict[str, str | None]:
+    """The stamp of every run that the file knows; none of one that could not be read whole, which is to be tried again.
+
+    Raises CatalogueError, FileNotFoundError; creates nothing."""
     if not path.is_file():
         raise FileNotFoundError(path)
     with told(), contextlib.closing(sqlite3.connect(_read_only(path), uri=True, timeout=WAIT_SECS)) as database:
         _check_format(database)
-        return dict(database.execute("SELECT name, stamp FROM runs"))
+        return dict(database.execute("SELECT name, CASE WHEN problem IS NULL THEN stamp END FROM runs"))
 
 
 def write(path: Path, rows: RunRows) -> None:
@@ -126,6 +130,10 @@ def write_anew(path: Path, runs: Iterable[RunRows]) -> None:
     """Replace the file, whatever it is, by one that holds these runs and no other. Raises CatalogueError, OSError."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     _remove(fresh)
+    for left in path.parent.glob(f".{path.name}.*"):  # of processes that were killed
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _LEFT_SECS:
+                LOCAL.unlink(left)
     try:
         with _writing(fresh) as database:
             _insert(database, runs)

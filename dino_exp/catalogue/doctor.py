@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 import sys
 import time
@@ -20,6 +21,7 @@ from dino_exp.checkpoint.pins import load_pins
 from dino_exp.checkpoint.registry import missing_packs, read_index
 from dino_exp.checkpoint.store import Store
 from dino_exp.config.stored import load_stored
+from dino_exp.config.typed import override, train_command
 from dino_exp.errors import DinoExpError
 from dino_exp.fsio import LOCAL
 from dino_exp.runs.layout import RunPaths
@@ -89,7 +91,11 @@ def _place(outputs: Path) -> Iterator[Finding]:
         return
     free = LOCAL.free_bytes(outputs)
     low = free < LOW_DISK_BYTES
-    command = f"dino-exp checkpoints prune <run> --keep-last 1 --dry-run --outputs {outputs}" if low else None
+    command = (
+        f"dino-exp checkpoints prune <run> --keep-last 1 --dry-run --outputs {shlex.quote(str(outputs))}"
+        if low
+        else None
+    )
     level: Level = "problem" if low else "fine"
     yield Finding(level=level, about="disk", says=f"{free / 1e9:.1f} GB free in {outputs}", command=command)
 
@@ -98,7 +104,7 @@ def _catalogue(outputs: Path) -> Iterator[Finding]:
     path = outputs / FILE_NAME
     found = database.damage(path)
     if found is not None:
-        command = f"dino-exp runs rebuild --outputs {outputs}"
+        command = f"dino-exp runs rebuild --outputs {shlex.quote(str(outputs))}"
         yield Finding(level="problem", about=FILE_NAME, says=f"cannot be used: {found}", command=command)
     elif path.is_file():
         yield Finding(level="fine", about=FILE_NAME, says="can be read")
@@ -178,4 +184,4 @@ def _checkpoints(paths: RunPaths) -> Iterator[Finding]:
 
 
 def _resume(paths: RunPaths) -> str:
-    return f"python -m dino_exp.train resume={paths.directory}"
+    return train_command(override("resume", paths.directory))

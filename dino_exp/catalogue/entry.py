@@ -73,7 +73,7 @@ def stamps(outputs: Path) -> dict[str, str]:
         with os.scandir(outputs / RUNS) as folders:
             for folder in folders:
                 stamp = stamp_of(folder.path)
-                if stamp is not None:
+                if stamp is not None and folder.name.isprintable():  # no run of ours, and a name that no text can hold
                     found[folder.name] = stamp
     except FileNotFoundError:
         return {}

@@ -23,6 +23,8 @@ _Ranked: TypeAlias = tuple[str, float, int]  # name of a run, value, step
 
 _LESS_IS_BETTER = ("loss", "val_loss")
 _WHOLE = "name, shown_state, started_at, settings, doc"
+_OF_YAML = (ValueError, LookupError, AttributeError, RecursionError)  # that it leaves to Python, for odd texts
+_MOST = 2**63 - 1  # what SQLite takes
 _SORTS = {"started": "started_at", "step": "step", "key": "name"}
 
 
@@ -57,7 +59,8 @@ class Filter:
                 values.append(path)
                 continue
             terms.append("json_extract(settings, ?) = json_extract(?, '$')")
-            values += [path, json.dumps(value)]
+            terms.append("json_type(settings, ?) IN ('true', 'false') = ?")  # to SQLite, false is 0
+            values += [path, json.dumps(value), path, isinstance(value, bool)]
         if self.states:
             terms.append(f"shown_state IN ({', '.join('?' * len(self.states))})")
             values += self.states
@@ -79,7 +82,7 @@ def _condition(text: str) -> tuple[str, Any]:
         raise UsageError(f"--where {text}: no such setting; {what}")
     try:
         return chosen, _as_a_setting(yaml.safe_load(value), value)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, say
+    except (yaml.YAMLError, *_OF_YAML) as error:
         raise UsageError(f"--where {text}: the value is no YAML: {error}") from error
 
 
@@ -111,7 +114,7 @@ def list_runs(view: View, runs: Filter, *, sort: str = "started", limit: int | N
         )
         values.append(sort)
     order = f"{column} {'ASC' if sort == 'key' else 'DESC'} NULLS LAST, name"
-    values.append(-1 if limit is None else limit)
+    values.append(-1 if limit is None else min(limit, _MOST))
     found = view.rows(
         f"SELECT {_WHOLE} FROM runs WHERE {condition} ORDER BY {order} LIMIT ?",
         values,
@@ -152,18 +155,21 @@ def best_runs(
 def best_groups(
     view: View, runs: Filter, *, metric: str, mode: Mode, commit: str | None = None, limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """Runs that differ in the seed only, together: mean and spread of their best values, the best mean first.
+    """Runs of the same code that differ in the seed only, together: mean and spread of best values, best mean first.
 
-    `std` is of the sample, None for a single run. Raises UsageError as `best_runs`.
+    Of several runs of one seed the best counts, once. `std` is of the sample, None for a single run. Raises UsageError
+    as `best_runs`.
     """
     ranked = _ranked(view, runs, metric, mode, commit)
     facts = {
-        name: (group, key, seed)
-        for name, group, key, seed in view.rows("SELECT name, group_hash, run_key, seed FROM runs")
+        name: ((group, code), key, seed)
+        for name, group, code, key, seed in view.rows("SELECT name, group_hash, code_id, run_key, seed FROM runs")
     }
-    members: dict[str, list[_Ranked]] = {}
+    by_seed: dict[tuple[str, str], dict[Any, _Ranked]] = {}
     for one in ranked:
-        members.setdefault(facts[one[0]][0], []).append(one)
+        group, _, seed = facts[one[0]]
+        by_seed.setdefault(group, {}).setdefault(seed, one)
+    members = {group: list(ones.values()) for group, ones in by_seed.items()}
     means = {group: statistics.fmean(value for _, value, _ in ones) for group, ones in members.items()}
     chosen = sorted(members, key=lambda group: means[group], reverse=mode == "max")[:limit]
     found = []
@@ -172,7 +178,7 @@ def best_groups(
         values = [value for _, value, _ in ones]
         found.append(
             {
-                "group_hash": group,
+                "group_hash": group[0],
                 "runs": [facts[name][1] for name, _, _ in ones],
                 "seeds": [facts[name][2] for name, _, _ in ones],
                 "metric": metric,

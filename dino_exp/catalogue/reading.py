@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -34,7 +37,7 @@ def read_runs(
         yield from _counted(map(read, ordered), total, progress)
         return
     # Started afresh, not forked: who calls this may have threads, of a progress bar for one.
-    with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), _leave_interrupts) as pool:
+    with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), _serve_one_master) as pool:
         try:
             yield from _counted(pool.map(read, ordered, chunksize=_CHUNK), total, progress)
         except BrokenProcessPool as problem:
@@ -55,6 +58,15 @@ def _counted(found: Iterator[RunRows], total: int, progress: Callable[[int, int]
     progress(total, total)
 
 
-def _leave_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; the one that started these ends them."""
+def _serve_one_master() -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal, to the one that started this; end when it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    gone = parent.sentinel
+
+    def end_with_it() -> None:
+        multiprocessing.connection.wait([gone])
+        os._exit(1)
+
+    threading.Thread(target=end_with_it, daemon=True).start()

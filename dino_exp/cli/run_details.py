@@ -17,6 +17,7 @@ from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, RunArgument
 from dino_exp.cli.show import Cell, age_text, count_text, plain, print_json, print_table, size_text
 from dino_exp.config.plain_yaml import parse_plain_yaml
+from dino_exp.config.typed import train_command
 from dino_exp.errors import DinoExpError, UsageError
 from dino_exp.fsio import LOCAL, DamagedFileError
 from dino_exp.runs.find import find_run
@@ -41,7 +42,7 @@ def show(
     Examples:
       dino-exp runs show last
       dino-exp runs show vit_nano-67b8 --json
-      $(dino-exp runs show last --command)      # the same settings again
+      eval "$(dino-exp runs show last --command)"   # the same settings again
     """
     paths = RunPaths(find_run(outputs, run))
     record = load_record(paths.run_json)
@@ -60,15 +61,22 @@ def show(
 def command_of(paths: RunPaths) -> str:
     """The line that starts the same run, as it was typed at first. Raises DamagedFileError, UsageError."""
     path = paths.hydra_dir / "overrides.yaml"
+    options: list[str] = []
+    with contextlib.suppress(FileNotFoundError):  # it is there only if there were any
+        options = _words(paths.hydra_dir / "options.yaml")
     try:
-        words = parse_plain_yaml(LOCAL.read_bytes(path, _MAX_BYTES), str(path))
+        return train_command(*options, *_words(path))
     except FileNotFoundError as gone:
         raise UsageError(
             f"{path}: it is gone, so nobody knows what was typed; {paths.config_yaml} has the values"
         ) from gone
+
+
+def _words(path: Path) -> list[str]:
+    words = parse_plain_yaml(LOCAL.read_bytes(path, _MAX_BYTES), str(path))
     if not isinstance(words, list) or not all(isinstance(word, str) and word.isprintable() for word in words):
-        raise DamagedFileError(f"{path}: found {type(words).__name__}, expected a list of overrides")
-    return shlex.join(["python", "-m", "dino_exp.train", *words])
+        raise DamagedFileError(f"{path}: found {type(words).__name__}, expected a list of words")
+    return words
 
 
 def describe(paths: RunPaths, record: RunRecord) -> dict[str, Any]:

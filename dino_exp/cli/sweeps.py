@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 import time
@@ -15,7 +14,8 @@ import typer
 
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
 from dino_exp.cli.show import age_text, count_text, plain, print_json, print_table
-from dino_exp.errors import UsageError
+from dino_exp.config.typed import override, train_command
+from dino_exp.errors import DinoExpError, UsageError
 from dino_exp.runs.jsontext import spell
 from dino_exp.sweeps.outcome import OUTCOME_COLUMNS, Outcome, outcome_lines, outcomes_of
 from dino_exp.sweeps.picture import draw
@@ -38,7 +38,7 @@ def list_all(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> N
       dino-exp sweeps list
       dino-exp sweeps list --json
     """
-    found = [_load(outputs, name) for name in sweep_names(outputs)]
+    found = _readable(outputs)
     found.sort(key=lambda sweep: sweep.created_at, reverse=True)
     rows = [_summary(sweep, outcomes_of(sweep, outputs)) for sweep in found]
     if as_json:
@@ -135,13 +135,24 @@ def report(
 
 def _find(outputs: Path, named: str) -> SweepRecord:
     names = sweep_names(outputs)
-    if named == "last" and names:
-        return max((_load(outputs, name) for name in names), key=lambda sweep: sweep.updated_at)
+    if named == "last" and (found := _readable(outputs)):
+        return max(found, key=lambda sweep: sweep.updated_at)
     matches = [name for name in names if name == named] or [name for name in names if name.startswith(named)]
     if len(matches) != 1:
         which = ", ".join(matches[:8] or names[:8]) or "none"
         raise UsageError(f"{named!r} begins the names of {count_text(len(matches), 'sweep')}; there are: {which}")
     return _load(outputs, matches[0])
+
+
+def _readable(outputs: Path) -> list[SweepRecord]:
+    """All sweeps whose record can be read; the others are told, and hide none of them."""
+    found = []
+    for name in sweep_names(outputs):
+        try:
+            found.append(_load(outputs, name))
+        except DinoExpError as problem:
+            print(f"dino-exp: {plain(str(problem))}", file=sys.stderr)
+    return found
 
 
 def _load(outputs: Path, name: str) -> SweepRecord:
@@ -186,12 +197,12 @@ def _job(one: Outcome) -> dict[str, Any]:
 def _here(words: Sequence[str], outputs: Path) -> list[str]:
     """The overrides for where the runs lie now: the folder may have been moved, or named from elsewhere."""
     kept = [word for word in words if not word.startswith(("sweep.name=", "sweep.dry_run=", "paths.outputs="))]
-    return [*kept, f"paths.outputs={outputs}"]
+    return [*kept, override("paths.outputs", outputs)]
 
 
 def _train(*words: str) -> int:
     """`python -m dino_exp.train`, which is told on standard error; its exit code."""
-    print(f"$ {plain(shlex.join(['python', '-m', 'dino_exp.train', *words]))}", file=sys.stderr, flush=True)
+    print(f"$ {plain(train_command(*words))}", file=sys.stderr, flush=True)
     process = subprocess.Popen([sys.executable, "-m", "dino_exp.train", *words])
     while True:
         try:

@@ -18,6 +18,7 @@ from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, named
 from dino_exp.cli.damage import summarise
 from dino_exp.cli.show import count_text, plain, print_json
+from dino_exp.config.typed import override, train_command
 from dino_exp.errors import DinoExpError, UsageError
 from dino_exp.runs.find import all_runs
 from dino_exp.runs.layout import RunPaths
@@ -151,8 +152,9 @@ def _advice(paths: RunPaths, damaged: list[int], good: list[int] | None) -> str:
     if not good:
         return "none of its checkpoints is good: put them back from a copy, or start anew with run.variant=<name>"
     if _is_finished(paths):
-        return f"python -m dino_exp.train fork={run}@{good[-1]}   # a new run from its newest good one: it is finished"
-    resume = f"python -m dino_exp.train resume={run}"
+        fork = train_command(override("fork", f"{paths.directory}@{good[-1]}"))
+        return f"{fork}   # a new run from its newest good one: it is finished"
+    resume = train_command(override("resume", paths.directory))
     if good[-1] > damaged[-1]:
         return f"{resume}   # goes on from step {good[-1]}, the newest, which is good"
     bad = ", ".join(str(step) for step in damaged if step > good[-1])

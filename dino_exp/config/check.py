@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from dino_exp.config.fields import REQUIRED, Entry, Section, convert, entries, value_problem, walk_schema
 from dino_exp.config.schema import Config
 from dino_exp.errors import ConfigError
 
+AnySection = TypeVar("AnySection", bound=Section)
 MISSING = "???"  # OmegaConf's mark of a value that must be given
 
 
@@ -30,6 +31,17 @@ def config_from_mapping(mapping: Mapping[str, Any]) -> Config:
         raise ConfigError(_report(str(error).splitlines())) from None
     assert isinstance(config, Config)
     return config
+
+
+def section_from_mapping(cls: type[AnySection], mapping: Mapping[str, Any], name: str) -> AnySection:
+    """One section alone, called `name`, as strictly. Raises ConfigError."""
+    problems: list[str] = []
+    values = _read_section(cls, mapping, f"{name}.", problems)
+    if values is None or problems:
+        raise ConfigError(_report(problems))
+    made = values()
+    assert isinstance(made, cls)
+    return made
 
 
 @functools.cache

@@ -78,10 +78,15 @@ def hydra_main(task: Task, make_watcher: Callable[[], SweepWatcher]) -> int:
         config_path=str(conf_directory()), config_name=PRIMARY, **version_arguments(), **_allowed_to_import()
     )
     watching: list[SweepWatcher] = []  # not in `jobs`, which launchers pickle
+    bugs: list[Exception] = []
 
-    def start_watching(sweep: Sweep) -> None:
+    def start_watching(find_sweep: Callable[[], Sweep]) -> None:
         watcher = make_watcher()
-        _announce(sweep, watcher)
+        try:
+            _announce(find_sweep, watcher)
+        except Exception as bug:
+            bugs.append(bug)
+            raise SystemExit(1) from bug  # of anything else Hydra warns, and runs the jobs without a plan
         watching.append(watcher)
 
     token = _to_announce.set(start_watching)
@@ -90,17 +95,19 @@ def hydra_main(task: Task, make_watcher: Callable[[], SweepWatcher]) -> int:
             code = _exit_code(lambda: jobs.run_all(main(jobs.run)))
     finally:
         _to_announce.reset(token)
+    if bugs:
+        raise bugs[0]
     if watching:
         return code or watching[0].ends(jobs.codes)
     return next((code for code in (*jobs.codes, code) if code), 0)
 
 
-_to_announce: ContextVar[Callable[[Sweep], None]] = ContextVar("to_announce")
+_to_announce: ContextVar[Callable[[Callable[[], Sweep]], None]] = ContextVar("to_announce")
 
 
-def announce(sweep: Sweep) -> None:
-    """Called by Hydra's callback, which cannot be given an object."""
-    _to_announce.get()(sweep)
+def announce(find_sweep: Callable[[], Sweep]) -> None:
+    """Called by Hydra's callback, which cannot be given an object. `find_sweep` may raise what a job may."""
+    _to_announce.get()(find_sweep)
 
 
 class _Jobs:
@@ -140,12 +147,12 @@ class _Jobs:
         return 0
 
 
-def _announce(sweep: Sweep, watcher: SweepWatcher) -> None:
+def _announce(find_sweep: Callable[[], Sweep], watcher: SweepWatcher) -> None:
     """Tell the watcher. Hydra only warns of what a callback raises, unless it is a SystemExit."""
     codes: list[int] = []
 
     def tell() -> int:
-        found = watcher.starts(sweep)
+        found = watcher.starts(find_sweep())
         codes.extend([] if found is None else [found])
         return 0
 

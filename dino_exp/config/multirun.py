@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+
+from dino_exp.config.check import section_from_mapping
+from dino_exp.config.schema import PathsConfig, SweepConfig
 
 OF_THE_SWEEP = "sweep."
 _BASIC = "BasicSweeper"
@@ -20,8 +24,8 @@ _BASIC = "BasicSweeper"
 class Sweep:
     """A sweep as typed: `jobs` are the overrides of each job, None where the sweeper decides as it goes.
 
-    They hold nothing of the sweep itself (`sweep.*`), so that each can be typed alone. `settings`: what is not swept
-    over, plain. `options`: of the command line, that a job needs too.
+    They hold nothing of the sweep itself (`sweep.*`), so that each can be typed alone. `settings`, `outputs`: its name
+    over and where its runs lie. `options`: of the command line, that a job needs too.
     """
 
     typed: tuple[str, ...]
@@ -29,7 +33,8 @@ class Sweep:
     jobs: tuple[tuple[str, ...], ...] | None
     sweeper: str
     launcher: str
-    settings: dict[str, Any]
+    settings: SweepConfig
+    outputs: Path
 
 
 class AnnounceSweep(Callback):
@@ -39,14 +44,12 @@ class AnnounceSweep(Callback):
         """Called by Hydra in the user's process, before a launcher exists."""
         from dino_exp.config.compose import announce
 
-        announce(sweep_of(config))
+        announce(lambda: sweep_of(config))
 
 
 def sweep_of(config: DictConfig) -> Sweep:
-    """What the composed configuration of a multirun says."""
-    settings = OmegaConf.to_container(config.copy(), resolve=False)
-    assert isinstance(settings, dict)
-    hydra = settings.pop("hydra")
+    """What the composed configuration of a multirun says. Raises ConfigError, OmegaConf's errors."""
+    hydra: Any = OmegaConf.to_container(config.hydra, resolve=False)
     typed = [str(word) for word in hydra["overrides"]["task"]]
     sweeper = str(hydra["sweeper"]["_target_"]).rpartition(".")[2]
     words = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()] + typed
@@ -56,8 +59,15 @@ def sweep_of(config: DictConfig) -> Sweep:
         jobs=tuple(_jobs(words)) if sweeper == _BASIC else None,
         sweeper=sweeper,
         launcher=str(hydra["launcher"]["_target_"]).rpartition(".")[2],
-        settings={str(key): value for key, value in settings.items()},
+        settings=section_from_mapping(SweepConfig, _resolved(config.sweep), "sweep"),
+        outputs=Path(section_from_mapping(PathsConfig, _resolved(config.paths), "paths").outputs),
     )
+
+
+def _resolved(section: DictConfig) -> dict[str, Any]:
+    values = OmegaConf.to_container(section, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 def options_of(hydra: Any) -> tuple[str, ...]:

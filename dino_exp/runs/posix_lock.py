@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import TypeAlias
 
+from dino_exp.config.typed import override, train_command
 from dino_exp.errors import RefusedError
 
 Inode: TypeAlias = tuple[int, int]
@@ -84,7 +85,7 @@ def _open(path: Path) -> int:
     except OSError as error:
         raise RefusedError(
             f"{path}: cannot be opened for writing ({error.strerror}); make the folder writable, or go on "
-            f"in a new run: `python -m dino_exp.train fork={path.parent}`"
+            f"in a new run: `{train_command(override('fork', path.parent))}`"
         ) from error
 
 

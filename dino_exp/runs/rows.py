@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dino_exp.config.typed import override, train_command
 from dino_exp.fsio import LOCAL, DamagedFileError
 from dino_exp.runs.jsonl import JsonLines, count_lines
 
@@ -93,5 +94,5 @@ class RowWriter:
         return DamagedFileError(
             f"{self.path}: found {found}, but the checkpoint was saved after {position.num_rows} rows in "
             f"{position.num_bytes} bytes. Put the file back, or go on in a new run: "
-            f"`python -m dino_exp.train fork={self.path.parent}`"
+            f"`{train_command(override('fork', self.path.parent))}`"
         )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dino_exp.config.typed import train_command
 from dino_exp.errors import DinoExpError
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.lock import probe
@@ -55,7 +55,7 @@ class Outcome:
     @property
     def command(self) -> str:
         """The line that does this job alone."""
-        return shlex.join(["python", "-m", "dino_exp.train", *self.options, *self.job.overrides])
+        return train_command(*self.options, *self.job.overrides)
 
 
 def outcomes_of(sweep: SweepRecord, outputs: Path) -> list[Outcome]:

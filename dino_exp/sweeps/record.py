@@ -34,9 +34,10 @@ class JobRecord:
     problem: str | None = None
 
     @property
-    def identity(self) -> str | frozenset[str]:
-        """What tells it from other jobs: its run, or its overrides in any order, wherever runs lie."""
-        return self.run_key or frozenset(word for word in self.overrides if not word.startswith("paths."))
+    def identities(self) -> set[str | frozenset[str]]:
+        """What tells it from other jobs: its run, and its overrides in any order, wherever runs lie."""
+        typed = frozenset(word for word in self.overrides if not word.startswith("paths."))
+        return {typed} if self.run_key is None else {self.run_key, typed}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,8 @@ class SweepRecord:
         """With the jobs that an earlier sweep of this name had and this one has not, behind its own."""
         if earlier is None:
             return self
-        known = {job.identity for job in self.jobs}
-        others = tuple(job for job in earlier.jobs if job.identity not in known)
+        known = {identity for job in self.jobs for identity in job.identities}
+        others = tuple(job for job in earlier.jobs if known.isdisjoint(job.identities))
         return replace(self, created_at=earlier.created_at, jobs=self.jobs + others)
 
 
@@ -100,7 +101,8 @@ def load_sweep(path: Path) -> SweepRecord | None:
 
 def sweep_names(outputs: Path) -> list[str]:
     """The sweeps below an outputs folder."""
-    return sorted(path.parent.name for path in outputs.glob(f"{FOLDER}/*/{FILE_NAME}"))
+    found = (path.parent.name for path in outputs.glob(f"{FOLDER}/*/{FILE_NAME}"))
+    return sorted(name for name in found if _NAME.fullmatch(name))
 
 
 _JOB = record_of(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from dino_exp.catalogue.query import natural_mode
 from dino_exp.checkpoint.reader import CheckpointReader
+from dino_exp.config.typed import train_command
 from dino_exp.errors import DinoExpError, UsageError
 from dino_exp.runs.jsonl import read_lines
 from dino_exp.runs.shape import WrongShapeError, whole
@@ -27,7 +27,7 @@ def report_lines(record: SweepRecord, outcomes: Sequence[Outcome], metric: str) 
     metrics = [name for name in dict.fromkeys((metric, *_ALSO)) if name in names]
     yield f"# Sweep {record.name}"
     yield ""
-    yield f"    python -m dino_exp.train --multirun {shlex.join((*record.options, *record.typed))}"
+    yield f"    {train_command('--multirun', *record.options, *record.typed)}"
     yield ""
     yield _line((*swept, *metrics, "kept", "a kill costs at most", "state", "run"))
     yield _line(["---"] * (len(swept) + len(metrics) + 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import statistics
 import time
 from collections import Counter
@@ -42,15 +43,15 @@ class SweepTeller:
 
         Raises RefusedError where two jobs are one run, OSError.
         """
-        asked, self._outputs = sweep.settings["sweep"], Path(sweep.settings["paths"]["outputs"])
-        name = sweep_name(asked["name"], sweep.typed)
+        asked, self._outputs = sweep.settings, sweep.outputs
+        name = sweep_name(asked.name, sweep.typed)
         path = sweep_path(self._outputs, name)
         if sweep.jobs is None:
             self._say(f"sweep {name}: {sweep.sweeper} decides on the jobs as it goes, so there is no plan")
-            return 0 if asked["dry_run"] else None
+            return 0 if asked.dry_run else None
         planned = plan_jobs(sweep.jobs, self._find_target)
         self._print_plan(name, planned, sweep)
-        if asked["dry_run"]:
+        if asked.dry_run:
             self._say("sweep.dry_run=true: nothing was done")
             return 0
         now = utc_text(time.time())
@@ -77,12 +78,15 @@ class SweepTeller:
         if self._recorded is None:
             return signalled or int(any(codes))
         path, record = self._recorded
+        record = record.merged(load_sweep(path))  # another sweep of this name may have begun since
         outcomes = outcomes_of(record, self._outputs)
         jobs = tuple(replace(job, state=found.state) for job, found in zip(record.jobs, outcomes, strict=True))
         save_sweep(path, replace(record, updated_at=utc_text(time.time()), jobs=jobs))
         ours = outcomes[: self._num_jobs]
         print_outcomes(ours, self._print_table, self._say)
-        self._say(f"again, or on with it: dino-exp sweeps resume {record.name} --outputs {self._outputs}")
+        self._say(
+            f"again, or on with it: dino-exp sweeps resume {record.name} --outputs {shlex.quote(str(self._outputs))}"
+        )
         return signalled or int(any(not one.is_well for one in ours) or any(codes))
 
     def _print_plan(self, name: str, planned: Sequence[PlannedJob], sweep: Sweep) -> None:

@@ -29,6 +29,25 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(lab: Lab) -> None:
     assert not lab.outputs.exists()
 
 
+@pytest.mark.parametrize("name", ["20241124", "1e3", "true"])
+def test_a_name_that_looks_like_something_else_is_a_name(lab: Lab, name: str) -> None:
+    printed = lab.train(*SWEPT, "sweep.dry_run=true", f"sweep.name={name}", code=0 if name.isdigit() else 2)
+    assert ("nothing was done" in printed) == name.isdigit()
+    assert "Warning" not in printed
+    assert not lab.outputs.exists()
+
+
+def test_a_sweep_lies_where_its_outputs_lead(lab: Lab) -> None:
+    place = lab.directory / "a, b"
+    lab.environment["PLACE"] = str(place)
+    lab.settings = (*lab.settings, "debug=step")
+    printed = lab.train("--multirun", "seed=0", "sweep.name=here", "paths.outputs=${oc.env:PLACE}")
+    assert f"dino-exp sweeps resume here --outputs '{place}'" in printed
+    assert [path.name for path in lab.directory.iterdir()] == ["a, b"]
+    assert "every job is finished" in lab.cli("sweeps", "resume", "here", "--outputs", str(place))
+    assert [path.name for path in lab.directory.iterdir()] == ["a, b"]
+
+
 def test_the_same_sweep_again_skips_continues_and_retries(lab: Lab) -> None:
     lab.train("seed=1", "train.stop_after_steps=3")
     printed = lab.train(*SWEPT)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -274,9 +278,9 @@ def test_filters(tmp_path: Path, catalogue: Catalogue) -> None:
     assert chosen(["optimizer.lr=1e-3", "seed=2"]) == ["b"]
     assert chosen(["train.epochs=4"]) == ["a"]
     assert chosen(["init.scheme=null"]) == ["a", "b"]
-    for odd in ("2020-01-01", ".nan", "!!set {1}", "[1, 2020-01-01]", "9" * 400, ""):
+    for odd in ("2020-01-01", ".nan", "!!set {1}", "[1, 2020-01-01]", "9" * 400, "", "true", "false"):
         assert chosen([f"seed={odd}"]) == []
-    for broken in ("2020-99-01", "[1", "!!python/name:os.system x"):
+    for broken in ("2020-99-01", "[1", "!!python/name:os.system x", '!!int ""', "!!bool x", "[" * 2000):
         with pytest.raises(UsageError, match="the value is no YAML"):
             chosen([f"seed={broken}"])
     assert chosen(states=["failed", "completed"]) == ["b"]
@@ -295,6 +299,7 @@ def test_order_and_limit(tmp_path: Path, catalogue: Catalogue) -> None:
     assert names(catalogue) == ["a", "c", "b"]
     assert names(catalogue, sort="key") == ["a", "b", "c"]
     assert names(catalogue, sort="step", limit=1) == ["a"]
+    assert len(names(catalogue, limit=10**30)) == 3
     assert names(catalogue, sort="loss") == ["b", "a", "c"]
     for metric in ("knn_top1", 'lo"ss', "$", ""):
         with pytest.raises(UsageError, match="expected started, step, key, loss"):
@@ -318,6 +323,87 @@ def test_the_best_is_healthy_finite_and_there(tmp_path: Path, catalogue: Catalog
         with pytest.raises(UsageError, match="no checkpoint has it; there are knn_top1, loss"):
             best(catalogue, metric="nix")
         catalogue.rebuild(lambda *_: None)
+
+
+def test_a_seed_counts_once_and_other_code_apart(tmp_path: Path, catalogue: Catalogue) -> None:
+    for variant, value, code in (
+        ("a", 0.5, CODE),
+        ("again", 0.7, CODE),
+        ("b", 0.9, replace(CODE, id=CODE_HEX[:8] + "0" * 56)),
+    ):
+        make(tmp_path, variant, value, seed=0, code=code)
+    with contextlib.closing(catalogue.view()) as view:
+        groups = best_groups(view, ALL, metric="knn_top1", mode="max")
+    assert [(group["mean"], group["seeds"]) for group in groups] == [(0.9, [0]), (0.7, [0])]
+
+
+def test_settings_that_come_later_are_seen(tmp_path: Path, catalogue: Catalogue) -> None:
+    canonical = make(tmp_path, "a", 0.5) / "config.canonical.json"
+    canonical.rename(tmp_path / "aside")
+    catalogue.rebuild(lambda *_: None)
+    assert names(catalogue, chosen=Filter.parse(["seed=0"], [], [])) == []
+    (tmp_path / "aside").rename(canonical)
+    assert names(catalogue, chosen=Filter.parse(["seed=0"], [], [])) == ["a"]
+
+
+def test_a_name_that_no_text_can_hold_hides_nothing(tmp_path: Path, catalogue: Catalogue) -> None:
+    run = make(tmp_path, "a", 0.5)
+    shutil.copytree(os.fsencode(run), os.fsencode(run.parent) + b"/old\xff")
+    for _ in range(2):
+        assert names(catalogue) == ["a"]
+        assert catalogue.rebuild(lambda *_: None).num_runs == 1
+
+
+def test_what_a_killed_rebuild_left_goes_after_a_day(tmp_path: Path, catalogue: Catalogue) -> None:
+    make(tmp_path, "a", 0.5)
+    old, new = tmp_path / ".catalogue.sqlite.7", tmp_path / ".catalogue.sqlite.8"
+    old.touch()
+    new.touch()
+    os.utime(old, (0, 0))
+    catalogue.rebuild(lambda *_: None)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from dino_exp.catalogue import reading
+from dino_exp.catalogue.catalogue import Catalogue
+reading._CHUNK = 1
+if __name__ == "__main__":
+    def stay(done, total):
+        print(done, flush=True)
+        time.sleep(100 * (done == 2))
+    Catalogue(Path(sys.argv[1])).rebuild(stay, num_processes=2)
+"""
+
+
+def test_no_process_outlives_a_killed_rebuild(tmp_path: Path) -> None:
+    for number in range(4):
+        make(tmp_path, f"r{number}", 0.5)
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    process = subprocess.Popen(
+        [sys.executable, program, tmp_path], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    while process.stdout.readline() != "2\n":
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 30
+    while someone_is_in_group(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def someone_is_in_group(number: int) -> bool:
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_groups_average_over_seeds(tmp_path: Path, catalogue: Catalogue) -> None:

@@ -66,7 +66,7 @@ def test_what_to_do_about_damage(bad: list[int], state: str, says: str, tmp_path
 def test_the_next_command_can_be_typed_as_it_stands(tmp_path: Path) -> None:
     run = make_run(tmp_path / "my outputs", 1, 2)
     (run / "checkpoints" / "step-000000002.json").write_bytes(b"{}")
-    assert f"resume='{run}'   # moves 2" in cli("verify", run).lines[-1]
+    assert f"'resume={run}'   # moves 2" in cli("verify", run).lines[-1]
     assert cli("list", run).lines[-1].endswith(f"dino-exp checkpoints verify '{run}'")
 
 

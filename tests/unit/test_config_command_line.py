@@ -25,9 +25,9 @@ def task(settings, overrides):
 
 class Watcher:
     def starts(self, sweep):
-        if sweep.settings["sweep"]["name"] == "refused":
+        if sweep.settings.name == "refused":
             raise RefusedError("no such sweep here")
-        if sweep.settings["sweep"]["dry_run"]:
+        if sweep.settings.dry_run:
             print(sweep.sweeper, sweep.launcher, sweep.typed, sweep.jobs)
             return 0
 

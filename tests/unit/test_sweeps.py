@@ -13,6 +13,9 @@ from catalogue_samples import make
 from cli_samples import cli, contents
 from runs_samples import CODE_HEX, CONFIG_HEX, sample_attempt
 
+from dino_exp.attempts.target import Target
+from dino_exp.config.multirun import Sweep
+from dino_exp.config.schema import SweepConfig
 from dino_exp.errors import ConfigError, RefusedError, UsageError
 from dino_exp.fsio import DamagedFileError
 from dino_exp.runs.layout import RunPaths
@@ -20,6 +23,7 @@ from dino_exp.runs.record import load_record
 from dino_exp.sweeps.outcome import differing
 from dino_exp.sweeps.plan import plan_jobs
 from dino_exp.sweeps.record import JobRecord, SweepRecord, load_sweep, save_sweep, sweep_name, sweep_path
+from dino_exp.sweeps.teller import SweepTeller
 
 sweeps = functools.partial(cli, noun="sweeps")
 KEY = f"vit_nano-{CONFIG_HEX[:8]}-{CODE_HEX[:8]}"
@@ -42,6 +46,51 @@ def test_the_name_is_a_function_of_what_is_swept() -> None:
     assert sweep_name("mine", ["seed=0,1"]) == "mine"
     with pytest.raises(UsageError, match="expected letters"):
         sweep_path(Path(), "../x")
+
+
+def test_a_job_that_became_right_replaces_the_wrong_one() -> None:
+    wrong = JobRecord(overrides=("x=1", "seed=0"), run_key=None, state=None, problem="no x")
+    right = JobRecord(overrides=("seed=0", "x=1", "paths.outputs=there"), run_key="k", state="new")
+    assert sweep(right).merged(sweep(wrong, job("b", "seed=1"))).jobs == (right, job("b", "seed=1"))
+
+
+def test_a_sweep_that_began_meanwhile_keeps_its_jobs(tmp_path: Path) -> None:
+    def announced(seed: int) -> Sweep:
+        return Sweep(
+            typed=(f"seed={seed}",),
+            options=(),
+            jobs=((f"seed={seed}",),),
+            sweeper="BasicSweeper",
+            launcher="BasicLauncher",
+            settings=SweepConfig(name="both", dry_run=False),
+            outputs=tmp_path,
+        )
+
+    def refuse(overrides: object) -> Target:
+        raise ConfigError(f"not {overrides}")
+
+    first, second = (SweepTeller(refuse, lambda *_: None, lambda _: None) for _ in range(2))
+    first.starts(announced(0))
+    second.starts(announced(1))
+    second.ends([])
+    first.ends([])
+    record = load_sweep(sweep_path(tmp_path, "both"))
+    assert record is not None
+    assert sorted(word for one in record.jobs for word in one.overrides) == ["seed=0", "seed=1"]
+
+
+def test_a_damaged_record_hides_no_other(tmp_path: Path) -> None:
+    save_sweep(sweep_path(tmp_path, "first"), sweep(job("a", "seed=0")))
+    for name, content in (("a b", "{}"), ("damaged", "{}")):
+        folder = tmp_path / "sweeps" / name
+        folder.mkdir()
+        (folder / "sweep.json").write_text(content)
+    listed = sweeps("list", "--outputs", tmp_path, "--json")
+    assert (listed.code, [one["name"] for one in listed.json]) == (0, ["first"])
+    assert "damaged" in listed.err
+    assert "a b" not in listed.err
+    assert sweeps("show", "last", "--outputs", tmp_path).code == 0
+    assert sweeps("show", "damaged", "--outputs", tmp_path).code == 4
 
 
 def test_the_record_comes_back_and_damage_is_named(tmp_path: Path) -> None:

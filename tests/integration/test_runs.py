@@ -51,7 +51,10 @@ def test_a_fork_shows_its_lineage_and_what_it_changed(lab: Lab) -> None:
 
 
 def test_the_line_that_starts_a_run_finds_it_finished(lab: Lab) -> None:
-    lab.train("train.stop_after_steps=2", "run.note='two words'")
+    mine = lab.directory / "my settings" / "extra"
+    mine.mkdir(parents=True)
+    (mine / "short.yaml").write_text("# @package _global_\ntrain:\n  stop_after_steps: 2\n")
+    lab.train(f"--config-dir={mine.parent}", "+extra=short", "run.note='two words'")
     line = lab.cli("runs", "show", "last", "--outputs", str(lab.outputs), "--command")
     line = line.replace("python", sys.executable, 1)
     done = subprocess.run(

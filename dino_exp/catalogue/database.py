@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_exp.catalogue.rows import RunRows
-from dino_exp.errors import DinoExpError
+from dino_exp.errors import DinoExpError, UsageError
 from dino_exp.fsio import LOCAL
 
 FILE_NAME = "catalogue.sqlite"
@@ -91,11 +91,16 @@ class View:
             self._database.executemany("INSERT INTO live VALUES (?)", ((name,) for name in names))
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """What a query of ours selects. Raises CatalogueError for a file in which bytes have changed."""
+        """What a query of ours selects.
+
+        Raises CatalogueError for a file in which bytes have changed, UsageError for a value that is no text.
+        """
         try:
             with told():
                 return self._database.execute(query, values).fetchall()
         except CatalogueError as problem:
+            if isinstance(problem.__cause__, UnicodeEncodeError):
+                raise UsageError(f"{problem.__cause__.object!r}: bytes that are no UTF-8, expected text") from problem
             problem.add_note("The catalogue is damaged; to write it anew: dino-exp runs rebuild")
             raise
 

@@ -21,25 +21,19 @@ def config_from_mapping(mapping: Mapping[str, Any]) -> Config:
     Raises ConfigError with one line for each unknown key, missing value, wrong type and value out of its
     bounds; when there is none of these, with one line for each impossible combination.
     """
+    return section_from_mapping(Config, mapping)
+
+
+def section_from_mapping(cls: type[AnySection], mapping: Mapping[str, Any], prefix: str = "") -> AnySection:
+    """One section, whose keys are called `prefix` and their name, as `config_from_mapping` reads all of them."""
     problems: list[str] = []
-    values = _read_section(Config, mapping, "", problems)
+    values = _read_section(cls, mapping, prefix, problems)
     if values is None or problems:
         raise ConfigError(_report(problems))
     try:
-        config = values()
+        made = values()
     except ConfigError as error:
         raise ConfigError(_report(str(error).splitlines())) from None
-    assert isinstance(config, Config)
-    return config
-
-
-def section_from_mapping(cls: type[AnySection], mapping: Mapping[str, Any], name: str) -> AnySection:
-    """One section alone, called `name`, as strictly. Raises ConfigError."""
-    problems: list[str] = []
-    values = _read_section(cls, mapping, f"{name}.", problems)
-    if values is None or problems:
-        raise ConfigError(_report(problems))
-    made = values()
     assert isinstance(made, cls)
     return made
 

@@ -24,8 +24,8 @@ _BASIC = "BasicSweeper"
 class Sweep:
     """A sweep as typed: `jobs` are the overrides of each job, None where the sweeper decides as it goes.
 
-    They hold nothing of the sweep itself (`sweep.*`), so that each can be typed alone. `settings`, `outputs`: its name
-    over and where its runs lie. `options`: of the command line, that a job needs too.
+    They hold nothing of the sweep itself (`sweep.*`), so that each can be typed alone. `settings` are those of
+    the sweep; its runs lie below `outputs`. `options`: of the command line, that a job needs too.
     """
 
     typed: tuple[str, ...]
@@ -59,8 +59,8 @@ def sweep_of(config: DictConfig) -> Sweep:
         jobs=tuple(_jobs(words)) if sweeper == _BASIC else None,
         sweeper=sweeper,
         launcher=str(hydra["launcher"]["_target_"]).rpartition(".")[2],
-        settings=section_from_mapping(SweepConfig, _resolved(config.sweep), "sweep"),
-        outputs=Path(section_from_mapping(PathsConfig, _resolved(config.paths), "paths").outputs),
+        settings=section_from_mapping(SweepConfig, _resolved(config.sweep), "sweep."),
+        outputs=Path(section_from_mapping(PathsConfig, _resolved(config.paths), "paths.").outputs),
     )
 
 

@@ -290,6 +290,10 @@ def test_filters(tmp_path: Path, catalogue: Catalogue) -> None:
             chosen([where])
     with pytest.raises(UsageError, match="expected one of running"):
         chosen(states=["dead"])
+    with pytest.raises(UsageError, match="no UTF-8"):
+        chosen(tags=["\udcff"])
+    with pytest.raises(UsageError, match="no UTF-8"):
+        best(catalogue, metric="\udcff")
 
 
 def test_order_and_limit(tmp_path: Path, catalogue: Catalogue) -> None:

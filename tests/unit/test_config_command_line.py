@@ -25,6 +25,8 @@ def task(settings, overrides):
 
 class Watcher:
     def starts(self, sweep):
+        if sweep.settings.name == "bug":
+            raise TypeError("our own bug")
         if sweep.settings.name == "refused":
             raise RefusedError("no such sweep here")
         if sweep.settings.dry_run:
@@ -142,6 +144,13 @@ def test_a_sweeper_gets_what_each_job_measured(command, tmp_path):
     done = command("--multirun", "hydra.sweeper._target_=hydra_plugins.climb.Climb")
     assert "climbed [-110.25, -0.25, -90.25, nan, nan]" in done.stdout, done.stderr
     assert done.returncode == 3  # one of them was refused
+
+
+def test_a_bug_while_a_sweep_is_announced_runs_no_job(command):
+    done = command("--multirun", "seed=1,2", "sweep.name=bug")
+    assert done.returncode == 1
+    assert "TypeError: our own bug" in done.stderr
+    assert "ran" not in done.stdout
 
 
 def test_a_sweep_may_be_refused(command):

@@ -112,7 +112,8 @@ class View:
 def known_stamps(path: Path) -> dict[str, str | None]:
     """The stamp of every run that the file knows; none of one that could not be read whole, which is to be tried again.
 
-    Raises CatalogueError, FileNotFoundError; creates nothing."""
+    Raises CatalogueError, FileNotFoundError; creates nothing.
+    """
     if not path.is_file():
         raise FileNotFoundError(path)
     with told(), contextlib.closing(sqlite3.connect(_read_only(path), uri=True, timeout=WAIT_SECS)) as database:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dino_exp.catalogue.entry import RUNS, read_entry
 from dino_exp.catalogue.rows import RunRows, rows_of
+from dino_exp.errors import DinoExpError
 
 _CHUNK = 50  # runs that a process is given at once
 
@@ -28,7 +29,7 @@ def read_runs(
     """What the files of runs say now, by name. `stamps` were taken before; `progress(done, total)` hears of runs.
 
     More than one process is for programs whose main module may be imported (see `multiprocessing`), and is used only
-    where it is worth their start. Raises ChildProcessError if one of them is killed.
+    where it is worth their start. Raises DinoExpError if one of them is killed.
     """
     total, read = len(stamps), partial(_read, str(outputs / RUNS))
     ordered = sorted(stamps.items())
@@ -41,7 +42,7 @@ def read_runs(
         try:
             yield from _counted(pool.map(read, ordered, chunksize=_CHUNK), total, progress)
         except BrokenProcessPool as problem:
-            raise ChildProcessError("one of the processes that read runs was killed") from problem
+            raise DinoExpError("a process that read runs was killed (for want of memory?); type it again") from problem
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import multiprocessing
 import os
 import shutil
 import sqlite3
@@ -29,7 +30,7 @@ from dino_exp.catalogue.query import Filter, best_groups, best_runs, count_runs,
 from dino_exp.catalogue.rows import rows_of
 from dino_exp.checkpoint.pins import pin
 from dino_exp.checkpoint.policies import KeepAny, LatestN
-from dino_exp.errors import UsageError
+from dino_exp.errors import DinoExpError, UsageError
 from dino_exp.runs.record import load_record, save_record
 
 ALL = Filter()
@@ -366,6 +367,26 @@ def test_what_a_killed_rebuild_left_goes_after_a_day(tmp_path: Path, catalogue: 
     os.utime(old, (0, 0))
     catalogue.rebuild(lambda *_: None)
     assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_reader_that_is_killed_is_told_and_the_file_stays(
+    tmp_path: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(60):
+        make(tmp_path, f"r{number}", 0.5)
+    catalogue.rebuild(lambda *_: None)
+    before = catalogue.path.read_bytes()
+    monkeypatch.setattr("dino_exp.catalogue.reading._CHUNK", 1)
+
+    def kill_one(done: int, total: int) -> None:
+        for process in multiprocessing.active_children()[: done == 0]:
+            process.kill()
+            process.join()
+
+    with pytest.raises(DinoExpError, match="was killed"):
+        catalogue.rebuild(kill_one, num_processes=2)
+    assert catalogue.path.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["catalogue.sqlite", "runs"]
 
 
 PROGRAM = """

@@ -17,8 +17,8 @@ from typing import Any, cast
 import torch
 
 from dino_exp.checkpoint import policies
-from dino_exp.checkpoint.codec import RAW
 from dino_exp.checkpoint.manager import CheckpointManager
+from dino_exp.checkpoint.storage import Storage
 from dino_exp.config.schema import (
     AdamWConfig,
     CheckpointConfig,
@@ -38,6 +38,7 @@ from dino_exp.data.order import steps_per_epoch
 from dino_exp.data.synthetic import SyntheticDataset
 from dino_exp.dino.multicrop import MultiCropModel
 from dino_exp.dino.optim import build_optimizer
+from dino_exp.dino.parts import COMPANIONS, THIN_PARTS
 from dino_exp.dino.schedules import ScheduleName, Schedules
 from dino_exp.models.head import DINOHead
 from dino_exp.models.init import Scheme, materialise
@@ -46,8 +47,6 @@ from dino_exp.training.evaluator import Evaluator
 from dino_exp.training.plan import TrainingPlan, plan_stop
 from dino_exp.training.state import TrainState
 from dino_exp.training.step import StepRule
-
-CODECS = {"raw": RAW}  # the names of the settings, and the codecs with their versions
 
 
 @dataclass(frozen=True)
@@ -262,6 +261,8 @@ def build_keep_policy(config: CheckpointConfig) -> policies.KeepAny:
     if keep.every_epochs is not None:
         chosen.append(policies.EveryNEpochs(keep.every_epochs))
     chosen.append(policies.Milestones(_milestones(config)))  # even none: what was saved as one stays
+    if keep.thin is not None:
+        chosen.append(policies.ThinMilestones(THIN_PARTS[keep.thin]))
     return policies.KeepAny(tuple(chosen))
 
 
@@ -294,5 +295,10 @@ def build_manager(
         on_event=on_event,
         on_commit=on_commit,
         max_lost_steps=config.restore.max_lost_steps,
-        codec=CODECS[config.storage.codec],
+        storage=Storage(
+            codec=config.storage.codec,
+            max_chain=config.storage.max_chain,
+            threads=config.storage.threads,
+            companions=COMPANIONS,
+        ),
     )

@@ -5,6 +5,7 @@ pins.json                                       pinned steps with notes
 pins.lock                                       empty: held while pins are changed
 step-000000120.json                             a manifest: this file is the checkpoint
 packs/step-000000120.a003.r00000.safetensors    tensor bytes of step 120 by attempt 3, rank 0
+packs/step-000000120.a003.r00000.g001.safetensors   the same, written anew when the checkpoint was made smaller
 quarantine/step-000000120.q001/                 what failed verification, with reason.json
 .step-000000120.json.tmp, .trash-step-…         leftovers of a writer that died, swept by the next
 """
@@ -22,20 +23,22 @@ QUARANTINE = "quarantine"
 
 MAX_STEP = 10**9 - 1
 _MANIFEST = re.compile(r"step-(\d{9})\.json", re.ASCII)
-_PACK = re.compile(r"step-(\d{9})\.a(\d{3,6})\.r(\d{5})\.safetensors", re.ASCII)
+_PACK = re.compile(r"step-(\d{9})\.a(\d{3,6})\.r(\d{5})(?:\.g(\d{3,6}))?\.safetensors", re.ASCII)
 _LEFTOVER = re.compile(r"\.(?:step-\d{9}\.json|registry\.json|pins\.json)\.tmp|\.trash-step-\d{9}\.json", re.ASCII)
 
 
 @dataclass(frozen=True, order=True)
 class PackName:
-    """Which step, attempt and rank wrote a pack."""
+    """Which step, attempt and rank wrote a pack, and how often it was written anew since."""
 
     step: int
     attempt: int
     rank: int
+    generation: int = 0
 
     def __str__(self) -> str:
-        return f"step-{self.step:09d}.a{self.attempt:03d}.r{self.rank:05d}.safetensors"
+        anew = f".g{self.generation:03d}" if self.generation else ""
+        return f"step-{self.step:09d}.a{self.attempt:03d}.r{self.rank:05d}{anew}.safetensors"
 
 
 def manifest_name(step: int) -> str:
@@ -53,7 +56,14 @@ def parse_manifest_name(name: str) -> int | None:
 def parse_pack_name(name: str) -> PackName | None:
     """The parts of a pack's file name; None for any other name, so that none leads out of the folder."""
     found = _PACK.fullmatch(name)
-    return PackName(*map(int, found.groups())) if found else None
+    parts = PackName(*map(int, found.groups("0"))) if found else None
+    return parts if str(parts) == name else None  # one name for one pack: `.g000` is none
+
+
+def pack_step(name: str) -> int | None:
+    """The step that a pack was written for; None for a name that is none of a pack."""
+    parts = parse_pack_name(name)
+    return None if parts is None else parts.step
 
 
 def temporary_name(name: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dino_exp.checkpoint.manifest import Manifest
+from dino_exp.checkpoint.manifest import Manifest, chain_steps
 from dino_exp.checkpoint.pins import load_pins
 from dino_exp.checkpoint.policies import KeepAny, Pinned, rank_best, retention_to_json
 from dino_exp.checkpoint.pruning import PrunePlan, PruneRules, as_done, plan_prune
@@ -140,6 +140,28 @@ class Ledger:
                 del self.rows[step]
         self._doubtful.clear()
 
+    def newest_base(self, step: int, max_chain: int) -> Manifest | None:
+        """What the checkpoint of a step may be written against: the newest up to it, if its own chain is not too long.
+
+        None where there is none such, also where its manifest cannot be read, which is noted. Raises OSError.
+        """
+        self.forget_removed()
+        newest = max((other for other, row in self.rows.items() if other <= step and row.info.resumable), default=None)
+        if newest is None:
+            return None
+        try:
+            manifest, _ = self.store.read(newest)
+        except CorruptCheckpointError as damage:
+            self.note_damage(newest, str(damage))
+            return None
+        return manifest if chain_steps(manifest) <= max_chain else None
+
+    def note_damage(self, step: int, reason: str) -> None:
+        """A checkpoint that could not be read: from now on it counts for nothing. It stays where it is."""
+        self.tell("trouble", action=f"read step {step}", error=reason)
+        self.damaged[step] = reason
+        self.rows.pop(step, None)
+
     def doubt(self, step: int) -> None:
         """A save of this step failed, perhaps after its rename."""
         self._doubtful.add(step)
@@ -163,16 +185,19 @@ class Ledger:
         """
         return verify_newest(self.store, self.rows, self.damaged)
 
-    def retain(self, schedule: Schedule) -> None:
-        """Drop what no rule keeps, and renew the registry.
+    def retain(self, schedule: Schedule) -> RetentionPlan | None:
+        """Drop what no rule keeps, and renew the registry; the plan, of which what is to be thinned is left to do.
 
         Trouble is told, and tried again after the next save: what was saved is safe.
         """
+        plan = None
         try:
-            self.apply(self.plan(schedule))
+            plan = self.plan(schedule)
+            self.apply(plan)
         except (OSError, CorruptCheckpointError) as problem:
             self.tell("trouble", action="retention", error=str(problem))
         self.renew_registry(schedule)
+        return plan
 
     def renew_registry(self, schedule: Schedule) -> None:
         """Write the registry as things are now."""
@@ -250,9 +275,13 @@ class Ledger:
         reasons = {step: f"{after.reasons[step]}; early, because the disk is full" for step in drop}
         return bool(self.apply(RetentionPlan(keep=(), drop=drop, reasons=reasons)))
 
-    def own_packs(self, packs: Collection[str]) -> list[str]:
-        """Those of `packs` that no checkpoint reaches any more."""
+    def own_packs(self, packs: Collection[str], without: int | None = None) -> list[str]:
+        """Those of `packs` that no checkpoint on the disk (but `without`) reaches, not even one not known of here."""
         reached = {name for row in self.rows.values() for name in row.packs}
+        for step in set(self.store.steps()) - self.rows.keys() - {without}:
+            with contextlib.suppress(CorruptCheckpointError, FileNotFoundError):
+                manifest, _ = self.store.read(step, with_tensors=False)
+                reached |= {pack.name for pack in manifest.packs}
         return [name for name in packs if name not in reached]
 
     def quarantine(self, step: int) -> None:
@@ -260,7 +289,7 @@ class Ledger:
         row = self.rows.pop(step, None)
         packs = self.store.packs_of_step(step) if row is None else list(row.packs)
         reason = self.damaged[step]
-        folder = self.store.quarantine(step, self.own_packs(packs), reason)
+        folder = self.store.quarantine(step, self.own_packs(packs, without=step), reason)
         del self.damaged[step]
         self.tell("quarantined", step=step, reason=reason, folder=folder.name)
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from dino_exp.checkpoint.background import Background
-from dino_exp.checkpoint.codec import RAW
 from dino_exp.checkpoint.generators import capture_generators
 from dino_exp.checkpoint.ledger import Ledger
 from dino_exp.checkpoint.manifest import Manifest
@@ -24,6 +23,7 @@ from dino_exp.checkpoint.policies import KeepAny, SavePolicy, may_skip, retentio
 from dino_exp.checkpoint.restoring import Restored, load_into, nothing_to_load, too_much_lost
 from dino_exp.checkpoint.saving import OnCommit, SaveJob, Saver
 from dino_exp.checkpoint.snapshot import HostBuffers
+from dino_exp.checkpoint.storage import RAW_STORAGE, Storage
 from dino_exp.checkpoint.types import CheckpointInfo, OnEvent, RetentionPlan, SaveContext, Schedule, Stateful
 from dino_exp.checkpoint.writing import SaveRequest, Writer, split_state
 from dino_exp.errors import CorruptCheckpointError
@@ -36,7 +36,7 @@ class CheckpointManager:
     Opening sweeps what dead attempts left and reconciles the registry. `attempt` tells this process from earlier
     ones of the run. With `background`, `save` returns as soon as the state is copied, and the copy is written by a
     thread, at `max_bytes_per_sec` if given; else `save` writes the state itself and returns when all is done.
-    `require_finite` refuses to commit NaN and infinities.
+    `require_finite` refuses to commit NaN and infinities. `storage` says how states are encoded.
 
     From the thread that writes: `guard` is called just before each commit and may raise to prevent it;
     `on_event(kind, **fields)` hears of saved, skipped, dropped, quarantined, swept and trouble; `on_commit(info)`
@@ -60,7 +60,7 @@ class CheckpointManager:
         guard: Callable[[], None] | None = None,
         on_event: OnEvent | None = None,
         max_lost_steps: int | None = None,
-        codec: str = RAW,
+        storage: Storage = RAW_STORAGE,
         files: Files = LOCAL,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -73,7 +73,7 @@ class CheckpointManager:
             require_finite=require_finite,
             pace=self._pace,
         )
-        self._save_policy, self._attempt, self._codec = save, attempt, codec
+        self._save_policy, self._attempt, self._storage = save, attempt, storage
         self._max_lost_steps, self._clock = max_lost_steps, clock
         self._background: Background[Manifest] = Background(beside=background)
         self._buffers = HostBuffers()
@@ -165,7 +165,7 @@ class CheckpointManager:
             policy=retention_to_json(self._ledger.keep),
             now_secs=self._clock(),
             generators=capture_generators(),
-            codec=self._codec,
+            storage=self._storage,
         )
         if self._background.beside:
             tensors = self._buffers.copy(tensors, late)

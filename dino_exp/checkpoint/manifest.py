@@ -1,31 +1,34 @@
 """The manifest: everything about one checkpoint, as a sealed JSON file. See `manifest_parse` for reading it.
 
-Format 1. Later formats keep the seal, so that an older program can tell a newer file from a damaged one.
+Format 2; format 1 had neither bases nor thinned states. Later formats keep the seal, so that an older program can tell
+a newer file from a damaged one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from dino_exp.checkpoint.canonical import metrics_to_json, seal
 from dino_exp.checkpoint.dtypes import DTYPES
+from dino_exp.checkpoint.layout import pack_step
 from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+BASES_KEY = "underlying"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
     """One box of a tensor (`offset` and `shape`, one number for each dimension), and where its bytes are.
 
-    `stored_bytes` bytes from `start` of `pack` are what `codec` made of the content. `base` is the chunk
-    that a delta was taken against, described in full, so that a manifest never depends on another manifest.
+    `stored_bytes` bytes from `start` of `pack` are what `codec` made of the content. `bases` are the chunks of the same
+    box that it was encoded against, as places in `Manifest.bases`.
     """
 
     offset: tuple[int, ...]
@@ -37,7 +40,7 @@ class Chunk:
     codec: str
     stored_digest: str
     content_digest: str
-    base: Chunk | None = None
+    bases: tuple[int, ...] = ()
 
     @property
     def num_elements(self) -> int:
@@ -77,6 +80,10 @@ class Manifest:
     parent, versions); `state` is JSON that a resume needs and `state_digest` covers; `aside` is JSON that
     it does not cover; `generators` holds the library generators of each rank. `state_digest` is None where
     tensors were written in pieces: then it is found by reading.
+
+    `bases` describes what chunks were encoded against, each after those that it builds on itself, so that a manifest
+    never depends on another manifest. `content_bytes` are those of all tensors before any codec.
+    `full_state_digest` is that of the state of which only a part was kept; None while it is whole.
     """
 
     step: int
@@ -87,9 +94,12 @@ class Manifest:
     attempt: int
     world_size: int
     tensors: Mapping[str, TensorEntry]
+    bases: tuple[Chunk, ...] = ()
+    content_bytes: int
     packs: tuple[PackEntry, ...]
     state: Mapping[str, JSON]
     state_digest: str | None
+    full_state_digest: str | None = None
     record: Mapping[str, JSON] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     health: Mapping[str, JSON] = field(default_factory=dict)
@@ -127,9 +137,28 @@ def chunks_of(manifest: Manifest) -> Iterator[tuple[str, TensorEntry, Chunk]]:
     return iter(sorted(rows, key=lambda row: (row[2].pack, row[2].start, row[0])))
 
 
+def chain_steps(manifest: Manifest) -> int:
+    """Of how many steps a checkpoint needs packs, its own among them."""
+    return len({pack_step(pack.name) for pack in manifest.packs})
+
+
+def closure(chunk: Chunk, bases: Sequence[Chunk]) -> list[int]:
+    """The places in `bases` that a chunk builds on, directly or not, ascending: each after its own."""
+    found: set[int] = set()
+    wanted = list(chunk.bases)
+    while wanted:
+        place = wanted.pop()
+        if place not in found:
+            found.add(place)
+            wanted += bases[place].bases
+    return sorted(found)
+
+
 def manifest_to_bytes(manifest: Manifest) -> bytes:
     """The sealed file. Raises ValueError when a JSON part holds NaN."""
     body = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__}
+    # Between `tensors` and `world_size`, where an index need not parse it (see `manifest_parse`).
+    body[BASES_KEY] = {"chunks": [asdict(chunk) for chunk in body.pop("bases")]}
     body["tensors"] = {name: asdict(entry) for name, entry in manifest.tensors.items()}
     body["packs"] = [asdict(pack) for pack in manifest.packs]
     body["metrics"] = metrics_to_json(manifest.metrics)

@@ -11,27 +11,38 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from dino_exp.checkpoint.canonical import metrics_from_json, parse_around, parse_object, sealed_text
-from dino_exp.checkpoint.codec import RAW
+from dino_exp.checkpoint.codec_names import RAW
 from dino_exp.checkpoint.dtypes import DTYPES
 from dino_exp.checkpoint.layout import MAX_STEP, parse_pack_name
-from dino_exp.checkpoint.manifest import FORMAT_VERSION, Chunk, Manifest, PackEntry, TensorEntry
+from dino_exp.checkpoint.manifest import (
+    BASES_KEY,
+    FORMAT_VERSION,
+    Chunk,
+    Manifest,
+    PackEntry,
+    TensorEntry,
+)
 from dino_exp.checkpoint.types import JSON, Schedule, UnsupportedFormatError
 from dino_exp.errors import ConfigError, CorruptCheckpointError
 
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_TENSORS = 100_000
 MAX_CHUNKS = 1_000  # of one tensor: about as many as ranks
-MAX_CHAIN = 16  # bases below a chunk
+MAX_BASES = 1_000_000
+MAX_DEPTH = 64  # bases of bases
+MAX_DIRECT_BASES = 8
 MAX_BYTES = 1 << 50
 MAX_DIMS = 16
 MAX_TEXT = 1_000
 
 _CONTENT_DIGEST = re.compile(r"[0-9a-f]{32}")
 _STATE_DIGEST = re.compile(r"s1:[0-9a-f]{64}")
-_OTHER_KEYS = Manifest.__dataclass_fields__.keys() - {"tensors"}
+_NEW_IN_2 = {"content_bytes", "full_state_digest"}
+_OTHER_KEYS = Manifest.__dataclass_fields__.keys() - {"tensors", "bases"} - _NEW_IN_2
 _CODEC = re.compile(r"[a-z0-9_+-]{1,40}/\d{1,3}")
 
 
@@ -53,18 +64,17 @@ def _parse_without_tensors(text: bytes, what: str) -> Manifest:
     body = parse_around(text, "tensors", "world_size", what)
     # Of strict JSON, keys that are all here cannot be among those that were left out.
     _need(body.keys() >= _OTHER_KEYS, what, "keys are missing")
+    _need(body.keys() >= _NEW_IN_2 or body["format_version"] == 1, what, "keys of format 2 are missing")
     return _to_manifest(body, what, with_tensors=False)
 
 
 def _to_manifest(body: dict[str, JSON], what: str, *, with_tensors: bool) -> Manifest:
-    _check_version(body, what)
+    version = _check_version(body, what)
     packs = {pack.name: pack for pack in (_pack(item, what) for item in _list(body, "packs", what))}
     _need(len(packs) == len(body["packs"]), what, "a pack comes twice")
     tensors = _dict(body, "tensors", what) if with_tensors else {}
     _need(len(tensors) <= MAX_TENSORS, what, f"{len(tensors)} tensors, expected at most {MAX_TENSORS}")
-    state_digest = body.get("state_digest")
-    if state_digest is not None:
-        state_digest = _matching(body, "state_digest", _STATE_DIGEST, what)
+    bases = _bases(body, packs, what) if with_tensors and version > 1 else ()
     return Manifest(
         step=_whole(body, "step", what, MAX_STEP),
         epoch=_whole(body, "epoch", what, MAX_STEP),
@@ -73,10 +83,13 @@ def _to_manifest(body: dict[str, JSON], what: str, *, with_tensors: bool) -> Man
         reasons=_texts(body, "reasons", what),
         attempt=_whole(body, "attempt", what, 10**6 - 1),
         world_size=_whole(body, "world_size", what, 10**5),
-        tensors={name: _tensor(name, entry, packs, what) for name, entry in tensors.items()},
+        tensors={name: _tensor(name, entry, packs, bases, what) for name, entry in tensors.items()},
+        bases=bases,
+        content_bytes=_whole(body, "content_bytes", what) if version > 1 else _raw_bytes(packs.values()),
         packs=tuple(packs.values()),
         state=_dict(body, "state", what),
-        state_digest=state_digest,
+        state_digest=_state_digest(body, "state_digest", what),
+        full_state_digest=_state_digest(body, "full_state_digest", what),
         record=_dict(body, "record", what),
         metrics=metrics_from_json(body.get("metrics"), f"{what}: metrics"),
         health=_dict(body, "health", what),
@@ -86,10 +99,11 @@ def _to_manifest(body: dict[str, JSON], what: str, *, with_tensors: bool) -> Man
         generators=tuple(_list(body, "generators", what)),
         policy=body.get("policy"),
         schedule=parse_schedule(body.get("schedule"), what),
+        format_version=version,
     )
 
 
-def _check_version(body: dict[str, JSON], what: str) -> None:
+def _check_version(body: dict[str, JSON], what: str) -> int:
     version = _whole(body, "format_version", what)
     _need(version > 0, what, "there is no format 0")
     if version > FORMAT_VERSION:
@@ -97,6 +111,11 @@ def _check_version(body: dict[str, JSON], what: str) -> None:
             f"{what}: format {version}, expected at most {FORMAT_VERSION}; it is of a newer version, "
             "so install that one to read it"
         )
+    return version
+
+
+def _state_digest(body: dict[str, JSON], key: str, what: str) -> str | None:
+    return None if body.get(key) is None else _matching(body, key, _STATE_DIGEST, what)
 
 
 def parse_schedule(given: JSON, what: str) -> Schedule:
@@ -108,7 +127,25 @@ def parse_schedule(given: JSON, what: str) -> Schedule:
         raise CorruptCheckpointError(f"{what}: {problem}") from problem
 
 
-def _tensor(name: str, given: JSON, packs: dict[str, PackEntry], what: str) -> TensorEntry:
+def _raw_bytes(packs: Iterable[PackEntry]) -> int:
+    """The content of format 1, which knew no other codec."""
+    return sum(pack.bytes - pack.header_bytes for pack in packs)
+
+
+def _bases(body: dict[str, JSON], packs: dict[str, PackEntry], what: str) -> tuple[Chunk, ...]:
+    given = _list(_dict(body, BASES_KEY, what), "chunks", f"{what}: {BASES_KEY}")
+    _need(len(given) <= MAX_BASES, what, f"{len(given)} bases, expected at most {MAX_BASES}")
+    bases: list[Chunk] = []
+    depths: list[int] = []
+    for place, item in enumerate(given):
+        where = f"{what}: base {place}"
+        bases.append(_chunk(item, packs, bases, where))  # only those before it: no circle
+        depths.append(1 + max((depths[below] for below in bases[-1].bases), default=0))
+        _need(depths[-1] <= MAX_DEPTH, where, f"bases {depths[-1]} deep, expected at most {MAX_DEPTH}")
+    return tuple(bases)
+
+
+def _tensor(name: str, given: JSON, packs: dict[str, PackEntry], bases: Sequence[Chunk], what: str) -> TensorEntry:
     where = f"{what}: tensor {name[:80]!r}"
     _need(0 < len(name) <= MAX_TEXT and name != "__metadata__", where, "not a tensor's name")
     dtype = _text(given, "dtype", where)
@@ -116,28 +153,30 @@ def _tensor(name: str, given: JSON, packs: dict[str, PackEntry], what: str) -> T
     shape = _shape(given, "shape", where)
     chunks = _list(given, "chunks", where)
     _need(1 <= len(chunks) <= MAX_CHUNKS, where, f"{len(chunks)} chunks, expected 1 to {MAX_CHUNKS}")
-    entry = TensorEntry(
-        dtype=dtype, shape=shape, chunks=tuple(_chunk(chunk, packs, where, MAX_CHAIN) for chunk in chunks)
-    )
+    entry = TensorEntry(dtype=dtype, shape=shape, chunks=tuple(_chunk(chunk, packs, bases, where) for chunk in chunks))
     most = math.prod(size or 1 for size in shape)  # also of an empty tensor, whose strides must be numbers too
     _need(
         most * DTYPES[dtype].item_bytes <= MAX_BYTES, where, f"shape {list(shape)}, expected at most {MAX_BYTES} bytes"
     )
     _check_tiling(entry, where)
     for chunk in entry.chunks:
-        _check_raw(chunk, DTYPES[dtype].item_bytes, where)
+        if chunk.codec == RAW:
+            expected = chunk.num_elements * DTYPES[dtype].item_bytes
+            _need(chunk.stored_bytes == expected, where, f"{chunk.stored_bytes} raw bytes, expected {expected}")
     return entry
 
 
-def _chunk(given: JSON, packs: dict[str, PackEntry], where: str, chain_left: int) -> Chunk:
+def _chunk(given: JSON, packs: dict[str, PackEntry], bases: Sequence[Chunk], where: str) -> Chunk:
     pack = _text(given, "pack", where)
     _need(pack in packs, where, f"pack {pack[:80]!r} is not among the manifest's packs")
     start = _whole(given, "start", where)
     stored_bytes = _whole(given, "stored_bytes", where)
     inside = packs[pack].header_bytes <= start and start + stored_bytes <= packs[pack].bytes
     _need(inside, where, f"{stored_bytes} bytes at {start} do not lie in the {packs[pack].bytes} of its pack")
-    base = given.get("base")
-    _need(base is None or chain_left > 0, where, f"a chain of more than {MAX_CHAIN} bases")
+    places = _list(given, "bases", where) if "bases" in given else []
+    _need(given.get("base") is None, where, "a base of format 1, which had none")
+    known = len(places) <= MAX_DIRECT_BASES and all(type(at) is int and 0 <= at < len(bases) for at in places)
+    _need(known, where, f"its bases are not at most {MAX_DIRECT_BASES} of those listed before it")
     chunk = Chunk(
         offset=_shape(given, "offset", where),
         shape=_shape(given, "shape", where),
@@ -148,10 +187,13 @@ def _chunk(given: JSON, packs: dict[str, PackEntry], where: str, chain_left: int
         codec=_matching(given, "codec", _CODEC, where),
         stored_digest=_matching(given, "stored_digest", _CONTENT_DIGEST, where),
         content_digest=_matching(given, "content_digest", _CONTENT_DIGEST, where),
-        base=None if base is None else _chunk(base, packs, where, chain_left - 1),
+        bases=tuple(places),
     )
-    same_box = chunk.base is None or (chunk.base.offset, chunk.base.shape) == (chunk.offset, chunk.shape)
+    same_box = all((bases[at].offset, bases[at].shape) == (chunk.offset, chunk.shape) for at in places)
     _need(same_box, where, "its base is another part of the tensor")
+    if chunk.codec == RAW:
+        _need(chunk.stored_digest == chunk.content_digest, where, "two digests of the same raw bytes")
+        _need(not chunk.bases, where, "raw bytes that build on others")
     return chunk
 
 
@@ -177,15 +219,6 @@ def _check_tiling(entry: TensorEntry, where: str) -> None:
 def _overlap(one: Chunk, other: Chunk) -> bool:
     sides = zip(one.offset, one.shape, other.offset, other.shape, strict=True)
     return all(a < b + b_size and b < a + a_size for a, a_size, b, b_size in sides)
-
-
-def _check_raw(chunk: Chunk, item_bytes: int, where: str) -> None:
-    if chunk.codec == RAW:
-        expected = chunk.num_elements * item_bytes
-        _need(chunk.stored_bytes == expected, where, f"{chunk.stored_bytes} raw bytes, expected {expected}")
-        _need(chunk.stored_digest == chunk.content_digest, where, "two digests of the same raw bytes")
-    if chunk.base is not None:
-        _check_raw(chunk.base, item_bytes, where)
 
 
 def _pack(given: JSON, what: str) -> PackEntry:

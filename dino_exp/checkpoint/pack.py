@@ -10,54 +10,89 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from dino_exp.checkpoint.digests import content_digest, content_hasher
 from dino_exp.checkpoint.dtypes import DTYPES
+from dino_exp.checkpoint.layout import PackName
 from dino_exp.checkpoint.manifest import Chunk, PackEntry
+from dino_exp.checkpoint.store import Store
 from dino_exp.errors import CorruptCheckpointError
 from dino_exp.fsio import DamagedFileError, Files, ReadHandle, WriteHandle
 
 BLOCK_BYTES = 4 << 20  # digested and written while still in the processor's cache
 _ALIGN = 64
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-_LARGEST_OFFSET = 10**15
+_LARGEST = 10**15  # number in a header
+
+
+class Key(NamedTuple):
+    """What a tensor is called, and its kind."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class PackWriter:
     """Writes one pack.
 
-    `keys` gives (key, dtype, shape) of everything that will be added; `wrote` hears of the bytes of each block.
+    `keys` are those of everything that may be added; `wrote` hears of the bytes of each block.
     """
 
     def __init__(
         self,
         files: Files,
         path: Path,
-        keys: Iterable[tuple[str, str, tuple[int, ...]]],
+        keys: Iterable[Key],
         wrote: Callable[[int], None] | None = None,
     ) -> None:
-        bound = sum(len(_entry(*key, _LARGEST_OFFSET, _LARGEST_OFFSET)) for key in keys)
+        bound = sum(
+            len(_entry(Key(name, dtype, (*shape, _LARGEST)), _LARGEST, _LARGEST)) for name, dtype, shape in keys
+        )
         self._header_bytes = -(-(8 + bound + 2) // _ALIGN) * _ALIGN
         assert self._header_bytes <= _MAX_HEADER_BYTES
-        self._name, self._wrote = path.name, wrote
+        self.name, self._wrote = path.name, wrote
         self._entries: list[str] = []
         self._num_data_bytes = 0
         self._handle: WriteHandle = files.create(path)
         self._handle.write(bytes(self._header_bytes))
 
-    def add(self, key: str, dtype: str, shape: tuple[int, ...], stored: memoryview) -> tuple[int, str]:
-        """Append bytes under a key. Returns their place in the file and their digest."""
-        start = self._num_data_bytes
-        self._num_data_bytes += len(stored)
-        hasher = content_hasher()
-        for at in range(0, len(stored), BLOCK_BYTES):
-            block = stored[at : at + BLOCK_BYTES]
-            hasher.update(block)
-            self._handle.write(block)
-            if self._wrote is not None:
-                self._wrote(len(block))
-        self._entries.append(_entry(key, dtype, shape, start, self._num_data_bytes))
-        return self._header_bytes + start, hasher.hexdigest()
+    @property
+    def num_data_bytes(self) -> int:
+        """Bytes behind the header."""
+        return self._num_data_bytes
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added."""
+        return not self._entries
+
+    def add(self, key: Key, pieces: Iterable[bytes | memoryview]) -> tuple[int, int, str]:
+        """Append a tensor's bytes under its key. Returns their place in the file, their number and their digest."""
+        start, digest = self._append(pieces)
+        self._entries.append(_entry(key, start, self._num_data_bytes))
+        return self._header_bytes + start, self._num_data_bytes - start, digest
+
+    def add_bytes(self, name: str, pieces: Iterable[bytes | memoryview]) -> tuple[int, int, str]:
+        """Append bytes that stand for a tensor. Returns as `add`."""
+        start, digest = self._append(pieces)
+        size = self._num_data_bytes - start
+        self._entries.append(_entry(Key(name, "uint8", (size,)), start, self._num_data_bytes))
+        return self._header_bytes + start, size, digest
+
+    def _append(self, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
+        start, hasher = self._num_data_bytes, content_hasher()
+        for piece in pieces:
+            whole = memoryview(piece)
+            for at in range(0, len(whole), BLOCK_BYTES):
+                block = whole[at : at + BLOCK_BYTES]
+                hasher.update(block)
+                self._handle.write(block)
+                self._num_data_bytes += len(block)
+                if self._wrote is not None:
+                    self._wrote(len(block))
+        return start, hasher.hexdigest()
 
     def finish(self) -> PackEntry:
         """Fill in the header and sync the file."""
@@ -68,7 +103,7 @@ class PackWriter:
         self._handle.write_at(0, header)
         self._handle.sync()
         return PackEntry(
-            name=self._name,
+            name=self.name,
             bytes=self._header_bytes + self._num_data_bytes,
             header_bytes=self._header_bytes,
             header_digest=content_digest(header),
@@ -81,9 +116,25 @@ class PackWriter:
         self._handle.close()
 
 
-def _entry(key: str, dtype: str, shape: tuple[int, ...], start: int, end: int) -> str:
-    value = {"dtype": DTYPES[dtype].code, "shape": list(shape), "data_offsets": [start, end]}
-    return f"{json.dumps(key)}:{json.dumps(value, separators=(',', ':'))},"  # ASCII: characters are bytes
+def write_pack(
+    store: Store,
+    name: PackName,
+    keys: Iterable[Key],
+    fill: Callable[[PackWriter], None],
+    wrote: Callable[[int], None] | None,
+) -> list[PackEntry]:
+    """A synced pack of whatever `fill` adds under these keys; none where it adds nothing. Raises OSError."""
+    with PackWriter(store.files, store.new_pack_path(str(name)), keys, wrote) as pack:
+        fill(pack)
+        if not pack.is_empty:
+            return [pack.finish()]
+    store.remove_packs([str(name)])
+    return []
+
+
+def _entry(key: Key, start: int, end: int) -> str:
+    value = {"dtype": DTYPES[key.dtype].code, "shape": list(key.shape), "data_offsets": [start, end]}
+    return f"{json.dumps(key.name)}:{json.dumps(value, separators=(',', ':'))},"  # ASCII: characters are bytes
 
 
 class PackReader:

@@ -7,10 +7,21 @@ carried out.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from dino_exp.checkpoint.policies import BestN, KeepAny, KeepRule, LatestN, Milestones, Pinned, derive_kinds
+from dino_exp.checkpoint.layout import pack_step
+from dino_exp.checkpoint.manifest import Manifest, chunks_of
+from dino_exp.checkpoint.policies import (
+    BestN,
+    KeepAny,
+    KeepRule,
+    LatestN,
+    Milestones,
+    Pinned,
+    ThinMilestones,
+    derive_kinds,
+)
 from dino_exp.checkpoint.registry import Row
 from dino_exp.checkpoint.types import CheckpointInfo, RetentionPlan, Schedule
 from dino_exp.checkpoint.verify import few
@@ -23,13 +34,14 @@ class PruneRules:
 
     `last` replaces the number of newest. `best` with `metric` and `mode` replaces the rule by that metric, or, where
     there is none, the rule that says what "best" means; without `metric`, that one's number. Milestones and pins
-    always stay.
+    always stay. `thin` are the beginnings of the names of the tensors that stay of milestones that nothing else keeps.
     """
 
     last: int | None = None
     best: int | None = None
     metric: str | None = None
     mode: str | None = None
+    thin: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.best is None and (self.metric is not None or self.mode is not None):
@@ -44,6 +56,8 @@ class PruneRules:
             rules = [LatestN(self.last), *(rule for rule in rules if not isinstance(rule, LatestN))]
         if self.best is not None:
             rules = self._with_best(rules, self.best)
+        if self.thin is not None:
+            rules = [*(rule for rule in rules if not isinstance(rule, ThinMilestones)), ThinMilestones(self.thin)]
         rules += [rule for rule in (Pinned(), Milestones()) if not any(type(rule) is type(other) for other in rules)]
         return KeepAny(tuple(rules))
 
@@ -62,13 +76,18 @@ class PruneRules:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunePlan:
-    """What pruning keeps and drops. `kinds` are those that a listing shows; `damaged` are neither kept nor dropped."""
+    """What pruning keeps and drops. `kinds` are those that a listing shows; `damaged` are neither kept nor dropped.
+
+    `freed_bytes` are about those that dropping and thinning give back; `foreign_bytes` those of packs of dropped
+    checkpoints that remain because kept ones build on them.
+    """
 
     infos: tuple[CheckpointInfo, ...]
     kinds: Mapping[int, tuple[str, ...]]
     plan: RetentionPlan
     damaged: Mapping[int, str]
     freed_bytes: int
+    foreign_bytes: int
 
 
 def plan_prune(
@@ -98,6 +117,7 @@ def plan_prune(
         plan=plan,
         damaged=dict(damaged),
         freed_bytes=freed_bytes(rows, plan.drop),
+        foreign_bytes=sum(foreign_packs(without(rows, plan.drop)).values()),
     )
 
 
@@ -111,8 +131,43 @@ def as_done(planned: PrunePlan, dropped: Collection[int], rows: Mapping[int, Row
         keep=tuple(sorted({*planned.plan.keep, *late})),
         drop=tuple(sorted(dropped)),
         reasons={**planned.plan.reasons, **late},
+        thin=planned.plan.thin,
     )
-    return replace(planned, plan=plan, freed_bytes=freed_bytes(rows, dropped))
+    foreign = foreign_packs(without(rows, dropped))
+    return replace(planned, plan=plan, freed_bytes=freed_bytes(rows, dropped), foreign_bytes=sum(foreign.values()))
+
+
+def without(rows: Mapping[int, Row], steps: Collection[int]) -> dict[int, Row]:
+    """The rows that are left."""
+    return {step: row for step, row in rows.items() if step not in steps}
+
+
+def pack_sizes(rows: Iterable[Row]) -> dict[str, int]:
+    """The bytes of each pack that some row reaches."""
+    return {name: size for row in rows for name, size in zip(row.packs, row.pack_bytes, strict=True)}
+
+
+def foreign_packs(rows: Mapping[int, Row]) -> dict[str, int]:
+    """The bytes of packs that are only there because checkpoints of other steps build on them."""
+    own = {name for step, row in rows.items() for name in row.packs if pack_step(name) == step}
+    return {name: size for name, size in pack_sizes(rows.values()).items() if name not in own}
+
+
+def thin_gain(manifest: Manifest, prefixes: tuple[str, ...], rows: Mapping[int, Row]) -> int:
+    """About how many bytes go if only tensors stay whose names begin with one of `prefixes`.
+
+    None of a pack that another row reaches, which stays as it is.
+    """
+    shared = {name for step, row in rows.items() if step != manifest.step for name in row.packs}
+    kept, gone = (
+        {
+            (chunk.pack, chunk.start): chunk.stored_bytes
+            for name, _, chunk in chunks_of(manifest)
+            if name.startswith(prefixes) is stays and chunk.pack not in shared
+        }
+        for stays in (True, False)
+    )
+    return sum(size for place, size in gone.items() if place not in kept)
 
 
 def freed_bytes(rows: Mapping[int, Row], drop: Collection[int]) -> int:

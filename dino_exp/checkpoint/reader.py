@@ -16,12 +16,12 @@ from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.pack import PackReader
 from dino_exp.checkpoint.pins import load_pins
 from dino_exp.checkpoint.policies import KeepAny, derive_kinds, rank_best, retention_from_json
-from dino_exp.checkpoint.pruning import PrunePlan, PruneRules, plan_prune
+from dino_exp.checkpoint.pruning import PrunePlan, PruneRules, plan_prune, thin_gain, without
 from dino_exp.checkpoint.registry import Index, read_index
 from dino_exp.checkpoint.stock import sort_rows, verify_newest
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule, Stateful
-from dino_exp.checkpoint.verify import Damage, find_damage, read_verified
+from dino_exp.checkpoint.verify import Damage, Seen, find_damage, read_verified
 from dino_exp.errors import ConfigError, CorruptCheckpointError, NoCheckpointError, RefusedError, UsageError
 from dino_exp.fsio import LOCAL, Files
 
@@ -149,19 +149,25 @@ class CheckpointReader:
         rows, damaged = sort_rows(self._store, index.rows, index.damaged)
         verify_newest(self._store, rows, damaged, afresh=True)
         here = set(self._store.steps())  # a training may have dropped some meanwhile
-        return plan_prune(
-            {step: row for step, row in rows.items() if step in here},
+        rows = {step: row for step, row in rows.items() if step in here}
+        planned = plan_prune(
+            rows,
             load_pins(self._store.folder, self._store.files),
             {step: why for step, why in damaged.items() if step in here},
             recorded=self._recorded(index),
             rules=rules,
             schedule=index.schedule or Schedule(1, 1),
         )
+        thin = planned.plan.thin.items()
+        gains = [thin_gain(self._store.read(step)[0], parts, without(rows, planned.plan.drop)) for step, parts in thin]
+        return replace(planned, freed_bytes=planned.freed_bytes + sum(gains))
 
     def num_bytes(self, steps: Iterable[int] | None = None) -> int:
         """How many bytes the packs of some or all readable checkpoints hold: what `verify` has to read."""
         rows = read_index(self._store).rows
-        return sum(sum(rows[step].pack_bytes) for step in (rows if steps is None else steps) if step in rows)
+        chosen = [rows[step] for step in (rows if steps is None else steps) if step in rows]
+        packs = {name: num for row in chosen for name, num in zip(row.packs, row.pack_bytes, strict=True)}
+        return sum(packs.values())  # each pack once, however many checkpoints reach into it
 
     def verify(
         self, steps: Iterable[int] | None = None, progress: Callable[[int, int], None] | None = None
@@ -175,8 +181,7 @@ class CheckpointReader:
         Raises NoCheckpointError for an unknown step, UnsupportedFormatError, OSError.
         """
         chosen = self._store.steps() if steps is None else [self._known(step) for step in steps]
-        rows = read_index(self._store).rows
-        done, total = 0, sum(sum(rows[step].pack_bytes) for step in chosen if step in rows)
+        done, total, seen = 0, self.num_bytes(chosen), Seen()
 
         def count(num_bytes: int) -> None:
             nonlocal done
@@ -184,7 +189,7 @@ class CheckpointReader:
             if progress is not None:
                 progress(done, total)
 
-        found = [places for step in chosen if (places := self._verify_step(step, count)) is not None]
+        found = [places for step in chosen if (places := self._verify_step(step, count, seen)) is not None]
         damaged = [place for places in found for place in places] + (self._verify_pins() if steps is None else [])
         return {"ok": not damaged, "checked": len(found), "damaged": damaged}
 
@@ -198,7 +203,7 @@ class CheckpointReader:
         manifest = self.manifest(at)
         with PackReader(self._store.files, self._store.packs_folder, manifest.packs) as packs:
             wanted = {name: entry for name, entry in manifest.tensors.items() if name.startswith(prefix)}
-            return {name: load_tensor(packs, entry) for name, entry in sorted(wanted.items())}
+            return {name: load_tensor(packs, entry, manifest.bases) for name, entry in sorted(wanted.items())}
 
     def restore(self, state: Stateful, at: str | int | Path = "latest", *, optional: tuple[str, ...] = ()) -> Manifest:
         """Load one checkpoint into `state` without changing anything on disk: how a fork takes over its parent's.
@@ -260,7 +265,7 @@ class CheckpointReader:
                 f"({problem}), so it cannot say what may go; use the version that wrote it"
             ) from problem
 
-    def _verify_step(self, step: int, progress: Callable[[int], None]) -> list[dict[str, Any]] | None:
+    def _verify_step(self, step: int, progress: Callable[[int], None], seen: Seen) -> list[dict[str, Any]] | None:
         """Its damaged places; None when a training dropped it meanwhile."""
         try:
             manifest, identity = self._store.read(step)
@@ -268,9 +273,9 @@ class CheckpointReader:
             return None
         except CorruptCheckpointError as damage:
             return [_place(step, Damage(None, None, str(damage)))]
-        found = list(find_damage(manifest, self._store.files, self._store.packs_folder, progress))
+        found = list(find_damage(manifest, self._store.files, self._store.packs_folder, progress, seen))
         if found and self._store.identity(step) != identity:  # what was read is no longer what is committed
-            return self._verify_step(step, progress)
+            return self._verify_step(step, progress, Seen())
         return [_place(step, damage) for damage in found]
 
     def _verify_pins(self) -> list[dict[str, Any]]:

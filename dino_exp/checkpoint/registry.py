@@ -20,7 +20,7 @@ from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule
 from dino_exp.errors import ConfigError, CorruptCheckpointError
 from dino_exp.fsio import DamagedFileError, write_atomic
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MAX_BYTES = 64 << 20
 _ORIGIN = ("config_hash", "git_commit", "code_id")
 
@@ -34,6 +34,7 @@ class Row:
     git_commit: str | None
     code_id: str | None
     state_digest: str | None
+    content_bytes: int
     packs: tuple[str, ...]
     pack_bytes: tuple[int, ...]
     identity: Identity
@@ -68,6 +69,7 @@ def row_of(manifest: Manifest, identity: Identity, *, verified: bool) -> Row:
         info=manifest.info(verified=verified, num_bytes=manifest.stored_bytes + identity[0]),
         **{name: text if isinstance(text, str) else None for name, text in origin.items()},
         state_digest=manifest.state_digest,
+        content_bytes=manifest.content_bytes,
         packs=tuple(pack.name for pack in manifest.packs),
         pack_bytes=tuple(pack.bytes for pack in manifest.packs),
         identity=identity,
@@ -167,6 +169,7 @@ def _row_to_json(row: Row) -> JSON:
         "verified": info.verified,
         "bytes": info.bytes,
         "state_digest": row.state_digest,
+        "content_bytes": row.content_bytes,
         "packs": dict(zip(row.packs, row.pack_bytes, strict=True)),
         "manifest": list(row.identity),
     }
@@ -198,6 +201,7 @@ def _row_from_json(given: JSON, group: JSON) -> Row:
         ),
         **{name: None if group[name] is None else _typed(group[name], str) for name in _ORIGIN},
         state_digest=None if given["state_digest"] is None else _typed(given["state_digest"], str),
+        content_bytes=_typed(given["content_bytes"], int),
         packs=tuple(packs),
         pack_bytes=tuple(packs.values()),
         identity=(_typed(num_bytes, int), _typed(digest, str)),

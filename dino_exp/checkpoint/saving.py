@@ -8,14 +8,18 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 from torch import Tensor
 
+from dino_exp.checkpoint.base import UnusableBaseError
 from dino_exp.checkpoint.layout import PackName
 from dino_exp.checkpoint.ledger import Ledger
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.pace import Pace
+from dino_exp.checkpoint.pruning import foreign_packs
+from dino_exp.checkpoint.shrinking import Shrinker
 from dino_exp.checkpoint.types import JSON, CheckpointInfo
 from dino_exp.checkpoint.writing import SaveRequest, Writer, bytes_needed, write_state
 from dino_exp.errors import CheckpointError, CorruptCheckpointError, SaveFailedError
@@ -80,8 +84,22 @@ class Saver:
         ledger.tell("saved", step=step, reasons=list(manifest.reasons), bytes=manifest.stored_bytes)
         if self._on_commit is not None:
             self._on_commit(ledger.rows[step].info)
-        ledger.retain(job.request.schedule)
+        self._retain(job)
         return manifest
+
+    def _retain(self, job: SaveJob) -> None:
+        """Drop what no rule keeps, and make smaller what is kept. Trouble is told: what was saved is safe."""
+        ledger, schedule = self._ledger, job.request.schedule
+        plan = ledger.retain(schedule)
+        if plan is None or not (plan.thin or foreign_packs(ledger.rows)):
+            return
+        shrinker = Shrinker(ledger, job.by.storage, self._guard, self._pace.wrote)
+        try:
+            shrinker.thin(plan.thin)
+            shrinker.compact(everything=False)
+        except (OSError, CorruptCheckpointError) as problem:
+            ledger.tell("trouble", action="making checkpoints smaller", error=str(problem))
+        ledger.renew_registry(schedule)
 
     def _write_with_room(self, job: SaveJob) -> None:
         try:
@@ -111,18 +129,29 @@ class Saver:
         name = PackName(step, job.by.attempt, 0)
         if any(str(name) in row.packs for row in self._ledger.rows.values()):
             raise CheckpointError(f"pack {name} belongs to another checkpoint; give each process its own `attempt`")
-        self._check_room(bytes_needed(job.tensors))
+        self._check_room(bytes_needed(job.tensors, job.by.storage))
         try:
-            manifest = write_state(
-                store, name, job.tensors, job.values, job.request, job.by,
-                require_finite=self._require_finite, wrote=self._pace.wrote,
-            )  # fmt: skip
+            manifest = self._write_state(name, job)
             if job.before_commit is not None:
                 job.before_commit()
             store.commit(manifest, self._guard, supersede=job.supersede)
         except BaseException:
             store.take_back(step, [str(name)])
             raise
+
+    def _write_state(self, name: PackName, job: SaveJob) -> Manifest:
+        """Against an earlier checkpoint where the storage says so, and where that can be read."""
+        write = partial(
+            write_state, self._ledger.store, name, job.tensors, job.values, job.request, job.by,
+            require_finite=self._require_finite, wrote=self._pace.wrote,
+        )  # fmt: skip
+        storage = job.by.storage
+        base = self._ledger.newest_base(job.request.step, storage.max_chain) if storage.codec == "delta" else None
+        try:
+            return write(base=base)
+        except UnusableBaseError as problem:
+            self._ledger.note_damage(problem.step, problem.reason)
+            return write()
 
     def _check_room(self, num_bytes: int) -> None:
         """Fail at once, rather than after writing most of it, where the disk says that it has no room."""

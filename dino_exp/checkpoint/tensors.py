@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dino_exp.checkpoint.codec import RAW, find_codec
-from dino_exp.checkpoint.digests import content_digest
+from dino_exp.checkpoint.blocks import load_content
+from dino_exp.checkpoint.codec_names import check_codec
 from dino_exp.checkpoint.dtypes import DTYPES
 from dino_exp.checkpoint.manifest import Chunk, Manifest, TensorEntry
 from dino_exp.checkpoint.pack import PackReader
-from dino_exp.errors import CheckpointError, CorruptCheckpointError
+from dino_exp.errors import CheckpointError
 
 
 def dtype_name(tensor: Tensor, name: str) -> str:
@@ -33,34 +33,29 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def load_tensor(packs: PackReader, entry: TensorEntry) -> Tensor:
-    """Read, decode and check one tensor, on the CPU. Raises CorruptCheckpointError, OSError."""
+def load_tensor(packs: PackReader, entry: TensorEntry, bases: Sequence[Chunk] = ()) -> Tensor:
+    """Read, decode and check one tensor, on the CPU. `bases` are those of its manifest.
+
+    Raises CorruptCheckpointError, UnsupportedFormatError, OSError.
+    """
     dtype = getattr(torch, entry.dtype)
     for chunk in entry.chunks:
-        find_codec(chunk.codec)
+        check_codec(chunk.codec)
         packs.handle(chunk.pack)  # as long as the manifest says, before memory is taken on its word
     if len(entry.chunks) == 1:
-        return _load_chunk(packs, entry.chunks[0], dtype)
+        return _load_chunk(packs, entry.chunks[0], bases, entry.dtype)
     whole = _empty(entry.shape, dtype)
     for chunk in entry.chunks:
         sides = zip(chunk.offset, chunk.shape, strict=True)
-        whole[tuple(slice(start, start + size) for start, size in sides)] = _load_chunk(packs, chunk, dtype)
+        box = tuple(slice(start, start + size) for start, size in sides)
+        whole[box] = _load_chunk(packs, chunk, bases, entry.dtype)
     return whole
 
 
-def _load_chunk(packs: PackReader, chunk: Chunk, dtype: torch.dtype) -> Tensor:
-    content = _empty(chunk.shape, dtype)
+def _load_chunk(packs: PackReader, chunk: Chunk, bases: Sequence[Chunk], dtype: str) -> Tensor:
+    content = _empty(chunk.shape, getattr(torch, dtype))
     into = tensor_bytes(content)  # shares memory: the tensor is contiguous and on the host
-    if chunk.codec == RAW:
-        packs.read_stored(chunk, into)
-        return content
-    codec = find_codec(chunk.codec)
-    stored = memoryview(bytearray(chunk.stored_bytes))
-    packs.read_stored(chunk, stored)
-    base = None if chunk.base is None else tensor_bytes(_load_chunk(packs, chunk.base, dtype))
-    codec.decode(stored, content.element_size(), base, into)
-    if content_digest(into) != chunk.content_digest:
-        raise CorruptCheckpointError(f"{chunk.key} in {chunk.pack}: its content's digest differs")
+    load_content(packs, chunk, bases, dtype, into)
     return content
 
 
@@ -82,7 +77,9 @@ class SavedState(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         entry = self._manifest.tensors.get(name)
-        return self._manifest.state[name] if entry is None else load_tensor(self._packs, entry)
+        if entry is None:
+            return self._manifest.state[name]
+        return load_tensor(self._packs, entry, self._manifest.bases)
 
     def __iter__(self) -> Iterator[str]:
         yield from self._manifest.tensors

@@ -85,8 +85,12 @@ class SaveContext:
 
 @dataclass(frozen=True)
 class RetentionPlan:
-    """Which steps stay and which go, ascending, and why: a reason for each step."""
+    """Which steps stay and which go, ascending, and why: a reason for each step.
+
+    `thin` are those of `keep` of which only a part stays, with the beginnings of the names of the tensors in it.
+    """
 
     keep: tuple[int, ...]
     drop: tuple[int, ...]
     reasons: Mapping[int, str]
+    thin: Mapping[int, tuple[str, ...]] = field(default_factory=dict)

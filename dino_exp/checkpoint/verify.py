@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
-from dino_exp.checkpoint.codec import find_codec
+from dino_exp.checkpoint.codec_names import check_codec
 from dino_exp.checkpoint.digests import state_digest
-from dino_exp.checkpoint.manifest import Chunk, Manifest, chunks_of
+from dino_exp.checkpoint.manifest import Manifest, chunks_of, closure
 from dino_exp.checkpoint.pack import BLOCK_BYTES, PackReader
 from dino_exp.checkpoint.store import Store
 from dino_exp.errors import CorruptCheckpointError
 from dino_exp.fsio import Files
 
 _MOST_NAMED = 8
+
+Seen: TypeAlias = dict[tuple[str, int, int, str], str | None]  # what is wrong with the bytes at a place of a pack
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,21 @@ class Damage:
 
 
 def find_damage(
-    manifest: Manifest, files: Files, packs_folder: Path, progress: Callable[[int], None] | None = None
+    manifest: Manifest,
+    files: Files,
+    packs_folder: Path,
+    progress: Callable[[int], None] | None = None,
+    seen: Seen | None = None,
 ) -> Iterator[Damage]:
-    """Each damaged pack and tensor, as it is found. `progress` hears of bytes read.
+    """Each damaged pack and tensor, as it is found: also a tensor that builds on a damaged one.
+
+    Each chunk is read once, and not at all if `seen`, which is added to, knows it from another checkpoint. `progress`
+    hears of bytes read.
 
     Raises OSError when reading fails in a way that says nothing about the bytes (EIO, EACCES), and
     UnsupportedFormatError for a codec that this version does not know.
     """
-    buffer = memoryview(bytearray(BLOCK_BYTES))
+    buffer, known = memoryview(bytearray(BLOCK_BYTES)), {} if seen is None else seen
     if manifest.state_digest not in (None, whole_state_digest(manifest)):
         yield Damage(None, None, "the digest of the state does not fit the tensors and JSON that it covers")
     with PackReader(files, packs_folder, manifest.packs) as packs:
@@ -44,13 +54,16 @@ def find_damage(
             if problem is not None:
                 yield Damage(None, pack.name, problem)
         for name, _, chunk in chunks_of(manifest):
-            for part in _with_bases(chunk):
-                find_codec(part.codec)
-                problem = _problem(partial(packs.check_stored, part, buffer))
+            for part in (*(manifest.bases[place] for place in closure(chunk, manifest.bases)), chunk):
+                place = (part.pack, part.start, part.stored_bytes, part.stored_digest)
+                if place not in known:
+                    check_codec(part.codec)
+                    known[place] = _problem(partial(packs.check_stored, part, buffer))
+                    if progress is not None:
+                        progress(part.stored_bytes)
+                problem = known[place]
                 if problem is not None:
                     yield Damage(name, part.pack, problem)
-            if progress is not None:
-                progress(chunk.stored_bytes)
 
 
 def read_verified(store: Store, step: int) -> Manifest:
@@ -85,12 +98,6 @@ def whole_state_digest(manifest: Manifest) -> str | None:
         (name, entry.dtype, entry.shape, entry.chunks[0].content_digest) for name, entry in manifest.tensors.items()
     )
     return state_digest(rows, manifest.state)
-
-
-def _with_bases(chunk: Chunk | None) -> Iterator[Chunk]:
-    while chunk is not None:
-        yield chunk
-        chunk = chunk.base
 
 
 def _problem(check: Callable[[], None]) -> str | None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from dino_exp.checkpoint.base import Base
 from dino_exp.checkpoint.canonical import check_json
-from dino_exp.checkpoint.codec import find_codec
 from dino_exp.checkpoint.digests import state_digest
-from dino_exp.checkpoint.dtypes import DTYPES
+from dino_exp.checkpoint.encoding import Encoder, Plain, order, packs_reached
 from dino_exp.checkpoint.finite import is_finite
 from dino_exp.checkpoint.layout import MAX_STEP, PackName
-from dino_exp.checkpoint.manifest import Chunk, Manifest, PackEntry, TensorEntry
-from dino_exp.checkpoint.pack import PackWriter
+from dino_exp.checkpoint.manifest import Manifest
+from dino_exp.checkpoint.pack import Key, write_pack
+from dino_exp.checkpoint.storage import Storage
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.tensors import dtype_name, tensor_bytes
 from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule
@@ -24,6 +28,7 @@ from dino_exp.errors import CheckpointError
 
 _BYTES_PER_TENSOR = 1000  # of manifest and header: an estimate, for a look at the free space
 _BYTES_BESIDE = 100_000
+_USUAL_SHARE = 0.8  # that encoded numbers take at most, in a training
 
 
 class NonFiniteStateError(CheckpointError):
@@ -71,13 +76,13 @@ class SaveRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """Who writes, and how: the attempt, the policy in force, the clock (seconds since 1970), the codec."""
+    """Who writes, and how: the attempt, the policy in force, the clock (seconds since 1970), the storage."""
 
     attempt: int
     policy: JSON
     now_secs: float
     generators: JSON
-    codec: str
+    storage: Storage
 
 
 def split_state(given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, JSON]]:
@@ -95,10 +100,14 @@ def split_state(given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, 
     return tensors, values
 
 
-def bytes_needed(tensors: Mapping[str, Tensor]) -> int:
-    """About how much room a checkpoint of these tensors takes on the disk, uncompressed."""
+def bytes_needed(tensors: Mapping[str, Tensor], storage: Storage) -> int:
+    """About how much room a checkpoint of these tensors takes on the disk."""
     content = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    return content + _BYTES_PER_TENSOR * len(tensors) + _BYTES_BESIDE
+    return (
+        int(content * (1 if storage.codec == "raw" else _USUAL_SHARE))
+        + _BYTES_PER_TENSOR * len(tensors)
+        + _BYTES_BESIDE
+    )
 
 
 def write_state(
@@ -109,15 +118,30 @@ def write_state(
     request: SaveRequest,
     by: Writer,
     *,
+    base: Manifest | None = None,
     require_finite: bool = False,
     wrote: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Write one synced pack with all tensors, and return the manifest to commit. `wrote` hears of bytes written.
 
-    Raises NonFiniteStateError where a number must be finite and is not, CheckpointError, OSError.
+    `base` is a checkpoint in the same folder that it may be written against. Where everything is there already, no
+    pack is left.
+
+    Raises NonFiniteStateError where a number must be finite and is not, UnusableBaseError, CheckpointError, OSError.
     """
-    entries, pack = _write_pack(store, str(pack_name), tensors, by.codec, require_finite, wrote)
-    rows = ((name, entry.dtype, entry.shape, entry.chunks[0].content_digest) for name, entry in entries.items())
+    keys = [Key(name, dtype_name(tensor, name), tuple(tensor.shape)) for name, tensor in tensors.items()]
+    keys.sort(key=lambda key: order(key, by.storage))
+    plain = (Plain(key, tensor_bytes(tensors[key.name])) for key in keys)  # one at a time: some are copied for it
+    checked = map(_check_finite, plain) if require_finite else plain
+    with contextlib.ExitStack() as stack:
+        opened = None if base is None else stack.enter_context(Base(base, store))
+        pool = stack.enter_context(ThreadPoolExecutor(by.storage.threads)) if by.storage.threads else None
+        encoder = Encoder(by.storage, opened, pool)
+        packs = write_pack(store, pack_name, keys, partial(encoder.write, tensors=checked), wrote)
+    bases = tuple(encoder.bases.chunks)
+    reached = packs_reached(encoder.entries, bases)
+    earlier = () if base is None else (pack for pack in base.packs if pack.name in reached)
+    rows = ((name, entry.dtype, entry.shape, entry.chunks[0].content_digest) for name, entry in encoder.entries.items())
     return Manifest(
         step=request.step,
         epoch=request.epoch,
@@ -126,8 +150,10 @@ def write_state(
         reasons=request.reasons,
         attempt=by.attempt,
         world_size=1,
-        tensors=entries,
-        packs=(pack,),
+        tensors=encoder.entries,
+        bases=bases,
+        content_bytes=sum(entry.num_bytes for entry in encoder.entries.values()),
+        packs=(*packs, *earlier),
         state=dict(values),
         state_digest=state_digest(rows, values),
         record=dict(request.record),
@@ -141,36 +167,7 @@ def write_state(
     )
 
 
-def _write_pack(
-    store: Store,
-    name: str,
-    tensors: Mapping[str, Tensor],
-    codec_name: str,
-    require_finite: bool,
-    wrote: Callable[[int], None] | None,
-) -> tuple[dict[str, TensorEntry], PackEntry]:
-    codec = find_codec(codec_name)
-    dtypes = {key: dtype_name(tensor, key) for key, tensor in tensors.items()}
-    order = sorted(tensors, key=lambda key: (-DTYPES[dtypes[key]].item_bytes, key))
-    plan = [(key, dtypes[key], tuple(tensors[key].shape)) for key in order]
-    entries = {}
-    with PackWriter(store.files, store.new_pack_path(name), plan, wrote) as pack:
-        for key, dtype, shape in plan:
-            plain = tensor_bytes(tensors[key])
-            if require_finite and not is_finite(plain, dtype):
-                raise NonFiniteStateError(key)
-            content = codec.encode(plain, DTYPES[dtype].item_bytes, None)
-            start, digest = pack.add(key, dtype, shape, content)
-            chunk = Chunk(
-                offset=(0,) * len(shape),
-                shape=shape,
-                pack=name,
-                key=key,
-                start=start,
-                stored_bytes=len(content),
-                codec=codec.name,
-                stored_digest=digest,
-                content_digest=digest,
-            )
-            entries[key] = TensorEntry(dtype=dtype, shape=shape, chunks=(chunk,))
-        return entries, pack.finish()
+def _check_finite(tensor: Plain) -> Plain:
+    if not is_finite(tensor.content, tensor.key.dtype):
+        raise NonFiniteStateError(tensor.key.name)
+    return tensor

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -13,10 +15,21 @@ from rich.text import Text
 from dino_exp.checkpoint.ledger import Ledger
 from dino_exp.checkpoint.policies import retention_to_json
 from dino_exp.checkpoint.pruning import PrunePlan, PruneRules
+from dino_exp.checkpoint.shrinking import Shrinker, Shrunk
+from dino_exp.checkpoint.storage import Storage
+from dino_exp.checkpoint.types import Schedule
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, Named, OutputsOption, RunArgument, named_run
 from dino_exp.cli.owning import own
 from dino_exp.cli.show import Cell, count_text, kinds_text, plain, print_json, print_table, size_text
+from dino_exp.dino.parts import COMPANIONS, THIN_PARTS
 from dino_exp.runs.events import EventLog
+
+
+class Thin(StrEnum):
+    """What stays of a thinned milestone."""
+
+    TEACHER = "teacher"
+    MODELS = "models"
 
 
 class Mode(StrEnum):
@@ -41,6 +54,13 @@ def prune(
     mode: Annotated[
         Mode | None, typer.Option("--mode", help="Whether high or low is better, for a metric not recorded.")
     ] = None,
+    thin: Annotated[
+        Thin | None,
+        typer.Option("--thin", help="Of older milestones keep only the teacher, or the models (student too)."),
+    ] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Free kept checkpoints of what they need of dropped ones.")
+    ] = False,
     outputs: OutputsOption = OUTPUTS,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,24 +72,39 @@ def prune(
     newest that is verified. A run in use is refused (exit 3): it prunes itself
     at each save. --dry-run changes nothing, and looks at any run.
 
+    With --thin, milestones that no other rule keeps lose the rest of their
+    state: they can be evaluated and exported, not resumed. With --compact,
+    checkpoints that were written as changes since one that is gone are
+    written anew, so that it need not stay on the disk for their sake.
+
     \b
     Examples:
       dino-exp checkpoints prune last --dry-run
       dino-exp checkpoints prune last --keep-last 1
       dino-exp checkpoints prune last --keep-best 2 --metric val_loss --mode min
+      dino-exp checkpoints prune last --thin teacher --compact
     """
-    rules = PruneRules(last=keep_last, best=keep_best, metric=metric, mode=None if mode is None else mode.value)
+    rules = PruneRules(
+        last=keep_last,
+        best=keep_best,
+        metric=metric,
+        mode=None if mode is None else mode.value,
+        thin=None if thin is None else THIN_PARTS[thin.value],
+    )
     wanted = named_run(run, outputs, "prune")
     # Where nothing was ever saved there is nothing to own the run for, and no folder is to be made.
     only_look = dry_run or wanted.reader.num_found() == 0
-    planned = wanted.reader.plan_prune(rules) if only_look else _carry_out(wanted, rules)
-    if as_json:
-        print_json(_for_programs(planned, dry_run=dry_run))
+    if only_look:
+        planned, shrunk = wanted.reader.plan_prune(rules), Shrunk()
     else:
-        _tell(wanted, planned, dry_run=dry_run)
+        planned, shrunk = _carry_out(wanted, rules, compact=compact)
+    if as_json:
+        print_json(_for_programs(planned, shrunk, dry_run=dry_run))
+    else:
+        _tell(wanted, planned, shrunk, dry_run=dry_run)
 
 
-def _carry_out(wanted: Named, rules: PruneRules) -> PrunePlan:
+def _carry_out(wanted: Named, rules: PruneRules, *, compact: bool) -> tuple[PrunePlan, Shrunk]:
     """Prune as the run's owner. Raises LockedError that names another owner."""
     paths = wanted.paths
     refusal = (
@@ -82,23 +117,38 @@ def _carry_out(wanted: Named, rules: PruneRules) -> PrunePlan:
         ledger = Ledger(paths.checkpoints, keep=recorded, on_event=events.append)
         lock.check()
         done = ledger.prune(rules)
-        if done.plan.drop:
+        shrunk = _shrink(ledger, done, lock.check, compact=compact)
+        done = replace(done, freed_bytes=done.freed_bytes + shrunk.freed_bytes)
+        if done.plan.drop or shrunk != Shrunk():
             events.append("pruned", policy=retention_to_json(rules.instead_of(recorded)), freed_bytes=done.freed_bytes)
-    return done
+    return done, shrunk
 
 
-def _for_programs(planned: PrunePlan, *, dry_run: bool) -> dict[str, Any]:
+def _shrink(ledger: Ledger, done: PrunePlan, guard: Callable[[], object], *, compact: bool) -> Shrunk:
+    shrinker = Shrinker(ledger, Storage(codec="zstd", companions=COMPANIONS), guard)
+    try:
+        thinned = shrinker.thin(done.plan.thin)
+        rewritten = shrinker.compact(everything=True) if compact else Shrunk()
+    finally:
+        ledger.renew_registry(ledger.schedule or Schedule(1, 1))
+    return Shrunk(thinned.thinned, rewritten.rewritten, thinned.freed_bytes + rewritten.freed_bytes)
+
+
+def _for_programs(planned: PrunePlan, shrunk: Shrunk, *, dry_run: bool) -> dict[str, Any]:
     return {
         "kept": list(planned.plan.keep),
         "dropped": list(planned.plan.drop),
+        "thinned": sorted(planned.plan.thin) if dry_run else list(shrunk.thinned),
+        "rewritten": list(shrunk.rewritten),
         "reasons": {str(step): why for step, why in sorted(planned.plan.reasons.items())},
         "damaged": {str(step): why for step, why in sorted(planned.damaged.items())},
         "freed_bytes": planned.freed_bytes,
+        "foreign_bytes": planned.foreign_bytes if dry_run or not shrunk.rewritten else 0,
         "dry_run": dry_run,
     }
 
 
-def _tell(wanted: Named, planned: PrunePlan, *, dry_run: bool) -> None:
+def _tell(wanted: Named, planned: PrunePlan, shrunk: Shrunk, *, dry_run: bool) -> None:
     if not planned.infos and not planned.damaged:
         print("no checkpoints yet")
         return
@@ -108,16 +158,34 @@ def _tell(wanted: Named, planned: PrunePlan, *, dry_run: bool) -> None:
         *((str(step), "", "", "", _verdict("damaged"), why) for step, why in planned.damaged.items()),
     ]
     print_table(columns, sorted(lines, key=lambda line: int(str(line[0]))), right=("step", "epoch", "size"))
-    num, left = len(planned.plan.drop), count_text(len(planned.plan.keep), "checkpoint")
-    freed = size_text(planned.freed_bytes)
     if planned.damaged:
         print(f"damaged ones stay; more about them: dino-exp checkpoints verify {plain(wanted.quoted)}")
-    if num == 0:
-        print(f"nothing to drop; {left} stay")
-    elif dry_run:
-        print(f"{count_text(num, 'checkpoint')} would go, {freed} freed; {left} would stay. Nothing was changed")
-    else:
-        print(f"dropped {count_text(num, 'checkpoint')}, freed {freed}; {left} left")
+    print(_plan_text(planned) if dry_run else _done_text(planned, shrunk))
+    if planned.foreign_bytes and not shrunk.rewritten:
+        size = size_text(planned.foreign_bytes)
+        print(f"{size} of dropped ones stay because others build on them; to write those anew: add --compact")
+
+
+def _plan_text(planned: PrunePlan) -> str:
+    drop, thin = len(planned.plan.drop), len(planned.plan.thin)
+    parts = [f"{count_text(drop, 'checkpoint')} would go"] * bool(drop) + [f"{thin} would be thinned"] * bool(thin)
+    left = f"{count_text(len(planned.plan.keep), 'checkpoint')}"
+    if not parts:
+        return f"nothing to drop; {left} stay"
+    return f"{', '.join(parts)}, {size_text(planned.freed_bytes)} freed; {left} would stay. Nothing was changed"
+
+
+def _done_text(planned: PrunePlan, shrunk: Shrunk) -> str:
+    done = {
+        f"dropped {count_text(len(planned.plan.drop), 'checkpoint')}": planned.plan.drop,
+        f"thinned {len(shrunk.thinned)}": shrunk.thinned,
+        f"wrote {len(shrunk.rewritten)} anew": shrunk.rewritten,
+    }
+    parts = [text for text, steps in done.items() if steps]
+    left = f"{count_text(len(planned.plan.keep), 'checkpoint')}"
+    if not parts:
+        return f"nothing to drop; {left} stay"
+    return f"{', '.join(parts)}, freed {size_text(planned.freed_bytes)}; {left} left"
 
 
 def _lines(planned: PrunePlan) -> list[tuple[Cell, ...]]:
@@ -135,8 +203,8 @@ def _lines(planned: PrunePlan) -> list[tuple[Cell, ...]]:
     ]
 
 
-_STYLES = {"keep": "green", "drop": "red", "damaged": "bold red"}
+_STYLES = {"keep": "green", "thin": "yellow", "drop": "red", "damaged": "bold red"}
 
 
 def _verdict(word: str) -> Text:
-    return Text(word, _STYLES.get(word, ""))
+    return Text(word, _STYLES.get(word.partition(" ")[0], ""))

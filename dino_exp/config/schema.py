@@ -225,13 +225,29 @@ class KeepConfig(Section):
         pattern=r"(100|[1-9][0-9]?(\.[0-9]+)?)%|[1-9][0-9]{0,8}",
         help='kept for ever: "25%" of the horizon, or an epoch',
     )
+    thin: str | None = setting(
+        role="runtime",
+        legacy=None,
+        choices=("teacher", "models"),
+        help="all that stays of milestones which nothing else keeps; models: teacher and student; null: everything",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StorageConfig(Section):
     """How checkpoints are written."""
 
-    codec: str = setting(role="runtime", choices=("raw",), help="raw: ordinary safetensors files")
+    codec: str = setting(
+        role="runtime",
+        choices=("raw", "zstd", "delta"),
+        help="raw: ordinary safetensors files; zstd: compressed; delta: what changed since the one before",
+    )
+    max_chain: int = setting(
+        role="runtime", minimum=1, maximum=20, legacy=5, help="earlier checkpoints that one may need (delta)"
+    )
+    threads: int = setting(
+        role="runtime", minimum=0, maximum=256, legacy=0, help="threads that encode, beside the one that writes"
+    )
     background: bool = setting(
         role="runtime", legacy=True, help="write a copy of the state beside the training; false: training waits"
     )

@@ -13,9 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from support.checkpoints import (
+    KINDS,
     Died,
     FaultyFiles,
+    Kind,
     PowerLossFiles,
     ToyState,
     io_error,
@@ -30,18 +33,19 @@ from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.errors import SaveFailedError
 
 STEPS = range(1, 5)
+CRASH = pytest.mark.crash
 Stop = type[BaseException] | tuple[type[BaseException], ...]
 Choice = random.Random | bool
 Survived = Callable[[str, int], None]
 POWER_LOSSES = "power losses, each with another order of what reached the disk"
 
 
-def check_survival(folder: Path, acknowledged: int | None) -> None:
+def check_survival(folder: Path, acknowledged: int | None, kind: Kind = KINDS["raw"]) -> None:
     """What must hold after any fault."""
     reader = CheckpointReader(folder)
     assert reader.verify()["ok"], reader.verify()
     listed = [row["step"] for row in reader.rows()]
-    manager = open_manager(folder, attempt=2, files=quick_files())
+    manager = kind.open_manager(folder, attempt=2, files=quick_files())
     assert [info.step for info in manager.infos()] == listed
     assert {name.name for name in folder.iterdir()} <= {
         "packs",
@@ -49,27 +53,40 @@ def check_survival(folder: Path, acknowledged: int | None) -> None:
         "registry.json",
         *(f"step-{step:09d}.json" for step in listed),
     }
-    assert len(list((folder / "packs").iterdir())) == len(listed)
+    reached = {pack.name for step in listed for pack in reader.manifest(step).packs}
+    assert {path.name for path in (folder / "packs").iterdir()} == reached
     for step in listed:
-        state = ToyState()
-        manager.restore(state, at=step)
-        assert state.is_of_step(step)
+        assert loads(reader, step, kind)
     if acknowledged is not None:
-        state = ToyState()
+        state = kind.make()
         restored = manager.restore(state)
         assert restored.manifest.step >= acknowledged
+        assert state.is_of_step(restored.manifest.step)
         assert not restored.quarantined
-    manager.save(ToyState(7), request(7))
+    manager.save(kind.make(7), request(7))
     assert CheckpointReader(folder).verify()["ok"]
 
 
-def save_until_fault(folder: Path, files: object, stop: Stop, *, beside: bool = True) -> tuple[int | None, bool]:
+def loads(reader: CheckpointReader, step: int, kind: Kind) -> bool:
+    """Whether a checkpoint holds the state of its step, or the part that was to stay of a thinned one."""
+    manifest, expected = reader.manifest(step), kind.make(step)
+    if manifest.resumable:
+        reader.restore(state := kind.make(), step)
+        return state.is_of_step(step)
+    found = reader.load_tensors(step)
+    wanted = {name: tensor for name, tensor in expected.tensors.items() if name.startswith("teacher.")}
+    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def save_until_fault(
+    folder: Path, files: object, stop: Stop, *, beside: bool = True, kind: Kind = KINDS["raw"]
+) -> tuple[int | None, bool]:
     """Save the steps, in the background or at once; the last acknowledged one, and whether all went well."""
     acknowledged = None
     try:
-        manager = open_manager(folder, files=files, background=beside)
+        manager = kind.open_manager(folder, files=files, background=beside)
         for step in STEPS:
-            manager.save(ToyState(step), request(step))
+            manager.save(kind.make(step), request(step))
             manager.drain()
             acknowledged = step
     except stop:
@@ -77,37 +94,58 @@ def save_until_fault(folder: Path, files: object, stop: Stop, *, beside: bool = 
     return acknowledged, True
 
 
-@pytest.mark.parametrize("beside", [True, False])
-def test_death_at_every_file_operation(tmp_path: Path, beside: bool, survived: Survived) -> None:
-    for fail_at in range(1, 10_000):
+@pytest.mark.parametrize(
+    ("beside", "kind", "stride"),
+    [
+        (True, "raw", 1),
+        (False, "raw", 1),
+        (True, "thinned", 9),
+        pytest.param(True, "thinned", 1, marks=CRASH),
+        pytest.param(False, "delta", 1, marks=CRASH),
+        pytest.param(True, "zstd", 1, marks=CRASH),
+    ],
+)
+def test_death_at_every_file_operation(
+    tmp_path: Path, beside: bool, kind: str, stride: int, survived: Survived
+) -> None:
+    for fail_at in range(1, 10_000, stride):
         folder = tmp_path / f"{fail_at}"
-        acknowledged, finished = save_until_fault(folder, FaultyFiles(fail_at), Died, beside=beside)
+        acknowledged, finished = save_until_fault(folder, FaultyFiles(fail_at), Died, beside=beside, kind=KINDS[kind])
         if folder.exists():
-            check_survival(folder, acknowledged)
+            check_survival(folder, acknowledged, KINDS[kind])
             shutil.rmtree(folder)
         if finished:
             break
-    assert fail_at > 100  # as many operations as that were failed
-    survived("file operations at which the process died", fail_at - 1)
+    assert fail_at > 100  # as many operations as that were failed, or every `stride`-th of them
+    survived("file operations at which the process died", fail_at // stride)
 
 
+@pytest.mark.parametrize(
+    ("kind", "stride"),
+    [
+        ("raw", 1),
+        ("thinned", 23),
+        pytest.param("thinned", 1, marks=CRASH),
+        pytest.param("delta", 1, marks=CRASH),
+    ],
+)
 @pytest.mark.parametrize("error", [no_space, io_error])
 @pytest.mark.parametrize("once", [True, False])
 def test_an_error_at_every_file_operation(
-    tmp_path: Path, error: Callable[[], OSError], once: bool, survived: Survived
+    tmp_path: Path, error: Callable[[], OSError], once: bool, kind: str, stride: int, survived: Survived
 ) -> None:
     """One error, or a disk that stays full: nothing acknowledged is lost, and a later save succeeds."""
-    for fail_at in range(1, 10_000):
+    for fail_at in range(1, 10_000, stride):
         folder = tmp_path / f"{fail_at}"
         files = FaultyFiles(fail_at, error, once)
-        acknowledged, _ = save_until_fault(folder, files, (OSError, SaveFailedError))
+        acknowledged, _ = save_until_fault(folder, files, (OSError, SaveFailedError), kind=KINDS[kind])
         if folder.exists():
-            check_survival(folder, acknowledged)
+            check_survival(folder, acknowledged, KINDS[kind])
             shutil.rmtree(folder)
         if files.num_calls < fail_at:
             break
     assert fail_at > 100
-    survived("file operations that failed", fail_at - 1)
+    survived("file operations that failed", fail_at // stride)
 
 
 def test_the_same_manager_goes_on_after_one_error(tmp_path: Path, survived: Survived) -> None:
@@ -134,24 +172,31 @@ def test_the_same_manager_goes_on_after_one_error(tmp_path: Path, survived: Surv
     survived("file operations that failed", fail_at - 8)
 
 
-def check_power_loss(tmp_path: Path, files: PowerLossFiles, acknowledged: int | None, choices: list[Choice]) -> int:
+def check_power_loss(
+    tmp_path: Path,
+    files: PowerLossFiles,
+    acknowledged: int | None,
+    choices: list[Choice],
+    kind: Kind = KINDS["raw"],
+) -> int:
     """Try each choice of what was written and not synced; how many that were."""
     disk = tmp_path / "disk"
     for choice in choices:
         files.surviving(disk, choice)
         if (disk / "live").exists():
-            check_survival(disk / "live", acknowledged)
+            check_survival(disk / "live", acknowledged, kind)
         shutil.rmtree(disk)
     shutil.rmtree(tmp_path / "live", ignore_errors=True)
     return len(choices)
 
 
-def test_power_loss_at_every_file_operation(tmp_path: Path, survived: Survived) -> None:
+@pytest.mark.parametrize(("kind", "stride"), [("raw", 1), ("thinned", 13)])
+def test_power_loss_at_every_file_operation(tmp_path: Path, kind: str, stride: int, survived: Survived) -> None:
     num = 0
-    for die_at in range(1, 10_000):
+    for die_at in range(1, 10_000, stride):
         files = PowerLossFiles(tmp_path, die_at)
-        acknowledged, finished = save_until_fault(tmp_path / "live", files, Died)
-        num += check_power_loss(tmp_path, files, acknowledged, [False, random.Random(die_at)])
+        acknowledged, finished = save_until_fault(tmp_path / "live", files, Died, kind=KINDS[kind])
+        num += check_power_loss(tmp_path, files, acknowledged, [False, random.Random(die_at)], KINDS[kind])
         if finished:
             break
     assert die_at > 60
@@ -160,13 +205,14 @@ def test_power_loss_at_every_file_operation(tmp_path: Path, survived: Survived) 
 
 @pytest.mark.crash
 @pytest.mark.timeout(3000)
-def test_power_loss_with_many_orders(tmp_path: Path, survived: Survived) -> None:
+@pytest.mark.parametrize(("kind", "num_orders"), [("raw", 50), ("delta", 12), ("thinned", 12)])
+def test_power_loss_with_many_orders(tmp_path: Path, kind: str, num_orders: int, survived: Survived) -> None:
     num = 0
     for die_at in range(1, 10_000):
         files = PowerLossFiles(tmp_path, die_at)
-        acknowledged, finished = save_until_fault(tmp_path / "live", files, Died)
-        choices: list[Choice] = [True, False, *(random.Random(100 * die_at + n) for n in range(50))]
-        num += check_power_loss(tmp_path, files, acknowledged, choices)
+        acknowledged, finished = save_until_fault(tmp_path / "live", files, Died, kind=KINDS[kind])
+        choices: list[Choice] = [True, False, *(random.Random(100 * die_at + n) for n in range(num_orders))]
+        num += check_power_loss(tmp_path, files, acknowledged, choices, KINDS[kind])
         if finished:
             break
     survived(POWER_LOSSES, num)

@@ -7,6 +7,7 @@ import os
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from dino_exp.checkpoint.policies import (
     KeepAny,
     LatestN,
     Milestones,
+    ThinMilestones,
     milestone_from_text,
 )
+from dino_exp.checkpoint.storage import Storage
 from dino_exp.checkpoint.types import Schedule
 from dino_exp.checkpoint.writing import SaveRequest
 from dino_exp.fsio import Files
@@ -30,6 +33,7 @@ from dino_exp.fsio import Files
 SCHEDULE = Schedule(horizon_steps=8, steps_per_epoch=2)
 KEEP = KeepAny((LatestN(2), BestN("knn_top1"), Milestones((milestone_from_text("25%"),))))
 SAVE = AnyOf((EverySteps(1),))
+THIN_TO_TEACHER = ThinMilestones(("teacher.",))
 
 
 class ToyState:
@@ -54,9 +58,53 @@ class ToyState:
             self.values[name] = state[name]
 
     def is_of_step(self, step: int) -> bool:
-        other = ToyState(step)
+        other = type(self)(step)
         same = all(torch.equal(self.tensors[name], other.tensors[name]) for name in self.tensors)
         return same and self.values == other.values
+
+
+class CodedState(ToyState):
+    """The same, with tensors for which the codecs pay: some that move a little, one that never does."""
+
+    def __init__(self, step: int = 0) -> None:
+        super().__init__(step)
+        noise = torch.randn(4, 80, generator=torch.Generator().manual_seed(1))
+        self.tensors |= {
+            "student.moving": noise + 1e-4 * step,
+            "teacher.moving": noise + 0.8e-4 * step,
+            "student.still": noise[:2] * 3,
+            "optimizer.moving.exp_avg_sq": noise.square() * (1.0 - 1e-3 * step),
+        }
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way of storing and keeping, and the state that shows it."""
+
+    storage: Storage
+    make: type[ToyState]
+    keep: KeepAny = KEEP
+
+    def open_manager(self, folder: Path, **options: Any) -> CheckpointManager:
+        return open_manager(folder, **{"storage": self.storage, "keep": self.keep} | options)
+
+    def save_steps(self, folder: Path, steps: Any, **options: Any) -> CheckpointManager:
+        manager = self.open_manager(folder, **options)
+        for step in steps:
+            manager.save(self.make(step), request(step))
+            manager.drain()
+        return manager
+
+
+COMPANIONS = {"teacher.": "student."}
+DELTA = Storage(codec="delta", max_chain=2, companions=COMPANIONS)
+THINNING = KeepAny((LatestN(1), Milestones((milestone_from_text("1"), milestone_from_text("25%"))), THIN_TO_TEACHER))
+KINDS = {
+    "raw": Kind(Storage(), ToyState),
+    "zstd": Kind(Storage(codec="zstd", companions=COMPANIONS), CodedState),
+    "delta": Kind(DELTA, CodedState),
+    "thinned": Kind(DELTA, CodedState, THINNING),
+}
 
 
 def request(step: int, **fields: Any) -> SaveRequest:

@@ -19,17 +19,19 @@ from support.checkpoints import (
     flip,
     open_manager,
     pack_of,
+    quick_files,
     request,
     save_steps,
     saved_manifest,
 )
 
 from dino_exp.checkpoint.generators import restore_generators
+from dino_exp.checkpoint.ledger import Ledger
 from dino_exp.checkpoint.manifest import manifest_to_bytes
 from dino_exp.checkpoint.pins import save_pins
 from dino_exp.checkpoint.policies import BestN, EverySteps, KeepAny, LatestN, Milestones, milestone_from_text
 from dino_exp.checkpoint.reader import CheckpointReader
-from dino_exp.checkpoint.types import SaveContext, Schedule
+from dino_exp.checkpoint.types import RetentionPlan, SaveContext, Schedule
 from dino_exp.errors import CheckpointError, CorruptCheckpointError, LockedError, NoCheckpointError
 from dino_exp.fsio import Files
 
@@ -272,12 +274,12 @@ def test_a_folder_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_shared_pack_outlives_the_step_that_wrote_it(tmp_path: Path) -> None:
-    """Incremental checkpoints will refer to packs of earlier steps."""
+    """As incremental checkpoints do, which refer to packs of earlier steps."""
     manifest = saved_manifest(tmp_path, 1)
     (tmp_path / "step-000000005.json").write_bytes(manifest_to_bytes(replace(manifest, step=5)))
-    manager = open_manager(tmp_path, keep=KeepAny(()), attempt=2)
-    manager.save(ToyState(6), request(6, healthy=False))
-    assert [info.step for info in manager.infos()] == [5, 6]
+    ledger = Ledger(tmp_path, keep=KeepAny(()), files=quick_files())
+    ledger.apply(RetentionPlan(keep=(5,), drop=(1,), reasons={1: "drop: for this test"}))
+    assert [info.step for info in ledger.infos()] == [5]
     assert CheckpointReader(tmp_path).verify()["ok"]
     with pytest.raises(CheckpointError, match="belongs to another checkpoint"):
         open_manager(tmp_path, attempt=1).save(ToyState(1), request(1))

@@ -26,8 +26,8 @@ from dino_exp.checkpoint.layout import (
     temporary_name,
     trash_name,
 )
-from dino_exp.checkpoint.manifest import Manifest, manifest_to_bytes
-from dino_exp.checkpoint.manifest_parse import MAX_CHAIN, parse_manifest
+from dino_exp.checkpoint.manifest import Manifest, closure, manifest_to_bytes
+from dino_exp.checkpoint.manifest_parse import MAX_DEPTH, parse_manifest
 from dino_exp.checkpoint.pins import load_pins, save_pins
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.types import UnsupportedFormatError
@@ -70,8 +70,8 @@ def test_the_digest_is_that_of_the_canonical_text_without_it(manifest: Manifest)
 
 
 def test_a_newer_format_is_not_damage(body: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedFormatError, match="format 2, expected at most 1"):
-        parse_manifest(seal(body | {"format_version": 2, "tensors": "something else"}), "manifest")
+    with pytest.raises(UnsupportedFormatError, match="format 3, expected at most 2"):
+        parse_manifest(seal(body | {"format_version": 3, "tensors": "something else"}), "manifest")
 
 
 def test_unknown_keys_are_ignored(body: dict[str, Any], manifest: Manifest) -> None:
@@ -121,7 +121,10 @@ HOSTILE = {
     "long name": at("tensors/" + "a" * 1001, {}),
     "reserved name": at("tensors/__metadata__", {}),
     "tensor of another kind": at(WEIGHT, [1]),
-    "base elsewhere": at(f"{WEIGHT}/chunks/0/base", {"pack": "../base"}),
+    "no bases": at("underlying", None),
+    "bases of another kind": at("underlying/chunks", {}),
+    "negative content": at("content_bytes", -1),
+    "other full digest": at("full_state_digest", "s1:zz"),
     "negative step": at("step", -1),
     "large step": at("step", 10**9),
     "text for a step": at("step", "3"),
@@ -165,18 +168,54 @@ def test_two_chunks_must_tile_the_tensor(body: dict[str, Any]) -> None:
         halves([0, 0], [0, 0])
 
 
+def with_bases(body: dict[str, Any], *bases: dict[str, Any], top: dict[str, Any]) -> Manifest:
+    """A tensor with `top` changed in its chunk, and bases that are that chunk with something changed."""
+    given_body = copy.deepcopy(body)
+    (chunk,) = given_body["tensors"]["student.weight"]["chunks"]
+    given_body["tensors"]["student.weight"]["chunks"] = [chunk | {"codec": "delta/1"} | top]
+    given_body["underlying"] = {"chunks": [chunk | {"codec": "delta/1"} | base for base in bases]}
+    return parse_manifest(seal(given_body), "manifest")
+
+
+def test_a_chunk_may_build_on_chunks_that_build_on_others(body: dict[str, Any]) -> None:
+    manifest = with_bases(body, {"codec": "raw/1"}, {"bases": [0]}, {"bases": [0, 1]}, top={"bases": [2, 0]})
+    (chunk,) = manifest.tensors["student.weight"].chunks
+    assert closure(chunk, manifest.bases) == [0, 1, 2]
+    assert parse_manifest(manifest_to_bytes(manifest), "manifest") == manifest
+
+
 def test_chains_of_bases_are_capped(body: dict[str, Any]) -> None:
     def chain(length: int) -> Manifest:
-        given_body = copy.deepcopy(body)
-        (chunk,) = given_body["tensors"]["student.weight"]["chunks"]
-        for _ in range(length):
-            chunk = copy.deepcopy(chunk) | {"base": chunk, "codec": "delta/1"}
-        given_body["tensors"]["student.weight"]["chunks"] = [chunk]
-        return parse_manifest(seal(given_body), "manifest")
+        bases: list[dict[str, Any]] = [{"bases": [place - 1] if place else []} for place in range(length)]
+        return with_bases(body, *bases, top={"bases": [length - 1]})
 
-    chain(MAX_CHAIN)
-    with pytest.raises(CorruptCheckpointError, match="chain"):
-        chain(MAX_CHAIN + 1)
+    chain(MAX_DEPTH)
+    with pytest.raises(CorruptCheckpointError, match="deep"):
+        chain(MAX_DEPTH + 1)
+
+
+@pytest.mark.parametrize(
+    ("bases", "top"),
+    [
+        pytest.param([], {"bases": [0]}, id="none there"),
+        pytest.param([{}], {"bases": [-1]}, id="negative"),
+        pytest.param([{}], {"bases": [True]}, id="no number"),
+        pytest.param([{}], {"bases": [0] * 9}, id="many"),
+        pytest.param([{}], {"bases": 0}, id="no list"),
+        pytest.param([{"bases": [0]}], {}, id="itself"),
+        pytest.param([{"bases": [1]}, {}], {}, id="a later one"),
+        pytest.param([{"shape": [3, 2]}], {"bases": [0]}, id="another shape"),
+        pytest.param([{"offset": [1, 0]}], {"bases": [0]}, id="another part"),
+        pytest.param([{}], {"bases": [0], "codec": "raw/1"}, id="raw with a base"),
+        pytest.param([{"pack": "step-000000009.a001.r00000.safetensors"}], {}, id="another pack"),
+        pytest.param([{"codec": "raw/1", "content_digest": "0" * 32}], {}, id="two digests"),
+        pytest.param([], {"base": {"pack": "../base"}}, id="of format 1"),
+    ],
+)
+def test_hostile_bases_are_refused(body: dict[str, Any], bases: list[dict[str, Any]], top: dict[str, Any]) -> None:
+    with_bases(body, {}, top={"bases": [0]})
+    with pytest.raises(CorruptCheckpointError):
+        with_bases(body, *bases, top=top)
 
 
 @given(data=st.data())

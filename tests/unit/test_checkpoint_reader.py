@@ -158,7 +158,7 @@ def test_pins_show_as_a_kind(tmp_path: Path) -> None:
 def test_a_newer_checkpoint_is_neither_damaged_nor_dropped(tmp_path: Path) -> None:
     save_steps(tmp_path, [1, 2])
     path = tmp_path / "step-000000002.json"
-    path.write_bytes(seal(unseal(path.read_bytes(), "manifest") | {"format_version": 2}))
+    path.write_bytes(seal(unseal(path.read_bytes(), "manifest") | {"format_version": 3}))
     for act in (CheckpointReader(tmp_path).rows, CheckpointReader(tmp_path).verify, lambda: open_manager(tmp_path)):
         with pytest.raises(UnsupportedFormatError, match="newer version"):
             act()
@@ -168,10 +168,10 @@ def test_a_newer_checkpoint_is_neither_damaged_nor_dropped(tmp_path: Path) -> No
 def test_an_unknown_codec_is_not_damage(tmp_path: Path) -> None:
     manifest = saved_manifest(tmp_path, 1)
     (chunk,) = manifest.tensors["student.weight"].chunks
-    entry = replace(manifest.tensors["student.weight"], chunks=(replace(chunk, codec="delta/1"),))
+    entry = replace(manifest.tensors["student.weight"], chunks=(replace(chunk, codec="delta/9"),))
     later = replace(manifest, tensors={**manifest.tensors, "student.weight": entry})
     (tmp_path / "step-000000001.json").write_bytes(manifest_to_bytes(later))
-    with pytest.raises(UnsupportedFormatError, match="codec 'delta/1'"):
+    with pytest.raises(UnsupportedFormatError, match="codec 'delta/9'"):
         open_manager(tmp_path).restore(ToyState())
     with pytest.raises(UnsupportedFormatError):
         CheckpointReader(tmp_path).verify()

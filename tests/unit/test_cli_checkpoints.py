@@ -81,7 +81,7 @@ def test_all_runs_are_read_whatever_ails_one(tmp_path: Path) -> None:
     (worn / "run.json").write_text("{")
     (good / "run.json").unlink()
     manifest = CheckpointReader(newer / "checkpoints").manifest(1)
-    (newer / "checkpoints" / "step-000000001.json").write_bytes(manifest_to_bytes(replace(manifest, format_version=2)))
+    (newer / "checkpoints" / "step-000000001.json").write_bytes(manifest_to_bytes(replace(manifest, format_version=3)))
     (led / "checkpoints").symlink_to(good / "checkpoints")
     before = contents(tmp_path)
     verdict = cli("verify", "--all", "--outputs", tmp_path, "--json")

@@ -161,6 +161,6 @@ def test_whatever_is_typed_for_a_run(word: str, run: Path) -> None:
 
 
 def test_an_index_of_another_world(run: Path) -> None:
-    (run / "checkpoints" / NAME).write_bytes(seal_text(b'{"format_version":2,"step":2}'))
+    (run / "checkpoints" / NAME).write_bytes(seal_text(b'{"format_version":3,"step":2}'))
     for verb in SHOWN:
         assert "newer version" in told("checkpoints", verb, str(run), codes=(4,))

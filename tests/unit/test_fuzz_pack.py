@@ -23,7 +23,7 @@ from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.errors import CorruptCheckpointError, DinoExpError
 
 NAME = "step-000000002.json"
-CHUNK_FIELDS = ("offset", "shape", "start", "stored_bytes", "key", "codec", "base")
+CHUNK_FIELDS = ("offset", "shape", "start", "stored_bytes", "key", "codec", "bases")
 
 
 @pytest.fixture

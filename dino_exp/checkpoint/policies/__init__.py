@@ -8,6 +8,7 @@ from dino_exp.checkpoint.policies.keep import (
     LatestN,
     Milestones,
     Pinned,
+    ThinMilestones,
     plan_retention,
 )
 from dino_exp.checkpoint.policies.kinds import (
@@ -50,6 +51,7 @@ __all__ = [
     "OnSignal",
     "Pinned",
     "SavePolicy",
+    "ThinMilestones",
     "derive_kinds",
     "may_skip",
     "milestone_from_text",

@@ -9,7 +9,7 @@ from.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -156,6 +156,32 @@ class EveryNEpochs:
 
 
 @dataclass(frozen=True)
+class ThinMilestones:
+    """Of milestones that no other rule keeps, only tensors whose names begin with one of `parts` stay.
+
+    So a milestone is whole as long as it is among the last K, the best, or pinned.
+    """
+
+    parts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ConfigError("checkpoint.keep.thin: of a thinned checkpoint something must stay")
+
+    def judge(self, infos: Sequence[CheckpointInfo], schedule: Schedule) -> Verdict:
+        """See `KeepRule`: it keeps nothing."""
+        return Verdict()
+
+    def plan(self, keepers: Mapping[int, Sequence[KeepRule]], whole: Collection[int]) -> dict[int, tuple[str, ...]]:
+        """What stays of which steps. `keepers` are the rules that keep each; `whole` may not be thinned."""
+        return {
+            step: self.parts
+            for step, rules in keepers.items()
+            if step not in whole and all(isinstance(rule, Milestones) for rule in rules)
+        }
+
+
+@dataclass(frozen=True)
 class KeepAny:
     """The union of several rules: kept if any keeps. The retention policy of a run."""
 
@@ -174,18 +200,34 @@ def plan_retention(infos: Sequence[CheckpointInfo], rules: Sequence[KeepRule], s
     ordered = sorted(infos, key=lambda info: info.step)
     verdicts = [rule.judge(ordered, schedule) for rule in rules]
     opinions = [verdict.otherwise for verdict in verdicts if verdict.otherwise]
-    wanted = _join_by_step(verdict.keep for verdict in verdicts)
-    kept = {step: [why] for step, why in _floor(ordered).items()} | wanted  # the floor speaks where no rule does
+    wanted, floor = _join_by_step(verdict.keep for verdict in verdicts), _floor(ordered)
+    kept = {step: [why] for step, why in floor.items()} | wanted  # the floor speaks where no rule does
+    thin = _plan_thinning(ordered, rules, verdicts, floor)
     keeps, drops, reasons = [], [], {}
     for step in (info.step for info in ordered):
         if step in kept:
             keeps.append(step)
-            reasons[step] = "keep: " + "; ".join(kept[step])
+            only = f"thin to {', '.join(part.rstrip('.') for part in thin[step])}: " if step in thin else "keep: "
+            reasons[step] = only + "; ".join(kept[step])
         else:
             drops.append(step)
             against = dict.fromkeys(opinion[step] for opinion in opinions if step in opinion)  # each said once
             reasons[step] = "drop: " + (", ".join(against) or "no rule keeps it")
-    return RetentionPlan(tuple(keeps), tuple(drops), reasons)
+    return RetentionPlan(tuple(keeps), tuple(drops), reasons, thin)
+
+
+def _plan_thinning(
+    ordered: Sequence[CheckpointInfo], rules: Sequence[KeepRule], verdicts: Sequence[Verdict], floor: Collection[int]
+) -> dict[int, tuple[str, ...]]:
+    thinning = next((rule for rule in rules if isinstance(rule, ThinMilestones)), None)
+    if thinning is None:
+        return {}
+    keepers: dict[int, list[KeepRule]] = {}
+    for rule, verdict in zip(rules, verdicts, strict=True):
+        for step in verdict.keep:
+            keepers.setdefault(step, []).append(rule)
+    thinned = {info.step for info in ordered if not info.resumable}
+    return thinning.plan(keepers, {*floor, *thinned})
 
 
 def _join_by_step(keeps: Iterable[Mapping[int, str]]) -> dict[int, list[str]]:

@@ -16,6 +16,7 @@ from dino_exp.checkpoint.policies.keep import (
     LatestN,
     Milestones,
     Pinned,
+    ThinMilestones,
 )
 from dino_exp.checkpoint.policies.milestones import milestone_from_text
 from dino_exp.checkpoint.policies.save import EMERGENCY, SIGNAL
@@ -43,6 +44,8 @@ def _rule_to_json(rule: KeepRule) -> JSON:
             return {"rule": "every_epochs", "num": rule.num_epochs}
         case Pinned():
             return {"rule": "pinned"}
+        case ThinMilestones():
+            return {"rule": "thin_milestones", "parts": list(rule.parts)}
         case _:
             raise TypeError(f"{type(rule).__name__} has no JSON form: add it to policies/kinds.py")
 
@@ -53,6 +56,7 @@ _READERS: dict[str, Callable[[JSON], KeepRule]] = {
     "milestones": lambda given: Milestones(tuple(milestone_from_text(_text(text)) for text in given["at"])),
     "every_epochs": lambda given: EveryNEpochs(_whole(given["num"])),
     "pinned": lambda given: Pinned(),
+    "thin_milestones": lambda given: ThinMilestones(tuple(_text(part) for part in given["parts"])),
 }
 
 

@@ -1,0 +1,64 @@
+"""The committed checkpoint that a new one may be written against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+from dino_exp.checkpoint.blocks import read_blocks
+from dino_exp.checkpoint.dtypes import DTYPES
+from dino_exp.checkpoint.manifest import Chunk, Manifest
+from dino_exp.checkpoint.pack import Key, PackReader
+from dino_exp.checkpoint.planes import Words
+from dino_exp.checkpoint.store import Store
+from dino_exp.checkpoint.types import UnsupportedFormatError
+from dino_exp.errors import CheckpointError, CorruptCheckpointError
+
+Content = tuple[str, tuple[int, ...], str]  # dtype, shape, digest: what makes two tensors equal
+
+
+class UnusableBaseError(CheckpointError):
+    """A checkpoint cannot be read that another one was to be written against: write that one without it."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(f"step {step} cannot be read: {reason}")
+        self.step, self.reason = step, reason
+
+
+class Base:
+    """Reads a checkpoint's tensors as blocks. For a `with`: its packs stay open meanwhile."""
+
+    def __init__(self, manifest: Manifest, store: Store) -> None:
+        self.manifest = manifest
+        self._packs = PackReader(store.files, store.packs_folder, manifest.packs)
+        self._whole = {name: entry for name, entry in manifest.tensors.items() if len(entry.chunks) == 1}
+        self._by_content: dict[Content, Chunk] = {
+            (entry.dtype, entry.shape, entry.chunks[0].content_digest): entry.chunks[0]
+            for entry in self._whole.values()
+        }
+
+    def chunk(self, key: Key) -> Chunk | None:
+        """Where it has a tensor of this name and kind in one piece."""
+        entry = self._whole.get(key.name)
+        return None if entry is None or (entry.dtype, entry.shape) != (key.dtype, key.shape) else entry.chunks[0]
+
+    def same(self, content: Content) -> Chunk | None:
+        """Where it has exactly this content, under whatever name."""
+        return self._by_content.get(content)
+
+    def read(self, wanted: Sequence[Chunk], dtype: str) -> Iterator[list[Words]]:
+        """See `read_blocks`. Raises UnusableBaseError whatever is wrong with it."""
+        blocks = read_blocks(self._packs, wanted, self.manifest.bases, dtype, DTYPES[dtype].item_bytes)
+        try:
+            yield from blocks
+        except (CorruptCheckpointError, UnsupportedFormatError, OSError) as problem:
+            raise UnusableBaseError(self.manifest.step, str(problem)) from problem
+
+    def __enter__(self) -> Base:
+        self._packs.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._packs.__exit__(kind, error, trace)

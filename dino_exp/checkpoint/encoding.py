@@ -1,0 +1,213 @@
+"""From the tensors of a state to the chunks of a pack, with whichever codec pays for each."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from itertools import chain, groupby
+from typing import TypeAlias
+
+from dino_exp.checkpoint.base import Base, Content
+from dino_exp.checkpoint.bases import BaseList
+from dino_exp.checkpoint.blocks import BLOCK_BYTES, encode_block, words_of
+from dino_exp.checkpoint.choosing import choose
+from dino_exp.checkpoint.codec_names import DELTA, RAW, ZSTD
+from dino_exp.checkpoint.digests import content_digest
+from dino_exp.checkpoint.dtypes import DTYPES
+from dino_exp.checkpoint.manifest import Chunk, TensorEntry
+from dino_exp.checkpoint.pack import Key, PackWriter
+from dino_exp.checkpoint.planes import Words
+from dino_exp.checkpoint.storage import Storage
+
+_LEAST_GAIN = 0.02  # of the raw bytes: less is not worth another chunk that must be good and be read
+_SMALL_BYTES = 256  # below, a block's head costs more than it saves
+
+Buffers: TypeAlias = list[bytes | memoryview]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """One tensor as it is: its key and its row-major bytes."""
+
+    key: Key
+    content: memoryview
+
+    def block(self, at: int) -> Words:
+        """The block of its content that begins at a byte."""
+        return words_of(self.content[at : at + BLOCK_BYTES], DTYPES[self.key.dtype].item_bytes)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Plan:
+    """What becomes of one tensor.
+
+    `twin` has the same content in this checkpoint; `old` is where the base has it. Otherwise it is encoded against
+    `sources`: chunks of the base, or names of this checkpoint's tensors. `digest` is empty where the pack finds it out.
+    """
+
+    tensor: Plain
+    digest: str = ""
+    codec: str = RAW
+    twin: str | None = None
+    old: Chunk | None = None
+    sources: tuple[Chunk | str, ...] = ()
+
+
+class Encoder:
+    """Writes tensors into one pack, and knows afterwards where each is.
+
+    Without a `base` the checkpoint is self-contained. Raises UnusableBaseError where that cannot be read, OSError.
+    """
+
+    def __init__(
+        self, storage: Storage, base: Base | None = None, pool: Executor | None = None, bases: BaseList | None = None
+    ) -> None:
+        self._storage, self._base, self._pool = storage, base, pool
+        self._planned: dict[Content, str] = {}
+        self._companion: Plain | None = None
+        self.entries: dict[str, TensorEntry] = {}
+        self.bases = BaseList() if bases is None else bases
+
+    def write(self, pack: PackWriter, tensors: Iterator[Plain]) -> None:
+        """Add all of them. A companion comes just before what resembles it: see `order`."""
+        blocks = _ahead(self._blocks(tensors), 0 if self._pool is None else self._storage.threads + 1)
+        for plan, parts in groupby(blocks, key=lambda block: block[0]):
+            pieces = (block.result() for _, block in parts if block is not None)
+            chunk = self._place(plan, pack, chain.from_iterable(pieces))
+            key = plan.tensor.key
+            self.entries[key.name] = TensorEntry(dtype=key.dtype, shape=key.shape, chunks=(chunk,))
+
+    def _blocks(self, tensors: Iterator[Plain]) -> Iterator[tuple[_Plan, _Block | None]]:
+        """Encoded blocks of one tensor after the other; None for one that needs none."""
+        for tensor in tensors:
+            if self._storage.codec == "raw":
+                yield _Plan(tensor=tensor), _Done([tensor.content])
+                continue
+            digest = content_digest(tensor.content)
+            if self._storage.is_companion(tensor.key.name):
+                self._companion = tensor
+            content = (tensor.key.dtype, tensor.key.shape, digest)
+            old = None if self._base is None else self._base.same(content)
+            if content in self._planned:
+                yield _Plan(tensor=tensor, twin=self._planned[content]), None
+            elif old is not None:
+                yield _Plan(tensor=tensor, old=old), None
+            elif len(tensor.content) < _SMALL_BYTES:
+                yield _Plan(tensor=tensor, digest=digest), _Done([tensor.content])
+            else:
+                yield from self._encoded(tensor, digest)
+            self._planned.setdefault(content, tensor.key.name)
+
+    def _encoded(self, tensor: Plain, digest: str) -> Iterator[tuple[_Plan, _Block]]:
+        dtype, (sources, sets) = tensor.key.dtype, self._sources(tensor.key)
+        words, others = next(self._read(tensor, sources))
+        best, alone = choose(words, others, dtype, sets), choose(words, (), dtype, ())
+        if best.share > alone.share - _LEAST_GAIN:
+            best = alone
+        used = tuple(sources[place] for place in best.needs)
+        within = [tuple(map(best.needs.index, needs)) for needs in sets if set(needs) <= set(best.needs)]
+        codec = DELTA if used else ZSTD if best.share < 1 - _LEAST_GAIN else RAW
+        plan = _Plan(tensor=tensor, digest=digest, codec=codec, sources=used)
+        if codec == RAW:
+            yield plan, _Done([tensor.content])
+            return
+        for words, others in self._read(tensor, used):
+            yield plan, self._start(words, others, dtype, within)
+
+    def _sources(self, key: Key) -> tuple[list[Chunk | str], list[tuple[int, ...]]]:
+        """What may say something about a tensor, and which of that together."""
+        near = self._companion
+        before = None if self._base is None else self._base.chunk(key)
+        if near is None or near.key != Key(self._storage.companion_of(key.name) or "", key.dtype, key.shape):
+            return ([], []) if before is None else ([before], [(0,)])
+        if self._base is None or before is None:
+            return [near.key.name], [(0,)]
+        near_before = self._base.chunk(near.key)
+        if near_before is None:
+            return [before, near.key.name], [(0,), (1,)]
+        return [before, near.key.name, near_before], [(0,), (1,), (0, 1, 2)]
+
+    def _read(self, tensor: Plain, sources: Sequence[Chunk | str]) -> Iterator[tuple[Words, list[Words]]]:
+        """The blocks of a tensor, each with the same block of its sources."""
+        stored = [source for source in sources if isinstance(source, Chunk)]
+        near = [] if self._companion is None else [self._companion]
+        theirs = self._base.read(stored, tensor.key.dtype) if self._base is not None and stored else None
+        for at in range(0, len(tensor.content), BLOCK_BYTES):
+            read = iter(() if theirs is None else next(theirs))
+            yield (
+                tensor.block(at),
+                [next(read) if isinstance(source, Chunk) else near[0].block(at) for source in sources],
+            )
+        if theirs is not None:
+            next(theirs, None)  # to its end, where its digests are checked
+
+    def _start(self, words: Words, others: list[Words], dtype: str, sets: Sequence[tuple[int, ...]]) -> _Block:
+        def encode() -> Buffers:
+            return encode_block(words, others, choose(words, others, dtype, sets))
+
+        return _Done(encode()) if self._pool is None else self._pool.submit(encode)
+
+    def _place(self, plan: _Plan, pack: PackWriter, pieces: Iterator[bytes | memoryview]) -> Chunk:
+        """Write a tensor's blocks, or find where it is already."""
+        if plan.twin is not None:
+            return self.entries[plan.twin].chunks[0]
+        if plan.old is not None:
+            return self._adopt(plan.old)
+        key, bases = plan.tensor.key, tuple(map(self._place_of, plan.sources))
+        raw = self._storage.codec == "raw"
+        start, num_bytes, digest = pack.add(key, pieces) if raw else pack.add_bytes(key.name, pieces)
+        return Chunk(
+            offset=(0,) * len(key.shape),
+            shape=key.shape,
+            pack=pack.name,
+            key=key.name,
+            start=start,
+            stored_bytes=num_bytes,
+            codec=plan.codec,
+            stored_digest=digest,
+            content_digest=plan.digest or digest,
+            bases=bases,
+        )
+
+    def _place_of(self, source: Chunk | str) -> int:
+        return self.bases.place(self.entries[source].chunks[0] if isinstance(source, str) else self._adopt(source))
+
+    def _adopt(self, old: Chunk) -> Chunk:
+        assert self._base is not None
+        return self.bases.adopt(old, self._base.manifest.bases)
+
+
+class _Done:
+    """A block that is encoded already, seen as the future of one."""
+
+    def __init__(self, buffers: Buffers) -> None:
+        self._buffers = buffers
+
+    def result(self) -> Buffers:
+        return self._buffers
+
+
+_Block: TypeAlias = _Done | Future[Buffers]
+
+
+def _ahead(blocks: Iterator[tuple[_Plan, _Block | None]], num: int) -> Iterator[tuple[_Plan, _Block | None]]:
+    """The same, begun `num` before they are wanted."""
+    begun: deque[tuple[_Plan, _Block | None]] = deque()
+    for block in blocks:
+        begun.append(block)
+        if len(begun) > num:
+            yield begun.popleft()
+    yield from begun
+
+
+def order(key: Key, storage: Storage) -> tuple[int, str, bool]:
+    """To sort by: falling element size, which aligns them; then by name, and what resembles another just after it."""
+    companion = None if storage.codec == "raw" else storage.companion_of(key.name)
+    return -DTYPES[key.dtype].item_bytes, companion or key.name, companion is not None
+
+
+def packs_reached(entries: Mapping[str, TensorEntry], bases: Sequence[Chunk]) -> set[str]:
+    """The packs that tensors are read from."""
+    return {chunk.pack for entry in entries.values() for chunk in entry.chunks} | {chunk.pack for chunk in bases}

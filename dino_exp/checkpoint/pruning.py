@@ -7,6 +7,7 @@ carried out.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -168,6 +169,15 @@ def thin_gain(manifest: Manifest, prefixes: tuple[str, ...], rows: Mapping[int, 
         for stays in (True, False)
     )
     return sum(size for place, size in gone.items() if place not in kept)
+
+
+def shared_bytes(rows: Mapping[int, Row]) -> dict[int, int]:
+    """Of each checkpoint the bytes of packs that others reach too: they stay if it goes."""
+    num_owners = Counter(name for row in rows.values() for name in row.packs)
+    return {
+        step: sum(size for name, size in zip(row.packs, row.pack_bytes, strict=True) if num_owners[name] > 1)
+        for step, row in rows.items()
+    }
 
 
 def freed_bytes(rows: Mapping[int, Row], drop: Collection[int]) -> int:

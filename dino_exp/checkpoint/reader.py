@@ -16,8 +16,8 @@ from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.pack import PackReader
 from dino_exp.checkpoint.pins import load_pins
 from dino_exp.checkpoint.policies import KeepAny, derive_kinds, rank_best, retention_from_json
-from dino_exp.checkpoint.pruning import PrunePlan, PruneRules, plan_prune, thin_gain, without
-from dino_exp.checkpoint.registry import Index, read_index
+from dino_exp.checkpoint.pruning import PrunePlan, PruneRules, freed_bytes, plan_prune, shared_bytes, thin_gain, without
+from dino_exp.checkpoint.registry import Index, Row, read_index
 from dino_exp.checkpoint.stock import sort_rows, verify_newest
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule, Stateful
@@ -33,11 +33,15 @@ _MOST_LISTED = 20
 
 @dataclass(frozen=True)
 class Listing:
-    """Rows for people and programs, the policy that the newest one records, and how many manifests are unreadable."""
+    """Rows for people and programs, the policy that the newest one records, and how many manifests are unreadable.
+
+    `disk_bytes` are those of all their files, each once.
+    """
 
     rows: list[dict[str, JSON]]
     policy: KeepAny
     num_unreadable: int
+    disk_bytes: int
 
 
 class CheckpointReader:
@@ -74,8 +78,9 @@ class CheckpointReader:
         index = read_index(self._store)
         infos, policy = self._infos(index), index.retention()
         kinds = derive_kinds(policy, infos, index.schedule or Schedule(1, 1))
-        rows = [self._row(index, info, kinds[info.step]) for info in infos]
-        return Listing(rows, policy, len(index.damaged))
+        shares = shared_bytes(index.rows)
+        rows = [self._row(index.rows[info.step], info, kinds[info.step], shares[info.step]) for info in infos]
+        return Listing(rows, policy, len(index.damaged), freed_bytes(index.rows, index.rows))
 
     def show(self, at: str | int | Path) -> dict[str, JSON]:
         """What `checkpoints show` prints: the row, where the checkpoint comes from and why it was saved, its tensors.
@@ -222,14 +227,16 @@ class CheckpointReader:
         rows = sorted(index.rows.items())
         return [replace(row.info, pinned=True) if step in pins else row.info for step, row in rows]
 
-    def _row(self, index: Index, info: CheckpointInfo, kinds: tuple[str, ...]) -> dict[str, JSON]:
-        row = index.rows[info.step]
+    def _row(self, row: Row, info: CheckpointInfo, kinds: tuple[str, ...], shared: int) -> dict[str, JSON]:
         return {
             "step": info.step,
             "epoch": info.epoch,
             "kinds": list(kinds),
             "metrics": metrics_to_json(info.metrics),
             "bytes": info.bytes,
+            "content_bytes": row.content_bytes,
+            "shared_bytes": shared,
+            "frees_bytes": info.bytes - shared,
             "created_at": info.created_at,
             "config_hash": row.config_hash,
             "git_commit": row.git_commit,

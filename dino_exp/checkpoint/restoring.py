@@ -47,8 +47,8 @@ def check_fit(manifest: Manifest, live: Mapping[str, Any], optional: tuple[str, 
     if manifest.full_state_digest is not None and any(isinstance(live[name], Tensor) for name in live.keys() - saved):
         parts = sorted({name.partition(".")[0] for name in manifest.tensors})
         raise CheckpointError(
-            f"only a part of the checkpoint of step {manifest.step} was kept: {', '.join(parts)}. It can be evaluated and "
-            "exported; a training goes on from one that `dino-exp checkpoints list` shows as whole"
+            f"only a part of the checkpoint of step {manifest.step} was kept: {', '.join(parts)}. It can be evaluated "
+            "and exported; a training goes on from one that `dino-exp checkpoints list` shows as whole"
         )
     problems = [
         f"{what} {few(sorted(names))}"

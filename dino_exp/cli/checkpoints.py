@@ -29,12 +29,18 @@ from dino_exp.cli.verify import verify
 
 _WIDE = 100  # characters of a terminal in which all columns fit
 
+_SIZES = ("size", "stored", "alone")
+
 app = typer.Typer(no_args_is_help=True, help="Look after the checkpoints of a run.")
 
 
 @app.command("list")
 def list_checkpoints(run: RunAtArgument, outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> None:
     """List the checkpoints of a run, oldest first.
+
+    `size` is that of the state, `stored` what it takes on the disk with all
+    that it needs of other checkpoints, `alone` what would be free if only
+    this one went.
 
     \b
     Examples:
@@ -53,11 +59,13 @@ def list_checkpoints(run: RunAtArgument, outputs: OutputsOption = OUTPUTS, as_js
         metrics = _metrics(listing.policy, rows)
         now_secs = time.time()
         lines = [_line(row, metrics, now_secs) for row in rows]
-        columns: tuple[str, ...] = ("step", "epoch", "kinds", *metrics, "size", "age", "verified", "state")
+        columns: tuple[str, ...] = ("step", "epoch", "kinds", *metrics, *_SIZES, "age", "verified", "state")
         if console().width < _WIDE:
             columns, lines = columns[:-1], [line[:-1] for line in lines]
-        print_table(columns, lines, right=("step", "epoch", *metrics, "size", "age"))
-        print(f"{count_text(len(rows), 'checkpoint')}, {size_text(sum(row['bytes'] for row in rows))}")
+        print_table(columns, lines, right=("step", "epoch", *metrics, *_SIZES, "age"))
+        if step is None:
+            content = size_text(sum(row["content_bytes"] for row in rows))
+            print(f"{count_text(len(rows), 'checkpoint')}: {size_text(listing.disk_bytes)} on the disk for {content}")
     _tell_unread(wanted, listing.num_unreadable if step is None else 0, found_some=bool(rows))
 
 
@@ -82,9 +90,11 @@ def _line(row: dict[str, Any], metrics: Sequence[str], now_secs: float) -> tuple
         str(row["epoch"]),
         kinds_text(row["kinds"]),
         *(metric_text(row["metrics"], name) for name in metrics),
+        size_text(row["content_bytes"]),
         size_text(row["bytes"]),
+        size_text(row["frees_bytes"]),
         age_text(row["created_at"], now_secs),
-        "yes" if row["verified"] else "no",
+        ("yes" if row["verified"] else "no") + ("" if row["resumable"] else ", thinned"),
         (row["state_digest"] or "")[:11],
     )
 

@@ -236,7 +236,7 @@ class CheckpointReader:
             "bytes": info.bytes,
             "content_bytes": row.content_bytes,
             "shared_bytes": shared,
-            "frees_bytes": info.bytes - shared,
+            "frees_bytes": max(info.bytes - shared, 0),
             "created_at": info.created_at,
             "config_hash": row.config_hash,
             "git_commit": row.git_commit,

@@ -29,6 +29,7 @@ from dino_exp.checkpoint.policies import (
     OnSignal,
     Pinned,
     SavePolicy,
+    ThinMilestones,
     keep,
     may_skip,
     milestone_from_text,
@@ -62,6 +63,7 @@ KEEP_RULES: list[KeepRule] = [
     Milestones(),
     Pinned(),
     EveryNEpochs(2),
+    ThinMilestones(("teacher.",)),
 ]
 MAX_REASON = 200  # characters: it stands in one line of a table, and in each manifest
 
@@ -71,7 +73,7 @@ def name_of(policy: object) -> str:
 
 
 every_save_policy = pytest.mark.parametrize("policy", SAVE_POLICIES, ids=name_of)
-few = settings(max_examples=30)  # nine rules: enough in all
+few = settings(max_examples=30)  # ten rules: enough in all
 every_keep_rule = pytest.mark.parametrize("rule", KEEP_RULES, ids=name_of)
 
 schedules = st.builds(Schedule, st.integers(1, 300), st.integers(1, 40))

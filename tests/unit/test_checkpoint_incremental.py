@@ -196,3 +196,21 @@ def test_encoding_holds_no_second_copy_of_the_state(tmp_path: Path) -> None:
 def test_impossible_storage_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         replace(Storage(), **values)  # type: ignore[arg-type]
+
+
+def test_what_is_listed_adds_up_to_what_lies_on_the_disk(tmp_path: Path) -> None:
+    """Each pack counts once, whoever shares it; alone a checkpoint frees what nothing else reaches."""
+    DELTA_KIND.save_steps(tmp_path, range(1, 6), keep=ALL)
+    reader = CheckpointReader(tmp_path)
+    listing = reader.listing()
+    files = [*tmp_path.glob("step-*.json"), *(tmp_path / "packs").iterdir()]
+    assert listing.disk_bytes == sum(path.stat().st_size for path in files)
+    for row in listing.rows:
+        assert row["bytes"] == row["shared_bytes"] + row["frees_bytes"]
+        assert row["content_bytes"] == sum(tensor.nbytes for tensor in CodedState(1).tensors.values())
+    shared = {row["step"]: row["shared_bytes"] > 0 for row in listing.rows}
+    assert shared == {1: True, 2: True, 3: True, 4: True, 5: True}
+    alone = listing.rows[2]
+    assert (
+        alone["frees_bytes"] == pack_of(tmp_path, 3).stat().st_size + (tmp_path / "step-000000003.json").stat().st_size
+    )

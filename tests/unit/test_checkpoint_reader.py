@@ -20,7 +20,7 @@ from dino_exp.errors import NoCheckpointError, UsageError
 
 FIELDS = {
     "step", "epoch", "kinds", "metrics", "bytes", "created_at", "config_hash", "git_commit", "code_id",
-    "state_digest", "resumable", "verified",
+    "state_digest", "resumable", "verified", "content_bytes", "shared_bytes", "frees_bytes",
 }  # fmt: skip
 
 
@@ -46,7 +46,8 @@ def test_rows_have_the_fields_that_other_programs_use(tmp_path: Path) -> None:
     assert [row["kinds"] for row in rows] == [["best", "milestone"], [], ["latest"]]
     for row in rows:
         files = [tmp_path / f"step-{row['step']:09d}.json", *(tmp_path / "packs").glob(f"step-{row['step']:09d}.*")]
-        assert row["bytes"] == sum(path.stat().st_size for path in files)
+        assert row["bytes"] == row["frees_bytes"] == sum(path.stat().st_size for path in files)
+        assert (row["shared_bytes"], row["content_bytes"]) == (0, 36)
     assert all(row["verified"] and row["resumable"] for row in rows)
 
 

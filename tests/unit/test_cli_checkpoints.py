@@ -115,14 +115,16 @@ def test_verify_all_or_one(run: Path, tmp_path: Path) -> None:
 def test_list_is_for_people(run: Path) -> None:
     cli("pin", f"{run}@3")
     found = cli("list", run)
-    assert found.lines[0].split() == ["step", "epoch", "kinds", "knn_top1", "size", "age", "verified", "state"]
+    assert found.lines[0].split() == [
+        "step", "epoch", "kinds", "knn_top1", "size", "stored", "alone", "age", "verified", "state",
+    ]  # fmt: skip
     assert "\x1b" not in found.out
     rows = cli("list", run, "--json").json
-    kinds = [line.split()[2:-6] for line in found.lines[1:7]]
+    kinds = [line.split()[2:-10] for line in found.lines[1:7]]
     assert [line.split()[0] for line in found.lines[1:7]] == [str(row["step"]) for row in rows]
     assert kinds[2] == ["pinned"]
-    assert found.lines[7].startswith("6 checkpoints, ")
-    assert len(cli("list", f"{run}@best").lines) == 3
+    assert found.lines[7].startswith("6 checkpoints: ")
+    assert len(cli("list", f"{run}@best").lines) == 2
 
 
 def test_kinds_are_coloured_on_a_terminal_only(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

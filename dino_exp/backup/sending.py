@@ -166,7 +166,7 @@ class _Backup:
         brought: list[int] = []
         self._progress.expect(3 * CheckpointReader(self._paths.checkpoints).num_bytes(plan.send))
         for step in reversed(plan.send):
-            made = self._bring_checkpoint(step, known.get(step), found, prune=prune)
+            made = self._bring_checkpoint(step, known.get(step), {**known, **found}, prune=prune)
             if made is None:
                 continue
             found[step] = made

@@ -147,7 +147,7 @@ def _tell_backup(paths: RunPaths, shown: str, done: BackupReport) -> None:
     _tell_list("not in the backup", _texts(done.left_out))
     if done.why_not_pruned is not None:
         print(f"nothing was pruned: {done.why_not_pruned}")
-    parts = [f"{len(done.sent_steps)} new"]
+    parts = [f"{len(done.sent_steps)} sent"]
     if done.kept_steps:
         parts.append(f"{len(done.kept_steps)} that the run has dropped")
     if done.pruned_steps:

@@ -25,6 +25,7 @@ _CREDENTIALS = (
     "TokenRetrievalError", "SSOTokenLoadError", "UnauthorizedSSOTokenError", "DefaultCredentialsError", "RefreshError",
     "AuthenticationException", "PasswordRequiredException", "BadHostKeyException", "NoAuthTokenError",
 )  # fmt: skip
+_WRONG_CALLS = ("ParamValidationError", "InvalidRegionError", "UnknownEndpointError")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ def lacks_credentials(error: BaseException) -> bool:
 def is_passing(error: BaseException) -> bool:
     """Whether the same call may succeed in a while. An error that nobody has named here may: tries are bounded."""
     if isinstance(error, _LASTING) or lacks_credentials(error):
+        return False
+    if type(error).__name__ in _WRONG_CALLS:
         return False
     return not (isinstance(error, OSError) and error.errno in _LASTING_ERRNO)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from dino_exp.backup.patience import Patience, is_passing, lacks_credentials, wi
 from dino_exp.backup.plan import Remote
 from dino_exp.errors import BackupError, CorruptCheckpointError, UsageError
 from dino_exp.fsio import LOCAL, make_dirs, write_atomic
-from dino_exp.runs.redact import strip_credentials
+from dino_exp.runs.redact import MASK, strip_credentials
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ class Target:
     ) -> None:
         """Reach the address. Raises UsageError for one that nothing here can open."""
         self.shown = strip_credentials(url)
+        self._secret = _user_info(url)
         self._patience = patience or Patience()
         self._say, self._sleep = say, sleep
         self._draw = random.Random().random  # of no seed: two clients must not draw alike
@@ -136,10 +138,10 @@ class Target:
             try:
                 for block in blocks():
                     self._write(handle, block)
+                self._call(handle.close)
             except BaseException:
                 self._abandon(handle)
                 raise
-            self._call(handle.close)
             if self.local_folder is not None:
                 _settle(Path(self._full(path)))
 
@@ -253,8 +255,17 @@ class Target:
         return f"{self.shown}: could not {what}{tried}: {self._text(error)}{_advice(error)}"
 
     def _text(self, error: Exception) -> str:
-        text = strip_credentials(" ".join(str(error).split()))[:_MAX_TEXT]
+        text = " ".join(str(error).split())
+        if self._secret:  # a backend may take it for a part of the name, and say so
+            text = text.replace(self._secret, MASK)
+        text = strip_credentials(text)[:_MAX_TEXT]
         return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _user_info(url: str) -> str:
+    """What stands between `://` and the last `@` before the path, if it holds a password; else nothing."""
+    user, at_sign, _ = re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0].rpartition("@")
+    return user if at_sign and ":" in user else ""
 
 
 def _advice(error: Exception) -> str:

@@ -10,6 +10,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -279,8 +280,11 @@ def _advice(error: Exception) -> str:
 
 
 def _remote(info: dict[str, Any]) -> Remote:
-    stamp = next((f"{name}={info[name]}" for name in _STAMPS if info.get(name) is not None), "")
-    return Remote(int(info["size"]), stamp)
+    name = next((name for name in _STAMPS if info.get(name) is not None), None)
+    value = None if name is None else info[name]
+    if isinstance(value, datetime):  # some backends give seconds in a listing, and this of a single file
+        value = value.timestamp()
+    return Remote(int(info["size"]), "" if name is None else f"{name}={value}")
 
 
 def _settle(path: Path) -> None:

@@ -259,7 +259,7 @@ class Target:
         text = " ".join(str(error).split())
         if self._secret:  # a backend may take it for a part of the name, and say so
             text = text.replace(self._secret, MASK)
-        text = strip_credentials(text)[:_MAX_TEXT]
+        text = strip_credentials(text)[:_MAX_TEXT].rstrip(".")
         return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -271,7 +271,7 @@ def _user_info(url: str) -> str:
 
 def _advice(error: Exception) -> str:
     if lacks_credentials(error):
-        return ". Give the backend its credentials by its own means (docs/backup.md, Credentials)"
+        return ". Give the backend its credentials by its own means (docs/backup.md, Addresses)"
     if isinstance(error, PermissionError):
         return ". Listing, reading, writing and deleting must be allowed there"
     if isinstance(error, FileNotFoundError):

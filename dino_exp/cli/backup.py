@@ -144,7 +144,7 @@ def _left_out_for_programs(left_out: Iterable[LeftOut]) -> list[dict[str, Any]]:
 
 def _tell_backup(paths: RunPaths, shown: str, done: BackupReport) -> None:
     _tell_list("changed at the target since the last backup", done.spoiled)
-    _tell_list("not in the backup", _texts(done.left_out))
+    _tell_list("not backed up as it is here", _texts(done.left_out))
     if done.why_not_pruned is not None:
         print(f"nothing was pruned: {done.why_not_pruned}")
     parts = [f"{len(done.sent_steps)} sent"]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 from cli_samples import KEEP, cli, contents, make_run
 from runs_samples import sample_attempt, sample_record
 from support.backups import fetch, send, target_of, with_faults
-from support.checkpoints import Died, ToyState, flip, open_manager, pack_of, save_steps
+from support.checkpoints import Died, ToyState, flip, io_error, open_manager, pack_of, save_steps
 
 from dino_exp.backup import sending
 from dino_exp.backup.index import parse_index
@@ -456,7 +459,7 @@ def test_a_missing_package_is_one_sentence_with_the_line_to_type(
     run: Path, scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("gcsfs", "paramiko"):
-        monkeypatch.setitem(__import__("sys").modules, name, None)
+        monkeypatch.setitem(sys.modules, name, None)
     done = cli("backup", run, f"{scheme}://user:pa55@place/x")
     assert done.code == 2
     assert f"pip install 'dino-exp[{extra}]'" in done.err
@@ -519,9 +522,6 @@ def test_a_damaged_run_json_leaves_the_backup_as_it_was(run: Path, there: Path) 
 
 
 def test_neither_verb_imports_torch(run: Path, there: Path, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     for words in (["backup", str(run), str(there)], ["restore", str(there), str(tmp_path / "back")]):
         program = (
             f"import sys\nsys.argv[1:] = ['checkpoints', *{words!r}]\n"
@@ -552,6 +552,54 @@ def test_death_at_every_call_of_the_backend(tmp_path: Path, survived: Callable[[
             break
     assert fail_at > 40
     survived("calls of a backup's backend at which the process died", fail_at // 2)
+
+
+def test_death_at_every_call_of_a_restore(tmp_path: Path, survived: Callable[[str, int], None]) -> None:
+    run = with_logs(make_run(tmp_path, 1, 2))
+    url = f"memory://{uuid4().hex}"
+    send(run, url)
+    for fail_at in range(1, 1000, 3):
+        directory = tmp_path / f"back{fail_at}"
+        target = with_faults(url, fail_at, Died, once=False)
+        finished = died(lambda target=target, directory=directory: fetch(url, directory, target=target))
+        assert directory.exists() == finished
+        if finished:
+            break
+        assert fetch(url, directory).steps == (1, 2)
+        assert copied(directory) == copied(run)
+    assert fail_at > 20
+    survived("calls of a restore's backend at which the process died", fail_at // 3)
+
+
+def test_a_pack_that_the_disk_does_not_give_is_left_out(
+    run: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_damage = sending.find_damage
+
+    def failing(manifest, files, folder, heard):
+        if manifest.step == 2:
+            raise io_error()
+        return find_damage(manifest, files, folder, heard)
+
+    monkeypatch.setattr(sending, "find_damage", failing)
+    done = cli("backup", run, there, "--json")
+    assert (done.code, done.json["checkpoints"]) == (4, [1, 3])
+    assert "Input/output error" in done.json["left_out"][0]["reason"]
+
+
+def test_a_large_file_takes_no_memory(run: Path, there: Path, tmp_path: Path) -> None:
+    num_bytes = 96 << 20
+    with (run / "large.bin").open("wb") as file:
+        file.truncate(num_bytes)
+    tracemalloc.start()
+    try:
+        send(run, there)
+        fetch(there, tmp_path / "back")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "back" / "large.bin").stat().st_size == num_bytes
+    assert peak < 40 << 20
 
 
 def died(work: Callable[[], object]) -> bool:

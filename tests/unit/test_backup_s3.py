@@ -127,14 +127,13 @@ def test_a_killed_backup_goes_on_where_it_was(
     survived("backups to S3 that were killed and went on", 1)
 
 
-@pytest.mark.parametrize("status", ["503 Slow Down", "500 Internal Error"])
-def test_server_errors_pass(run: Path, url: str, server: S3Server, tmp_path: Path, status: str) -> None:
+def test_server_errors_pass(run: Path, url: str, server: S3Server, tmp_path: Path) -> None:
     """Every seventh request fails, of the backup and of the restore."""
     count = [0]
 
     def now_and_then(method: str, path: str) -> str | None:
         count[0] += 1
-        return status if count[0] % 7 == 0 else None
+        return ("503 Slow Down", "500 Internal Error")[count[0] % 2] if count[0] % 7 == 0 else None
 
     with server.misbehaving(now_and_then):
         assert send(run, url).steps == (1, 2, 3)
@@ -176,7 +175,7 @@ def test_missing_credentials_are_told_at_once(run: Path, url: str, monkeypatch: 
     done = cli("backup", run, url)
     assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
     assert "NoCredentialsError" in done.err
-    assert "Credentials" in done.err
+    assert "docs/backup.md" in done.err
 
 
 def test_missing_rights_are_told_at_once(run: Path, url: str, server: S3Server) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from support.backups import target_of
 
 from dino_exp.backup.patience import Patience, is_passing, within
@@ -92,14 +94,17 @@ def test_errors_of_files_here_are_not_the_targets() -> None:
     assert said == []
 
 
-@pytest.mark.parametrize("where", ["folder", "memory"])
+@pytest.mark.parametrize("where", ["folder", "memory", "folders elsewhere"])
 def test_files_of_a_target(where: str, tmp_path: Path) -> None:
     target = target_of(tmp_path / "x" if where == "folder" else f"memory://{uuid4().hex}")
+    if where == "folders elsewhere":  # as over ssh: folders are made, and the index is moved into its place
+        target._fs, target._root = DirFileSystem(str(tmp_path), LocalFileSystem()), "far"
     assert target.listing() == {}
     target.send("a/b.bin", lambda: [b"one", b"two"])
     target.replace("c.json", b"{}")
     target.replace("c.json", b"[]")
     assert {path: remote.bytes for path, remote in target.listing().items()} == {"a/b.bin": 6, "c.json": 2}
+    assert target.local_folder == (tmp_path / "x" if where == "folder" else None)
     assert target.listing()["a/b.bin"] == target.look_at("a/b.bin")
     assert target.read_small("c.json", 2) == b"[]"
     with pytest.raises(CorruptCheckpointError, match="more than 1 bytes"):

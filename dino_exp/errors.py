@@ -59,5 +59,9 @@ class CorruptCheckpointError(DinoExpError):
     exit_code = 4
 
 
+class BackupError(DinoExpError):
+    """The place of a backup did not answer, refused, or gave back other bytes than it was given."""
+
+
 class TrainingError(DinoExpError):
     """Training cannot go on: a non-finite loss or a collapsed model."""

@@ -1,4 +1,4 @@
-"""`dino-exp checkpoints list|show|verify|pin|unpin|prune`: look after the checkpoints of a run."""
+"""`dino-exp checkpoints list|show|verify|pin|unpin|prune|backup|restore`: look after the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from dino_exp.checkpoint.policies import BestN, KeepAny
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, Named, OutputsOption, RunAtArgument, named
+from dino_exp.cli.backup import backup, restore
 from dino_exp.cli.details import show
 from dino_exp.cli.pins import pin, unpin
 from dino_exp.cli.prune import prune
@@ -104,3 +105,5 @@ app.command()(verify)
 app.command()(pin)
 app.command()(unpin)
 app.command()(prune)
+app.command()(backup)
+app.command()(restore)

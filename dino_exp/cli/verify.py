@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, named
 from dino_exp.cli.damage import summarise
+from dino_exp.cli.progress import progress
 from dino_exp.cli.show import count_text, plain, print_json
 from dino_exp.config.typed import override, train_command
 from dino_exp.errors import DinoExpError, UsageError
@@ -25,7 +23,6 @@ from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import load_record
 
 _MOST_LISTED = 20
-_TELL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -85,17 +82,19 @@ def _verify_named(typed: str, outputs: Path, *, quiet: bool) -> Verdict:
     wanted = named(typed, outputs)
     reader, at = wanted.reader, wanted.at
     steps = None if at is None else [reader.resolve(at)]
-    with _progress(reader.num_bytes(steps), quiet=quiet) as heard:
-        return _verdict(wanted.paths, reader, steps, heard)
+    with progress("verifying", quiet=quiet) as bar:
+        bar.expect(reader.num_bytes(steps))
+        return _verdict(wanted.paths, reader, steps, bar.reached)
 
 
 def _verify_all(runs: list[Path], *, quiet: bool) -> list[Verdict]:
     """What ails one run is told with that run, and the others are read all the same."""
     sizes = [_num_bytes(run) for run in runs]
     verdicts: list[Verdict] = []
-    with _progress(sum(sizes), quiet=quiet) as heard:
+    with progress("verifying", quiet=quiet) as bar:
+        bar.expect(sum(sizes))
         for index, run in enumerate(runs):
-            verdicts.append(_verify_run(run, partial(_heard_after, heard, sum(sizes[:index]))))
+            verdicts.append(_verify_run(run, partial(_heard_after, bar.reached, sum(sizes[:index]))))
     return verdicts
 
 
@@ -192,20 +191,3 @@ def _tell_damage(verdict: Verdict) -> None:
             print(f"    and {len(reasons) - _MOST_LISTED} more places, all of which --json names")
     if verdict.advice:
         print(f"  next: {plain(verdict.advice)}")
-
-
-@contextlib.contextmanager
-def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error while bytes are read, for eyes only: nothing of it stays."""
-    console = Console(stderr=True)
-    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task, told = bar.add_task("verify", total=total), 0
-
-        def heard(done: int) -> None:
-            nonlocal told
-            if done - told >= _TELL_BYTES or done >= total:  # telling costs more than checking a small tensor
-                told = done
-                bar.update(task, completed=done)
-
-        yield heard

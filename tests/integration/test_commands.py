@@ -182,7 +182,8 @@ def test_every_readme_command_works(lab: Lab) -> None:
         if program == "make":
             subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, stdout=subprocess.PIPE, env=ENVIRONMENT)
         elif program == "dino-exp":
-            lab.cli(*words, *(["--outputs", str(lab.outputs)] if words[0] == "checkpoints" else []))
+            about_outputs = words[0] == "checkpoints" and words[1] != "restore"
+            lab.cli(*words, *(["--outputs", str(lab.outputs)] if about_outputs else []))
         elif "--help" in words:
             lab.train("--help")
         else:

@@ -21,8 +21,6 @@ Doubles = npt.NDArray[np.float64]
 MAX_WEIGHTS = 3
 LINEAR_TYPE = "float32"
 FLOATS = ("float64", "float32", "float16", "bfloat16")
-_SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
-_LARGEST = float(np.finfo(np.float32).max)
 _EXPONENTS, _FIRST_NORMAL, _LAST_NORMAL = np.uint32(0x7F80_0000), np.uint32(0x0080_0000), np.uint32(0x7F00_0000)
 
 
@@ -71,15 +69,19 @@ def predict(others: Sequence[Words], weights: Sequence[float]) -> Words:
     total = doubles(others[0]) * weights[0]
     for other, weight in zip(others[1:], weights[1:], strict=True):
         total += doubles(other) * weight
-    total[~(np.abs(total) >= _SMALLEST_NORMAL)] = 0.0  # also what is not a number
-    np.clip(total, -_LARGEST, _LARGEST, out=total)
-    return total.astype(np.float32).view(np.uint32)
+    with np.errstate(over="ignore"):  # to infinity, everywhere alike
+        predicted: Words = total.astype(np.float32).view(np.uint32)
+    # Also the smallest normal numbers: processors differ in whether what is rounded up to one was denormal.
+    predicted[(predicted & _EXPONENTS) <= _FIRST_NORMAL] = 0
+    return predicted
 
 
 def doubles(words: Words) -> Doubles:
     """Float32 words as numbers; denormal ones, infinities and NaN as zero."""
-    normal = (words & _EXPONENTS) - _FIRST_NORMAL < _LAST_NORMAL  # one comparison: zero's exponent wraps around
-    return np.where(normal, words, np.uint32(0)).view(np.float32).astype(np.float64)
+    odd = (words & _EXPONENTS) - _FIRST_NORMAL >= _LAST_NORMAL  # one comparison: zero's exponent wraps around
+    if odd.any():
+        words = np.where(odd, np.uint32(0), words)
+    return words.view(np.float32).astype(np.float64)
 
 
 def _turn(words: Words, num_bits: int) -> Words:

@@ -1,4 +1,4 @@
-"""`dino-exp checkpoints list|show|verify|pin|unpin|prune`: look after the checkpoints of a run."""
+"""`dino-exp checkpoints list|show|verify|pin|unpin|prune|export`: look after the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from dino_exp.checkpoint.policies import BestN, KeepAny
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, Named, OutputsOption, RunAtArgument, named
 from dino_exp.cli.details import show
+from dino_exp.cli.export import export
 from dino_exp.cli.pins import pin, unpin
 from dino_exp.cli.prune import prune
 from dino_exp.cli.show import (
@@ -94,3 +95,4 @@ app.command()(verify)
 app.command()(pin)
 app.command()(unpin)
 app.command()(prune)
+app.command()(export)

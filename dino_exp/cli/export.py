@@ -58,7 +58,7 @@ def export(
     Examples:
       dino-exp checkpoints export last@best --to teacher.safetensors
       dino-exp checkpoints export last@best --format hf --to my-dino
-      dino-exp checkpoints export vit_s-67b8@12000 --format pth --to checkpoint.pth
+      dino-exp checkpoints export vit_s-67b8@12000 --format pth --to full.pth
     """
     chosen: Format = form.value
     check_target(to, chosen, force=force)  # before hundreds of megabytes are read

@@ -165,6 +165,10 @@ class Files:
         """Remove a name. Raises FileNotFoundError."""
         path.unlink()
 
+    def rmdir(self, path: Path) -> None:
+        """Remove an empty folder. Raises FileNotFoundError, OSError where something is in it."""
+        path.rmdir()
+
     def listdir(self, path: Path) -> list[str]:
         """Names in a folder, sorted; none when the folder does not exist."""
         try:

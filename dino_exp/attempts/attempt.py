@@ -106,7 +106,7 @@ class Attempt:
     def begin(self, code: CodeRecord, **facts: Any) -> None:
         """Write `run.json`: from now on there is a run, and it is running.
 
-        `facts`: schedule, data_fingerprint, numerics, and why_not_exact of this attempt.
+        `facts`: schedule, data_fingerprint, numerics, weights that it began with, and why_not_exact of this attempt.
         """
         ref = CodeRef(id=code.id, commit=code.commit, dirty=code.dirty)
         record = self.record or RunRecord(
@@ -122,6 +122,7 @@ class Attempt:
             tags=self.config.run.tags,
             note=self.config.run.note or "",
             numerics=facts["numerics"],
+            weights=facts["weights"],
         )
         reasons, job = tuple(facts["why_not_exact"]), job_of(os.environ)
         attempt = AttemptRecord(

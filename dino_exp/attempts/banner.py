@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dino_exp.attempts.target import changes_text
@@ -21,8 +22,15 @@ if TYPE_CHECKING:
 HEALTH = ("loss", "entropy_ratio", "kl", "feature_std", "prototypes_used", "update_ratio")
 
 
-def opening(attempt: Attempt, code: CodeRecord, plan: TrainingPlan, device: torch.device, step: int) -> None:
-    """The banner: which run this is, where it lies, and how to come back to it."""
+def opening(
+    attempt: Attempt,
+    code: CodeRecord,
+    plan: TrainingPlan,
+    device: torch.device,
+    step: int,
+    weights: Mapping[str, Any] | None,
+) -> None:
+    """The banner: which run this is, where it lies, what it begins with, and how to come back to it."""
     target, record = attempt.target, attempt.record
     assert record is not None
     commit = f"{code.commit[:12]}{' (dirty)' if code.dirty else ''}" if code.commit else f"none: {code.note}"
@@ -37,6 +45,8 @@ def opening(attempt: Attempt, code: CodeRecord, plan: TrainingPlan, device: torc
         ("directory", str(target.paths.directory)),
         ("resume", train_command(override("resume", target.paths.directory))),
     ]
+    if weights is not None:
+        rows.append(("weights", f"{weights['source']} of {weights['path']}: {weights['text']}"))
     rows += [("other code", train_command(override("resume", path))) for path in target.other_code]
     title = f"Attempt {attempt.number}: {'start' if attempt.number == 1 else 'continue'}"
     print_facts(attempt.console, title, rows)

@@ -57,15 +57,15 @@ class Comparison:
 def choose_span(paths: RunPaths, record: RunRecord, *, at: int | None, num_steps: int | None) -> Span:
     """Which steps to replay: from `at`, `num_steps` of them or all.
 
-    By default from the beginning: a fork's is a state of its parent, so from the first checkpoint that it has. Raises
-    UsageError for steps that are not there.
+    By default from the beginning: where that is a state of another run (a fork) or of a file, from the first checkpoint
+    that there is. Raises UsageError for steps that are not there.
     """
     steps = CheckpointReader(paths.checkpoints).steps()
-    is_fork = record.parent is not None
+    has_origin = record.parent is not None or record.weights is not None
     if at is None:
-        at = min(steps, default=0) if is_fork else 0
-    if at not in steps and (at or is_fork):
-        beginning = "" if is_fork else "; 0 is the beginning"
+        at = min(steps, default=0) if has_origin else 0
+    if at not in steps and (at or has_origin):
+        beginning = "" if has_origin else "; 0 is the beginning"
         there = ", ".join(map(str, steps)) or "none"
         raise UsageError(f"--at {at}: no checkpoint of this step; there are: {there}{beginning}")
     stop = record.step if num_steps is None else min(at + num_steps, record.step)
@@ -80,7 +80,8 @@ def prepare_copy(paths: RunPaths, record: RunRecord, span: Span, outputs: Path) 
     make_dirs(copy.directory)
     for name in (YAML_NAME, CANONICAL_NAME):
         shutil.copyfile(paths.directory / name, copy.directory / name)
-    if span.start:
+    from_checkpoint = span.start in CheckpointReader(paths.checkpoints).steps()
+    if from_checkpoint:
         manifest = CheckpointReader(paths.checkpoints).manifest(span.start)
         make_dirs(copy.checkpoints / PACKS)
         for pack in manifest.packs:
@@ -93,7 +94,7 @@ def prepare_copy(paths: RunPaths, record: RunRecord, span: Span, outputs: Path) 
     per_epoch = record.schedule.steps_per_epoch
     cut = replace(
         record, state="stopped", step=span.start, epochs_done=span.start // per_epoch, metrics={}, best=None,
-        failed_save=None, attempts=attempts, parent=record.parent if span.start else None,
+        failed_save=None, attempts=attempts, parent=record.parent if from_checkpoint else None,
     )  # fmt: skip
     save_record(copy.run_json, cut)
     return copy

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dino_exp.attempts.initial import touched_with_digest, with_weights, with_weights_of_start
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import config_from_mapping
@@ -59,7 +60,7 @@ def start_target(composed: Mapping[str, Any]) -> Target:
     config = config_from_mapping(composed)
     if config.origin is not None:
         raise ConfigError("origin is set by a fork; use `fork=<run>[@best|@latest|@<step>]`")
-    return existing_or_new(config)
+    return existing_or_new(with_weights_of_start(config))
 
 
 def existing_or_new(config: Config) -> Target:
@@ -107,7 +108,7 @@ def resume_target(composed: Mapping[str, Any], touched: Collection[str]) -> Targ
     if record is None:
         raise UsageError(f"{directory}: no run.json, so no run began here; `python -m dino_exp.train` starts one")
     stored = without_stop(settings_of_record(paths, record))
-    asked = config_from_mapping(composed)
+    asked, touched = with_weights(config_from_mapping(composed)), touched_with_digest(touched)
     changes = tuple(compare(stored, asked, touched))
     refuse_identity_changes(paths, changes)
     config = overlay(stored, asked, touched)

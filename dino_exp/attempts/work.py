@@ -18,10 +18,12 @@ from dino_exp import build
 from dino_exp.attempts.attempt import Attempt, best_of
 from dino_exp.attempts.banner import closing, opening
 from dino_exp.attempts.fork import parent_checkpoints
+from dino_exp.attempts.initial import take_weights
 from dino_exp.attempts.numerics import apply_numerics, differences
 from dino_exp.checkpoint.generators import restore_generators
 from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.manifest import Manifest
+from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.checkpoint.types import CheckpointInfo
 from dino_exp.checkpoint.writing import NonFiniteStateError
 from dino_exp.config.canonical import config_hash, group_hash
@@ -35,7 +37,7 @@ from dino_exp.runs.jsonl import read_lines
 from dino_exp.runs.jsontext import utc_text
 from dino_exp.runs.record import FailedSave
 from dino_exp.runs.rows import RowWriter
-from dino_exp.training.loop import Outcome, Training, run_training
+from dino_exp.training.loop import FORK, WEIGHTS, Outcome, Training, run_training
 from dino_exp.training.plan import TrainingPlan
 from dino_exp.training.saving import CollapseError
 from dino_exp.training.state import Best, TrainState
@@ -53,6 +55,7 @@ class Work:
         self.attempt, self.code, self.events = attempt, code, events
         self.config, self.paths = attempt.config, attempt.paths
         self.forked_metrics: dict[str, float] | None = None
+        self.weights: dict[str, Any] | None = None
         self.manager: CheckpointManager | None = None
         self.latest: dict[str, float] = {} if attempt.record is None else dict(attempt.record.metrics)
 
@@ -64,14 +67,16 @@ class Work:
         self.attempt.lock.beat()
         fingerprint = self.data.train.fingerprint()
         plan = build.build_plan(self.config, len(self.data.train))
+        state = build.build_state(self.config, self.data.train.channels, self.device)
+        self.weights = self.take_weights(state)  # before there is a run: what does not fit leaves none
         self.attempt.begin(
             self.code,
             schedule={"horizon_steps": plan.horizon_steps, "steps_per_epoch": plan.steps_per_epoch},
             data_fingerprint=fingerprint,
             numerics=numerics,
+            weights=self.weights,
             why_not_exact=self.why_not_exact(numerics, fingerprint),
         )
-        state = build.build_state(self.config, self.data.train.channels, self.device)
         manager = build.build_manager(
             self.config.checkpoint,
             self.paths.checkpoints,
@@ -89,11 +94,13 @@ class Work:
             batches = stack.enter_context(build.build_batches(self.config, self.data.train, state.step))
             self.attempt.lock.start_heartbeat()  # a thread: only after the workers have been started
             self.set_generators(restored)
-            opening(self.attempt, self.code, plan, self.device, state.step)
+            opening(self.attempt, self.code, plan, self.device, state.step, self.weights)
             progress = stack.enter_context(self.progress(plan, state.step))
             training = self.assemble(state, plan, batches, rows, manager, progress)
             if self.forked_metrics is not None:
-                training.forked, training.latest = True, {"step": state.step, **self.forked_metrics}
+                training.begun_with, training.latest = FORK, {"step": state.step, **self.forked_metrics}
+            elif self.weights is not None:
+                training.begun_with = WEIGHTS
             self.manager = manager
             gc.collect()
             gc.freeze()  # a million objects of imported modules, which no later collection has to look at
@@ -155,6 +162,9 @@ class Work:
             rows.open_at(0, 0)
             found = parent_checkpoints(self.attempt.target)
             if found is None:
+                if self.weights is not None:
+                    self.events.append("weights_loaded", **self.weights)
+                    log.info("began with %s: %s", self.weights["path"], self.weights["text"])
                 return None
             reader, step = found
             manifest, reasons = reader.restore(state, step, optional=OPTIONAL), []
@@ -164,6 +174,14 @@ class Work:
         self.attempt.resumed(state.step, reasons)
         log.info("resumed at step=%d", state.step)
         return manifest
+
+    def take_weights(self, state: TrainState) -> dict[str, Any] | None:
+        """Begin with the weights of a file, where the settings name one and the run has no state yet; the report."""
+        record = self.attempt.target.record
+        is_child = self.attempt.target.parent is not None or (record is not None and record.parent is not None)
+        if self.config.init.weights is None or is_child or CheckpointReader(self.paths.checkpoints).steps():
+            return None
+        return take_weights(self.config, state)
 
     def check_origin(self, manifest: Manifest) -> None:
         """Refuse a checkpoint of other settings than this run's, whoever put it here.

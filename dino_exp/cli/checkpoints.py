@@ -1,4 +1,4 @@
-"""`dino-exp checkpoints list|show|verify|pin|unpin|prune|backup|restore`: look after the checkpoints of a run."""
+"""`dino-exp checkpoints list|show|verify|pin|unpin|prune|backup|restore|export`: look after a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dino_exp.checkpoint.policies import BestN, KeepAny
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, Named, OutputsOption, RunAtArgument, named
 from dino_exp.cli.backup import backup, restore
 from dino_exp.cli.details import show
+from dino_exp.cli.export import export
 from dino_exp.cli.pins import pin, unpin
 from dino_exp.cli.prune import prune
 from dino_exp.cli.show import (
@@ -107,3 +108,4 @@ app.command()(unpin)
 app.command()(prune)
 app.command()(backup)
 app.command()(restore)
+app.command()(export)

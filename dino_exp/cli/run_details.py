@@ -28,6 +28,7 @@ from dino_exp.runs.record import RunRecord, load_record, shown_state
 
 _MAX_BYTES = 1 << 20
 _MAX_ANCESTORS = 100
+_MAX_SHOWN_CHARS = 1000
 
 
 def show(
@@ -97,6 +98,7 @@ def describe(paths: RunPaths, record: RunRecord) -> dict[str, Any]:
         "ancestors": _ancestors(paths, record),
         "children": _children(paths, record.run_key),
         "checkpoints": _checkpoints(paths),
+        "weights": record.weights,
         "failed_save": None if record.failed_save is None else spell(vars(record.failed_save)),
     }
 
@@ -155,6 +157,14 @@ def _print(found: Mapping[str, Any], record: RunRecord) -> None:
         print_table(("metric", "latest"), measured, right=("latest",))
 
 
+def _weights_text(weights: Any) -> str:
+    """What of which file the run began with; as it stands where no training has written it."""
+    if not isinstance(weights, Mapping):
+        return str(weights)[:_MAX_SHOWN_CHARS]
+    path, text = (str(weights.get(name))[:_MAX_SHOWN_CHARS] for name in ("path", "text"))
+    return f"{path} ({text}; {str(weights.get('digest'))[:20]}…)"
+
+
 def _facts(found: Mapping[str, Any]) -> list[tuple[str, Cell]]:
     schedule, code, best = found["schedule"], found["code"], found["best"]
     made = found["checkpoints"]
@@ -178,6 +188,7 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, Cell]]:
         ("code", code["id"]),
         ("data", found["data_fingerprint"] or "–"),
         ("forked from", origin or "–"),
+        *([] if found["weights"] is None else [("weights", _weights_text(found["weights"]))]),
         ("children", ", ".join(found["children"]) or "–"),
         *([("tags", ", ".join(found["tags"]))] if found["tags"] else []),
         *noted,

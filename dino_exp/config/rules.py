@@ -89,6 +89,10 @@ def _start_and_stop_rules(config: Config) -> Iterator[str]:
         yield "train.stop_after_steps and train.stop_after_epochs are both set: set one of them to null"
     if config.resume is not None and config.fork is not None:
         yield "resume and fork are both set: resume continues a run, fork starts a new one from it"
+    if config.fork is not None and config.init.weights is not None:
+        yield "fork and init.weights are both set: a fork begins with its parent's state; leave one of them out"
+    if config.init.weights_digest is not None and config.init.weights is None:
+        yield "init.weights_digest is set by init.weights=<file>: give the file"
 
 
 def _deadline_rules(config: Config) -> Iterator[str]:

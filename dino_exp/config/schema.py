@@ -39,6 +39,12 @@ class InitConfig(Section):
         choices=("official", "fan_in"),
         help="official: truncated normal 0.02; fan_in: 1/sqrt(fan_in), smaller with depth, learns in few steps",
     )
+    weights: str | None = setting(
+        role="runtime", legacy=None, help="begin with the weights of this file: .safetensors, or .pth of official DINO"
+    )
+    weights_digest: str | None = setting(
+        legacy=None, pattern=r"sha256:[0-9a-f]{64}", help="digest of that file; set by init.weights="
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -172,14 +172,20 @@ class Mlp(nn.Module):
 def resize_matrix(base: int, rows: int, cols: int) -> Tensor:
     """Matrix (rows * cols, base * base), float64, that resizes a square table of positions to a grid.
 
-    It is the official bicubic interpolation with its `scale_factor=(grid + 0.1) / base`, applied once to the
-    identity. A product with it has a deterministic gradient on CUDA; the interpolation itself has not.
+    It is `resize_grid`, the official bicubic interpolation with its `scale_factor=(grid + 0.1) / base`, applied once
+    to the identity. A product with it has a deterministic gradient on CUDA; the interpolation itself has not.
     """
     with torch.no_grad():
         identity = torch.eye(base * base, dtype=torch.float64, device="cpu").reshape(-1, 1, base, base)
-        scale = ((rows + 0.1) / base, (cols + 0.1) / base)
-        resized = functional.interpolate(identity, scale_factor=scale, mode="bicubic")
+        resized = resize_grid(identity, rows, cols)
     return resized.reshape(base * base, rows * cols).T.contiguous()
+
+
+def resize_grid(grid_NCgg: Tensor, rows: int, cols: int) -> Tensor:
+    """Square grids (N, C, g, g) resized to (N, C, rows, cols) by the official interpolation."""
+    base = grid_NCgg.shape[-1]
+    scale = ((rows + 0.1) / base, (cols + 0.1) / base)
+    return functional.interpolate(grid_NCgg, scale_factor=scale, mode="bicubic")
 
 
 def _scaled(branch_BND: Tensor, drop_scale_2B: Tensor | None, branch: int) -> Tensor:

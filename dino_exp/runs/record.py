@@ -128,6 +128,7 @@ class RunRecord:
     best: Best | None = None
     trackers: Mapping[str, Json] = field(default_factory=dict)
     failed_save: FailedSave | None = None
+    weights: Json = None  # of a file that the first attempt began with, and what of them fitted
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -197,6 +198,8 @@ def load_record(path: Path) -> RunRecord | None:
 def _members(record: RunRecord) -> dict[str, Json]:
     members = spell({"format": FORMAT, **asdict(record)})
     assert isinstance(members, dict)
+    if record.weights is None:
+        del members["weights"]  # newer than the format: what has none looks as it did before, to older versions too
     return members
 
 
@@ -240,5 +243,7 @@ _RUN = record_of(
         "step": whole, "epochs_done": whole, "metrics": map_of(real), "trackers": map_of(anything),
         "best": optional(record_of(Best, {"step": whole, "metric": text, "value": real})),
         "failed_save": optional(record_of(FailedSave, {"step": whole, "error": text, "at": text})),
+        "weights": anything,
     },
+    may_lack=("weights",),
 )  # fmt: skip

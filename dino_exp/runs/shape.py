@@ -6,7 +6,7 @@ that is missing, unknown or of another type is an error that says where.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 from dino_exp.runs.jsontext import Json, number
@@ -88,16 +88,19 @@ def map_of(check: Check[T]) -> Check[dict[str, T]]:
     return read
 
 
-def record_of(kind: Callable[..., T], members: Mapping[str, Check[object]]) -> Check[T]:
-    """An object with exactly these members, handed to `kind` by name; its ValueErrors are passed on."""
+def record_of(kind: Callable[..., T], members: Mapping[str, Check[object]], may_lack: Sequence[str] = ()) -> Check[T]:
+    """An object with exactly these members, handed to `kind` by name; its ValueErrors are passed on.
+
+    A member of `may_lack` that is not there is left to the default of `kind`.
+    """
 
     def read(value: Json) -> T:
         found = _object(value)
-        if missing := members.keys() - found.keys():
+        if missing := members.keys() - found.keys() - set(may_lack):
             raise WrongShapeError(f"no member {sorted(missing)}")
         if unknown := found.keys() - members.keys():
             raise WrongShapeError(f"unknown member {[name[:_MAX_NAME_CHARS] for name in sorted(unknown)[:5]]}")
-        given = {name: _at(name, check, found[name]) for name, check in members.items()}
+        given = {name: _at(name, check, found[name]) for name, check in members.items() if name in found}
         try:
             return kind(**given)
         except ValueError as error:

@@ -29,6 +29,7 @@ from dino_exp.training.step import Augment, StepMetrics, StepRule, train_step
 log = logging.getLogger(__name__)
 
 FORK = "fork"  # why a checkpoint was saved: a new run takes over its parent's state
+WEIGHTS = "initial weights"  # or begins with those of a file, which later attempts shall not need
 EVALUATED = "evaluated"  # why a checkpoint was superseded: an earlier attempt owed its evaluation
 COLLAPSE_ROWS = 10  # so many rows in a row must look collapsed before it is called so
 
@@ -51,7 +52,7 @@ class Training:
     """The parts of one attempt.
 
     `batches` continues at `state.step`. `guard` raises when this process does not own the run any more; it is asked
-    before each row. `forked`: the state is a parent's, and is to be saved as the first one here. `on_row` receives
+    before each row. `begun_with`: why to save before the first step, FORK or WEIGHTS. `on_row` receives
     every written row and the state's best evaluation. `record` is copied verbatim into every manifest. `secs_left` is
     the time for which the machine is still there, None where nobody knows. `on_trouble` hears of each save that the
     disk did not take; `failed_save` is the last one, until a later one succeeds. `tried_step` is the step of the newest
@@ -78,7 +79,7 @@ class Training:
     latest: dict[str, Any] = field(default_factory=dict)
     improved: bool = False
     last_save_secs: float = 0.0
-    forked: bool = False
+    begun_with: str | None = None
     failed_save: SaveFailedError | None = None
     tried_step: int | None = None
     meter: Meter = field(init=False)
@@ -160,8 +161,10 @@ def begin(t: Training) -> None:
         earlier = next(info.reasons for info in t.manager.infos() if info.step == t.state.step)
         save(t, (*earlier, EVALUATED), supersede=True)
         hear_of_save(t, wait=True)
-    if t.forked and t.manager is not None and t.manager.latest_step() is None and t.state.pending_row is None:
-        save(t, (FORK,))
+    first = t.begun_with is not None and t.manager is not None and t.manager.latest_step() is None
+    if first and t.state.pending_row is None:
+        assert t.begun_with is not None
+        save(t, (t.begun_with,))
 
 
 def one_step(t: Training) -> None:

@@ -12,10 +12,15 @@ import pytest
 from support.runs import SMOKE, Lab, assert_same_end, record, rows
 
 DROP_PATH = ("model.drop_path_rate=0.2", "checkpoint=rotating", "checkpoint.save.every_steps=4")
+# Written as changes, and then thinned, dropped and written anew.
+CHANGES = (
+    "checkpoint.storage.codec=delta", "checkpoint.storage.max_chain=2", "checkpoint.keep.last=2",
+    "checkpoint.keep.milestones=[25%,50%]", "checkpoint.keep.thin=teacher",
+)  # fmt: skip
 CASES = {
     "plain": ("checkpoint.save.every_steps=3",),
     "drop_path": DROP_PATH,
-    "workers": (*DROP_PATH, "runtime.workers=2"),
+    "workers": (*DROP_PATH, "runtime.workers=2", *CHANGES),
 }
 KILLS_A_RUN = 8
 KILLS = "trainings killed with SIGKILL"

@@ -15,12 +15,13 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 from support.checkpoint_machine import FAULTS, SCHEDULE, Disk, Fault, OwnedFolder
-from support.checkpoints import Died, ToyState, flip
+from support.checkpoints import KINDS, Died, flip
 
 from dino_exp.checkpoint.ledger import Ledger
 from dino_exp.checkpoint.pins import save_pins
 from dino_exp.checkpoint.pruning import PruneRules
 from dino_exp.checkpoint.reader import CheckpointReader
+from dino_exp.checkpoint.shrinking import Shrinker
 from dino_exp.errors import CorruptCheckpointError, UsageError
 
 faults = st.tuples(st.sampled_from(["death", "death", *FAULTS]), st.integers(1, 40))
@@ -172,11 +173,15 @@ class Checkpoints(OwnedFolder):
         self.files = Disk()
         self.files.arm(fault)
         try:
-            Ledger(self.folder, files=self.files).prune(rules)
+            ledger = Ledger(self.folder, files=self.files)
+            ledger.prune(rules)
+            Shrinker(ledger, self.kind.storage).compact(everything=True)
         except Died:
             self.counts["deaths while pruning"] += 1
         except UsageError:  # no checkpoint has that metric
             assert self.listed() == before
+        except CorruptCheckpointError:  # what is damaged is not written anew
+            assert self.hurt
         self.files.disarm()
         self.nothing_needed_is_gone(before, None, committed=True)
         self.open()
@@ -203,7 +208,7 @@ class Checkpoints(OwnedFolder):
             return
         assert self.listed() == self.model.facts.keys()
         for step in self.listed():
-            state = ToyState()
+            state = self.kind.make()
             if step in self.hurt:
                 with pytest.raises(CorruptCheckpointError):
                     reader.restore(state, step)
@@ -231,24 +236,48 @@ class Checkpoints(OwnedFolder):
             assert ("best" in kinds) == ([step] == self.model.ranking(set(rows))[:1])
 
 
-def run_machine(**options: Any) -> Counter[str]:
-    Checkpoints.counts = Counter()
+class Incremental(Checkpoints):
+    """The same with checkpoints that need packs of others, which nobody damages: that would hurt several at once."""
+
+    kind = KINDS["delta"]
+
+    @precondition(lambda self: self.model.facts)
+    @rule(number=which)
+    def remove_a_manifest(self, number: int) -> None:
+        super().remove(number, "manifest")
+
+    @precondition(lambda self: self.model.facts)
+    @rule(number=which, place=places)
+    def flip_a_bit_of_a_manifest(self, number: int, place: int) -> None:
+        super().flip_a_bit(number, "manifest", place)
+
+    def remove(self, number: int, what: str) -> None:
+        """No rule here."""
+
+    def flip_a_bit(self, number: int, what: str, place: int) -> None:
+        """No rule here."""
+
+
+def run_machine(machine: type[Checkpoints] = Checkpoints, **options: Any) -> Counter[str]:
+    machine.counts = Counter()
     always = {"deadline": None, "derandomize": True, "report_multiple_bugs": False}
     with_all = settings(**always | options, suppress_health_check=list(HealthCheck))
-    run_state_machine_as_test(Checkpoints, settings=with_all)
-    return Checkpoints.counts
+    run_state_machine_as_test(machine, settings=with_all)
+    return machine.counts
 
 
-def test_any_order_of_events() -> None:
-    counts = run_machine(max_examples=60, stateful_step_count=25, phases=[Phase.generate])
-    assert counts["runs"] == counts["runs that ended well"] >= 60
-    assert counts["saves that died"] >= 5
+@pytest.mark.parametrize(("machine", "num"), [(Checkpoints, 60), (Incremental, 15)])
+def test_any_order_of_events(machine: type[Checkpoints], num: int) -> None:
+    counts = run_machine(machine, max_examples=num, stateful_step_count=25, phases=[Phase.generate])
+    assert counts["runs"] == counts["runs that ended well"] >= num
+    assert counts["saves that died"] >= num // 12
 
 
 @pytest.mark.crash
 @pytest.mark.timeout(7000)
-def test_many_orders_of_events(survived: Callable[[str, int], None]) -> None:
-    counts = run_machine(max_examples=2000, stateful_step_count=50)
-    assert counts["runs"] == counts["runs that ended well"] >= 2000
+@pytest.mark.parametrize(("machine", "num"), [(Checkpoints, 2000), (Incremental, 300)])
+def test_many_orders_of_events(machine: type[Checkpoints], num: int, survived: Callable[[str, int], None]) -> None:
+    counts = run_machine(machine, max_examples=num, stateful_step_count=50)
+    assert counts["runs"] == counts["runs that ended well"] >= num
     for what, number in counts.items():
         survived(f"{what} of the state machine", number)

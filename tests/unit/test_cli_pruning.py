@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from cli_samples import KEEP, cli, contents, make_run, steps_of
-from support.checkpoints import ToyState, flip, open_manager, pack_of, request
+from support.checkpoints import KINDS, ToyState, flip, open_manager, pack_of, request
 
 from dino_exp.checkpoint.manifest import manifest_to_bytes
 from dino_exp.checkpoint.pins import load_pins
@@ -27,6 +27,12 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "cli"
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return make_run(tmp_path, 1, 2, 3, 4, 5, 6)
+
+
+def make_coded_run(outputs: Path, kind: str) -> Path:
+    run = make_run(outputs)
+    KINDS[kind].save_steps(run / "checkpoints", range(1, 7), keep=KEEP)
+    return run
 
 
 def events(run: Path) -> list[dict[str, Any]]:
@@ -214,3 +220,46 @@ def test_people_who_pin_at_once_lose_no_pin(run: Path) -> None:
         process.communicate(timeout=60)
         assert process.returncode == 0
     assert load_pins(run / "checkpoints") == {1: "", 2: ""}
+
+
+def test_milestones_are_thinned_by_hand(tmp_path: Path) -> None:
+    run = make_coded_run(tmp_path, "zstd")
+    before, options = contents(run), ("--keep-last", 1, "--keep-best", 0)
+    planned = cli("prune", run, *options, "--thin", "teacher", "--dry-run")
+    assert re.search(r"2 +1 +milestone .* thin to teacher +milestone 25% of 8 steps", planned.out)
+    assert planned.lines[-1].startswith("4 checkpoints would go, 1 would be thinned, ")
+    assert contents(run) == before
+    expected = cli("prune", run, *options, "--thin", "teacher", "--dry-run", "--json").json
+    done = cli("prune", run, *options, "--thin", "teacher", "--json").json
+    assert (done["thinned"], done["kept"], done["dropped"]) == ([2], [2, 6], [1, 3, 4, 5])
+    assert expected["thinned"] == [2]
+    assert done["freed_bytes"] == pytest.approx(expected["freed_bytes"], rel=0.1)
+    sizes = sum(len(data) for path, data in contents(run / "checkpoints").items() if data is not None)
+    assert sizes < sum(len(data) for path, data in before.items() if data is not None and "checkpoints" in str(path))
+    row = next(row for row in cli("list", run, "--json").json if row["step"] == 2)
+    assert (row["resumable"], row["verified"]) == (False, True)
+    assert "yes, thinned" in cli("list", run).out
+    assert cli("verify", run).code == 0
+    assert {event["kind"] for event in events(run)} == {"dropped", "thinned", "pruned"}
+
+
+def test_what_others_build_on_is_said_and_freed_by_hand(tmp_path: Path) -> None:
+    run = make_coded_run(tmp_path, "delta")
+    digests = {row["step"]: row["state_digest"] for row in cli("list", run, "--json").json}
+    first = cli("prune", run, "--keep-last", 2, "--keep-best", 0)
+    assert first.code == 0
+    assert re.fullmatch(r"[\d.]+ kB of dropped ones stay because others build on them; .* --compact", first.lines[-1])
+    before = contents(run)
+    dry = cli("prune", run, "--keep-last", 2, "--compact", "--dry-run", "--json").json
+    assert contents(run) == before
+    assert dry["foreign_bytes"] > 0
+    done = cli("prune", run, "--keep-last", 2, "--compact", "--json").json
+    assert done["rewritten"]
+    assert (done["freed_bytes"] > 0, done["foreign_bytes"]) == (True, 0)
+    rows = cli("list", run, "--json").json
+    assert {row["step"]: row["state_digest"] for row in rows} == {row["step"]: digests[row["step"]] for row in rows}
+    assert cli("verify", run).code == 0
+    names = {path.name for path in (run / "checkpoints" / "packs").iterdir()}
+    assert {int(name[5:14]) for name in names} == {row["step"] for row in rows}
+    again = cli("prune", run, "--keep-last", 2, "--compact")
+    assert again.lines[-1].startswith("nothing to drop; ")

@@ -16,7 +16,7 @@ from dino_exp.checkpoint.pruning import foreign_packs, pack_sizes
 from dino_exp.checkpoint.rewriting import Rewriter, check_content, live_bytes
 from dino_exp.checkpoint.storage import Storage
 
-_MOST_FOREIGN = 1 / 3  # of all bytes: beyond it, packs of dropped checkpoints are worth some rewriting
+_MOST_FOREIGN = 1 / 5  # of all bytes: beyond it, packs of dropped checkpoints are worth some rewriting
 _LEAST_LIVE = 1 / 2  # of a pack's bytes: below it, that pack is
 
 

@@ -108,7 +108,7 @@ def test_checkpoints_list_show_verify(lab: Lab) -> None:
     listed = json.loads(lab.cli("checkpoints", "list", str(run), "--json"))
     fields = {
         "step", "epoch", "kinds", "metrics", "bytes", "created_at", "config_hash", "git_commit", "code_id",
-        "state_digest", "resumable", "verified",
+        "state_digest", "resumable", "verified", "content_bytes", "shared_bytes", "frees_bytes",
     }  # fmt: skip
     assert all(row.keys() == fields for row in listed)
     assert [row["step"] for row in listed] == sorted(manifests(run))

@@ -80,7 +80,7 @@ def test_code_that_was_changed_and_not_committed_is_made_again(tmp_path: Path) -
     original = step.read_text()
     step.write_text(original + "\n# changed\n")
     (clone / "dino_exp" / "extra.py").write_text("NEW = 1\n")
-    lab.train("train.stop_after_steps=3", "checkpoint.save.every_steps=1")
+    lab.train("train.stop_after_steps=3", "checkpoint.save.every_steps=1", "checkpoint.storage.background=false")
     step.write_text(original)
     (clone / "dino_exp" / "extra.py").unlink()
     status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)

@@ -20,9 +20,9 @@ Content = tuple[str, tuple[int, ...], str]  # dtype, shape, digest: what makes t
 class UnusableBaseError(CheckpointError):
     """A checkpoint cannot be read that another one was to be written against: write that one without it."""
 
-    def __init__(self, step: int, reason: str) -> None:
+    def __init__(self, step: int, reason: str, *, is_damage: bool) -> None:
         super().__init__(f"step {step} cannot be read: {reason}")
-        self.step, self.reason = step, reason
+        self.step, self.reason, self.is_damage = step, reason, is_damage
 
 
 class Base:
@@ -51,8 +51,10 @@ class Base:
         blocks = read_blocks(self._packs, wanted, self.manifest.bases, dtype, DTYPES[dtype].item_bytes)
         try:
             yield from blocks
-        except (CorruptCheckpointError, UnsupportedFormatError, OSError) as problem:
-            raise UnusableBaseError(self.manifest.step, str(problem)) from problem
+        except (CorruptCheckpointError, UnsupportedFormatError) as problem:
+            raise UnusableBaseError(self.manifest.step, str(problem), is_damage=True) from problem
+        except OSError as problem:  # it may pass, and says nothing about the bytes
+            raise UnusableBaseError(self.manifest.step, str(problem), is_damage=False) from problem
 
     def __enter__(self) -> Base:
         self._packs.__enter__()

@@ -29,10 +29,16 @@ Buffers: TypeAlias = list[bytes | memoryview]
 
 @dataclass(frozen=True)
 class Plain:
-    """One tensor as it is: its key and its row-major bytes."""
+    """One tensor, or a part of one that begins at `offset`, as it is: its key and its row-major bytes."""
 
     key: Key
     content: memoryview
+    offset: tuple[int, ...] | None = None
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where in the tensor it begins."""
+        return (0,) * len(self.key.shape) if self.offset is None else self.offset
 
     def block(self, at: int) -> Words:
         """The block of its content that begins at a byte."""
@@ -90,7 +96,7 @@ class Encoder:
                 self._companion = tensor
             content = (tensor.key.dtype, tensor.key.shape, digest)
             old = None if self._base is None else self._base.same(content)
-            if content in self._planned:
+            if content in self._planned and tensor.offset is None:
                 yield _Plan(tensor=tensor, twin=self._planned[content]), None
             elif old is not None:
                 yield _Plan(tensor=tensor, old=old), None
@@ -101,7 +107,7 @@ class Encoder:
             self._planned.setdefault(content, tensor.key.name)
 
     def _encoded(self, tensor: Plain, digest: str) -> Iterator[tuple[_Plan, _Block]]:
-        dtype, (sources, sets) = tensor.key.dtype, self._sources(tensor.key)
+        dtype, (sources, sets) = tensor.key.dtype, self._sources(tensor)
         words, others = next(self._read(tensor, sources))
         best, alone = choose(words, others, dtype, sets), choose(words, (), dtype, ())
         if best.share > alone.share - _LEAST_GAIN:
@@ -116,11 +122,15 @@ class Encoder:
         for words, others in self._read(tensor, used):
             yield plan, self._start(words, others, dtype, within)
 
-    def _sources(self, key: Key) -> tuple[list[Chunk | str], list[tuple[int, ...]]]:
+    def _sources(self, tensor: Plain) -> tuple[list[Chunk | str], list[tuple[int, ...]]]:
         """What may say something about a tensor, and which of that together."""
-        near = self._companion
+        key, near = tensor.key, self._companion
         before = None if self._base is None else self._base.chunk(key)
-        if near is None or near.key != Key(self._storage.companion_of(key.name) or "", key.dtype, key.shape):
+        if (
+            near is None
+            or near.offset != tensor.offset
+            or near.key != Key(self._storage.companion_of(key.name) or "", key.dtype, key.shape)
+        ):
             return ([], []) if before is None else ([before], [(0,)])
         if self._base is None or before is None:
             return [near.key.name], [(0,)]
@@ -159,7 +169,7 @@ class Encoder:
         raw = self._storage.codec == "raw"
         start, num_bytes, digest = pack.add(key, pieces) if raw else pack.add_bytes(key.name, pieces)
         return Chunk(
-            offset=(0,) * len(key.shape),
+            offset=plan.tensor.place,
             shape=key.shape,
             pack=pack.name,
             key=key.name,

@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dino_exp.checkpoint.manifest import Manifest, chain_steps
+from dino_exp.checkpoint.manifest import Manifest, chain_length
 from dino_exp.checkpoint.pins import load_pins
 from dino_exp.checkpoint.policies import KeepAny, Pinned, rank_best, retention_to_json
 from dino_exp.checkpoint.pruning import PrunePlan, PruneRules, as_done, plan_prune
 from dino_exp.checkpoint.registry import Row, read_index, row_of, write_registry
 from dino_exp.checkpoint.stock import is_whole, mark_verified, sort_rows, verify_newest
 from dino_exp.checkpoint.store import Store
-from dino_exp.checkpoint.types import CheckpointInfo, OnEvent, RetentionPlan, Schedule
+from dino_exp.checkpoint.types import CheckpointInfo, OnEvent, RetentionPlan, Schedule, UnsupportedFormatError
 from dino_exp.checkpoint.verify import read_verified
 from dino_exp.errors import CorruptCheckpointError
 from dino_exp.fsio import LOCAL, Files
@@ -45,6 +45,7 @@ class Ledger:
         self.rows: dict[int, Row] = {}
         self.damaged: dict[int, str] = {}
         self._doubtful: set[int] = set()
+        self._confirmed: set[int] = set()  # steps whose manifests were read by this process
         self._on_event = on_event
         self.store.prepare()
         self._restore_pinned()
@@ -125,6 +126,8 @@ class Ledger:
         identity = self.store.identity(manifest.step)
         assert identity is not None
         row = self.rows[manifest.step] = row_of(manifest, identity, verified=True)
+        self.damaged.pop(manifest.step, None)
+        self._confirmed.add(manifest.step)
         return row.info
 
     def forget_removed(self) -> None:
@@ -154,7 +157,7 @@ class Ledger:
         except CorruptCheckpointError as damage:
             self.note_damage(newest, str(damage))
             return None
-        return manifest if chain_steps(manifest) <= max_chain else None
+        return manifest if chain_length(manifest) <= max_chain else None
 
     def note_damage(self, step: int, reason: str) -> None:
         """A checkpoint that could not be read: from now on it counts for nothing. It stays where it is."""
@@ -223,11 +226,18 @@ class Ledger:
         schedule, rows = self.schedule or Schedule(1, 1), dict(self.rows)
         pins = load_pins(self.store.folder, self.store.files)
         planned = plan_prune(rows, pins, self.damaged, recorded=self.keep, rules=rules, schedule=schedule)
+        before = self.num_bytes()
         try:
             dropped = self._drop(planned.plan, heed_pins=True)
         finally:
             self.renew_registry(schedule)
-        return as_done(planned, dropped, rows)
+        return replace(as_done(planned, dropped, rows), freed_bytes=before - self.num_bytes())
+
+    def num_bytes(self) -> int:
+        """What packs and manifests take on the disk."""
+        paths = [*map(self.store.manifest_path, self.store.steps())]
+        paths += [self.store.packs_folder / name for name in self.store.packs()]
+        return sum(self.store.files.size(path) or 0 for path in paths)
 
     def _drop(self, plan: RetentionPlan, *, heed_pins: bool) -> list[int]:
         dropped = []
@@ -276,12 +286,29 @@ class Ledger:
         return bool(self.apply(RetentionPlan(keep=(), drop=drop, reasons=reasons)))
 
     def own_packs(self, packs: Collection[str], without: int | None = None) -> list[str]:
-        """Those of `packs` that no checkpoint on the disk (but `without`) reaches, not even one not known of here."""
+        """Those of `packs` that no checkpoint on the disk (but `without`) reaches, not even one not known of here.
+
+        None of them while there is one that cannot be read: it may need any. Once that is set aside, a start sweeps.
+        """
         reached = {name for row in self.rows.values() for name in row.packs}
         for step in set(self.store.steps()) - self.rows.keys() - {without}:
-            with contextlib.suppress(CorruptCheckpointError, FileNotFoundError):
+            try:
                 manifest, _ = self.store.read(step, with_tensors=False)
-                reached |= {pack.name for pack in manifest.packs}
+            except FileNotFoundError:
+                continue
+            except (CorruptCheckpointError, UnsupportedFormatError):
+                return []
+            reached |= {pack.name for pack in manifest.packs}
+        return self._confirmed_free([name for name in packs if name not in reached])
+
+    def _confirmed_free(self, packs: list[str]) -> list[str]:
+        """Nothing goes on the word of the index, which may be a stranger's: each manifest is asked, once."""
+        for step in self.rows.keys() - self._confirmed if packs else ():
+            with contextlib.suppress(CorruptCheckpointError, FileNotFoundError):
+                manifest, identity = self.store.read(step, with_tensors=False)
+                self.rows[step] = row_of(manifest, identity, verified=self.rows[step].info.verified)
+                self._confirmed.add(step)
+        reached = {name for row in self.rows.values() for name in row.packs}
         return [name for name in packs if name not in reached]
 
     def quarantine(self, step: int) -> None:
@@ -289,7 +316,8 @@ class Ledger:
         row = self.rows.pop(step, None)
         packs = self.store.packs_of_step(step) if row is None else list(row.packs)
         reason = self.damaged[step]
-        folder = self.store.quarantine(step, self.own_packs(packs, without=step), reason)
+        others = {name for row in self.rows.values() for name in row.packs}
+        folder = self.store.quarantine(step, [name for name in packs if name not in others], reason)
         del self.damaged[step]
         self.tell("quarantined", step=step, reason=reason, folder=folder.name)
 
@@ -299,7 +327,7 @@ class Ledger:
             resumable = [step for step, row in self.rows.items() if row.info.resumable]
             return sorted({*resumable, *self.damaged}, reverse=True)
         if at == "best":
-            return [info.step for info in self.ranked()]
+            return [info.step for info in self.ranked() if info.resumable]
         return [step for step in {*self.rows, *self.damaged} if step == at]
 
     def read_good(self, step: int) -> Manifest:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dino_exp.checkpoint.canonical import metrics_to_json, seal
 from dino_exp.checkpoint.dtypes import DTYPES
-from dino_exp.checkpoint.layout import pack_step
+from dino_exp.checkpoint.layout import parse_pack_name
 from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule
 
 if TYPE_CHECKING:
@@ -137,9 +137,10 @@ def chunks_of(manifest: Manifest) -> Iterator[tuple[str, TensorEntry, Chunk]]:
     return iter(sorted(rows, key=lambda row: (row[2].pack, row[2].start, row[0])))
 
 
-def chain_steps(manifest: Manifest) -> int:
-    """Of how many steps a checkpoint needs packs, its own among them."""
-    return len({pack_step(pack.name) for pack in manifest.packs})
+def chain_length(manifest: Manifest) -> int:
+    """From how many saves a checkpoint needs packs, its own among them. (One save by several ranks writes several.)"""
+    names = (parse_pack_name(pack.name) for pack in manifest.packs)
+    return len({(name.step, name.attempt, name.generation) for name in names if name is not None})
 
 
 def closure(chunk: Chunk, bases: Sequence[Chunk]) -> list[int]:

@@ -7,6 +7,7 @@ are aligned to their own elements by being written in order of falling element s
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -124,10 +125,15 @@ def write_pack(
     wrote: Callable[[int], None] | None,
 ) -> list[PackEntry]:
     """A synced pack of whatever `fill` adds under these keys; none where it adds nothing. Raises OSError."""
-    with PackWriter(store.files, store.new_pack_path(str(name)), keys, wrote) as pack:
-        fill(pack)
-        if not pack.is_empty:
-            return [pack.finish()]
+    try:
+        with PackWriter(store.files, store.new_pack_path(str(name)), keys, wrote) as pack:
+            fill(pack)
+            if not pack.is_empty:
+                return [pack.finish()]
+    except BaseException:
+        with contextlib.suppress(OSError):  # the next sweep takes it
+            store.remove_packs([str(name)])
+        raise
     store.remove_packs([str(name)])
     return []
 

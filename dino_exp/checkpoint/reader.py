@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dino_exp.checkpoint.canonical import metrics_to_json
 from dino_exp.checkpoint.layout import parse_manifest_name
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MOST_LISTED = 20
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,8 @@ class CheckpointReader:
         """
         index = read_index(self._store)
         rows, damaged = sort_rows(self._store, index.rows, index.damaged)
+        if any(self._store.identity(step) != index.rows[step].identity for step in damaged.keys() & index.rows.keys()):
+            return self.plan_prune(rules)  # a training wrote one anew meanwhile
         verify_newest(self._store, rows, damaged, afresh=True)
         here = set(self._store.steps())  # a training may have dropped some meanwhile
         rows = {step: row for step, row in rows.items() if step in here}
@@ -205,10 +208,12 @@ class CheckpointReader:
         """
         from dino_exp.checkpoint.tensors import load_tensor  # torch: only here
 
-        manifest = self.manifest(at)
-        with PackReader(self._store.files, self._store.packs_folder, manifest.packs) as packs:
-            wanted = {name: entry for name, entry in manifest.tensors.items() if name.startswith(prefix)}
-            return {name: load_tensor(packs, entry, manifest.bases) for name, entry in sorted(wanted.items())}
+        def load(manifest: Manifest) -> dict[str, Tensor]:
+            with PackReader(self._store.files, self._store.packs_folder, manifest.packs) as packs:
+                wanted = {name: entry for name, entry in manifest.tensors.items() if name.startswith(prefix)}
+                return {name: load_tensor(packs, entry, manifest.bases) for name, entry in sorted(wanted.items())}
+
+        return self._as_it_stands(self.resolve(at), load)
 
     def restore(self, state: Stateful, at: str | int | Path = "latest", *, optional: tuple[str, ...] = ()) -> Manifest:
         """Load one checkpoint into `state` without changing anything on disk: how a fork takes over its parent's.
@@ -218,9 +223,23 @@ class CheckpointReader:
         """
         from dino_exp.checkpoint.restoring import load_into  # torch: only here and above
 
-        manifest = read_verified(self._store, self.resolve(at))
-        load_into(state, manifest, self._store, optional)
-        return manifest
+        def load(manifest: Manifest) -> Manifest:
+            load_into(state, manifest, self._store, optional)
+            return manifest
+
+        step = self.resolve(at)
+        read_verified(self._store, step)
+        return self._as_it_stands(step, load)
+
+    def _as_it_stands(self, step: int, load: Callable[[Manifest], Loaded]) -> Loaded:
+        """What `load` makes of a step's manifest; again where a training wrote the checkpoint anew meanwhile."""
+        manifest, identity = self._store.read(step)
+        try:
+            return load(manifest)
+        except CorruptCheckpointError:
+            if self._store.identity(step) in (None, identity):
+                raise
+        return self._as_it_stands(step, load)
 
     def _infos(self, index: Index) -> list[CheckpointInfo]:
         pins = load_pins(self._store.folder, self._store.files)

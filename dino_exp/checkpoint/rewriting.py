@@ -9,33 +9,43 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
-from dino_exp.checkpoint.base import Content
 from dino_exp.checkpoint.bases import BaseList
 from dino_exp.checkpoint.blocks import load_content
 from dino_exp.checkpoint.codec_names import RAW
 from dino_exp.checkpoint.dtypes import DTYPES
 from dino_exp.checkpoint.encoding import Encoder, Plain, order, packs_reached
 from dino_exp.checkpoint.layout import PackName, pack_step, parse_pack_name
-from dino_exp.checkpoint.manifest import FORMAT_VERSION, Chunk, Manifest, PackEntry, TensorEntry, closure
+from dino_exp.checkpoint.manifest import FORMAT_VERSION, Chunk, Manifest, PackEntry, TensorEntry, chunks_of, closure
 from dino_exp.checkpoint.pack import Key, PackReader, PackWriter, write_pack
 from dino_exp.checkpoint.storage import Storage
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.verify import whole_state_digest
 
+_Content: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...], str]  # dtype, offset, shape, digest
+
+
+def _content(dtype: str, chunk: Chunk) -> _Content:
+    return dtype, chunk.offset, chunk.shape, chunk.content_digest
+
 
 @dataclass(frozen=True)
 class _Part:
-    """One chunk of a tensor that is to stay: the tensor's name, its own key, and where it was."""
+    """One chunk of a tensor that is to stay: the tensor's name, its own key, and where it was.
+
+    `named`: it must lie under its own key, as in an ordinary safetensors file, and not refer to equal content.
+    """
 
     tensor: str
     key: Key
     chunk: Chunk
+    named: bool
 
     @property
-    def content(self) -> Content:
-        """What it holds."""
-        return self.key.dtype, self.key.shape, self.chunk.content_digest
+    def content(self) -> _Content:
+        """What it holds, and of which part of its tensor."""
+        return _content(self.key.dtype, self.chunk)
 
 
 class Rewriter:
@@ -50,7 +60,7 @@ class Rewriter:
         alone = "raw" if storage.codec == "raw" else "zstd"
         self._store, self._storage, self._wrote = store, replace(storage, codec=alone, threads=0), wrote
         self.doomed = set(doomed)
-        self._anew: dict[Content, tuple[Chunk, Sequence[Chunk]]] = {}
+        self._anew: dict[_Content, tuple[Chunk, Sequence[Chunk]]] = {}
         self._packs: dict[str, PackEntry] = {}
 
     def rewrite(self, manifest: Manifest, prefixes: tuple[str, ...] = ("",)) -> Manifest:
@@ -73,6 +83,11 @@ class Rewriter:
         self._anew |= {part.content: (chunks[at], made.bases) for at, part in enumerate(parts)}
         return made
 
+    def forget(self, made: Manifest) -> None:
+        """A checkpoint was not put in place after all: nothing may refer to what was written for it."""
+        own = {pack.name for pack in made.packs if pack_step(pack.name) == made.step}
+        self._anew = {content: known for content, known in self._anew.items() if known[0].pack not in own}
+
     def _fill(
         self,
         pack: PackWriter,
@@ -88,9 +103,9 @@ class Rewriter:
             if found is None:
                 content = memoryview(bytearray(part.chunk.num_elements * DTYPES[part.key.dtype].item_bytes))
                 load_content(packs, part.chunk, manifest.bases, part.key.dtype, content)
-                encoder.write(pack, iter([Plain(part.key, content)]))
+                encoder.write(pack, iter([Plain(part.key, content, part.chunk.offset)]))
                 found = encoder.entries[part.key.name].chunks[0]
-            chunks[at] = replace(found, offset=part.chunk.offset)
+            chunks[at] = found
             self._anew[part.content] = (chunks[at], bases.chunks)
 
     def _refer(self, part: _Part, manifest: Manifest, bases: BaseList) -> Chunk | None:
@@ -98,7 +113,7 @@ class Rewriter:
         dtype, chunk = part.key.dtype, part.chunk
         found: dict[Chunk, Chunk | None] = {}
         for each in (*(manifest.bases[place] for place in closure(chunk, manifest.bases)), chunk):
-            anew = self._anew.get((dtype, each.shape, each.content_digest))
+            anew = None if part.named else self._anew.get(_content(dtype, each))
             below = [found[manifest.bases[place]] for place in each.bases]
             if anew is not None:
                 found[each] = bases.adopt(*anew)
@@ -151,20 +166,25 @@ class Rewriter:
 
 
 def _parts(manifest: Manifest, prefixes: tuple[str, ...]) -> Iterator[_Part]:
+    named = all(chunk.codec == RAW for _, _, chunk in chunks_of(manifest))
     for name, entry in manifest.tensors.items():
         if name.startswith(prefixes):
             for at, chunk in enumerate(entry.chunks):
                 text = name if len(entry.chunks) == 1 else f"{name}#{at}"
-                yield _Part(name, Key(text, entry.dtype, chunk.shape), chunk)
+                yield _Part(name, Key(text, entry.dtype, chunk.shape), chunk, named)
 
 
-def check_content(manifest: Manifest, store: Store) -> None:
-    """Decode every tensor and compare it with its digest. Raises CorruptCheckpointError, OSError."""
-    with PackReader(store.files, store.packs_folder, manifest.packs) as packs:
+def check_content(manifest: Manifest, store: Store, packs: Collection[str]) -> None:
+    """Decode every tensor that lies encoded in one of `packs` and compare it with its digest.
+
+    Raises CorruptCheckpointError, OSError.
+    """
+    with PackReader(store.files, store.packs_folder, manifest.packs) as reader:
         for entry in manifest.tensors.values():
             for chunk in entry.chunks:
-                into = memoryview(bytearray(chunk.num_elements * DTYPES[entry.dtype].item_bytes))
-                load_content(packs, chunk, manifest.bases, entry.dtype, into)
+                if chunk.pack in packs and chunk.codec != RAW:
+                    into = memoryview(bytearray(chunk.num_elements * DTYPES[entry.dtype].item_bytes))
+                    load_content(reader, chunk, manifest.bases, entry.dtype, into)
 
 
 def live_bytes(manifests: Iterable[Manifest], pack: str) -> int:

@@ -5,9 +5,10 @@ The order is the promise: synced packs, the manifest's rename, reading back, and
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -16,10 +17,13 @@ from torch import Tensor
 from dino_exp.checkpoint.base import UnusableBaseError
 from dino_exp.checkpoint.layout import PackName
 from dino_exp.checkpoint.ledger import Ledger
-from dino_exp.checkpoint.manifest import Manifest
+from dino_exp.checkpoint.manifest import Manifest, manifest_to_bytes
+from dino_exp.checkpoint.manifest_parse import MAX_MANIFEST_BYTES
 from dino_exp.checkpoint.pace import Pace
 from dino_exp.checkpoint.pruning import foreign_packs
+from dino_exp.checkpoint.rewriting import check_content
 from dino_exp.checkpoint.shrinking import Shrinker
+from dino_exp.checkpoint.storage import RAW_STORAGE
 from dino_exp.checkpoint.types import JSON, CheckpointInfo
 from dino_exp.checkpoint.writing import SaveRequest, Writer, bytes_needed, write_state
 from dino_exp.errors import CheckpointError, CorruptCheckpointError, SaveFailedError
@@ -74,8 +78,7 @@ class Saver:
             if step in ledger.damaged:
                 ledger.quarantine(step)
             old = ledger.rows.get(step)
-            self._write_with_room(job)
-            manifest = self._read_back(step)
+            manifest = self._write_good(job)
             if old is not None:
                 ledger.store.remove_packs(ledger.own_packs(old.packs))
         except OSError as problem:
@@ -100,6 +103,39 @@ class Saver:
         except (OSError, CorruptCheckpointError) as problem:
             ledger.tell("trouble", action="making checkpoints smaller", error=str(problem))
         ledger.renew_registry(schedule)
+
+    def _write_good(self, job: SaveJob) -> Manifest:
+        """Write and read back. What turns out bad is written once more, as it is and without other checkpoints."""
+        self._write_with_room(job)
+        try:
+            return self._read_back(job)
+        except CorruptCheckpointError as damage:
+            self._set_aside(job.request.step, damage)
+            if job.by.storage.codec == "raw":
+                raise self._not_good(job, damage) from damage
+        self._write_with_room(replace(job, by=replace(job.by, storage=RAW_STORAGE)))
+        try:
+            return self._read_back(job)
+        except CorruptCheckpointError as damage:
+            self._set_aside(job.request.step, damage)
+            raise self._not_good(job, damage) from damage
+
+    def _set_aside(self, step: int, damage: CorruptCheckpointError) -> None:
+        """Quarantine it, and note those checkpoints that share its packs and are damaged too."""
+        ledger = self._ledger
+        with contextlib.suppress(CorruptCheckpointError):
+            packs = {pack.name for pack in ledger.store.read(step, with_tensors=False)[0].packs}
+            for other in [other for other, row in ledger.rows.items() if other != step and packs & {*row.packs}]:
+                try:
+                    ledger.read_good(other)
+                except CorruptCheckpointError as known:
+                    ledger.note_damage(other, str(known))
+        ledger.damaged[step] = str(damage)
+        ledger.quarantine(step)
+
+    @staticmethod
+    def _not_good(job: SaveJob, damage: CorruptCheckpointError) -> SaveFailedError:
+        return SaveFailedError(job.request.step, f"it was not what it should be when read back: {damage}")
 
     def _write_with_room(self, job: SaveJob) -> None:
         try:
@@ -148,9 +184,15 @@ class Saver:
         storage = job.by.storage
         base = self._ledger.newest_base(job.request.step, storage.max_chain) if storage.codec == "delta" else None
         try:
-            return write(base=base)
+            manifest = write(base=base)
+            if base is None or len(manifest_to_bytes(manifest)) <= MAX_MANIFEST_BYTES:
+                return manifest
+            return write()  # what it builds on takes too many words
         except UnusableBaseError as problem:
-            self._ledger.note_damage(problem.step, problem.reason)
+            if problem.is_damage:
+                self._ledger.note_damage(problem.step, problem.reason)
+            else:
+                self._ledger.tell("trouble", action=f"read step {problem.step}", error=problem.reason)
             return write()
 
     def _check_room(self, num_bytes: int) -> None:
@@ -164,14 +206,13 @@ class Saver:
                 str(store.folder),
             )
 
-    def _read_back(self, step: int) -> Manifest:
-        """Read a commit back from the disk, before anything may be dropped on its account."""
-        ledger = self._ledger
-        try:
-            manifest = ledger.read_good(step)
-        except CorruptCheckpointError as damage:
-            ledger.damaged[step] = str(damage)
-            ledger.quarantine(step)
-            raise SaveFailedError(step, f"it was not what it should be when read back: {damage}") from damage
+    def _read_back(self, job: SaveJob) -> Manifest:
+        """Read a commit back from the disk, before anything may be dropped on its account.
+
+        What was encoded is decoded as well. Raises CorruptCheckpointError, OSError.
+        """
+        ledger, step = self._ledger, job.request.step
+        manifest = ledger.read_good(step)
+        check_content(manifest, ledger.store, packs={str(PackName(step, job.by.attempt, 0))})
         ledger.add(manifest)
         return manifest

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from dino_exp.checkpoint.layout import pack_step
 from dino_exp.checkpoint.ledger import Ledger
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.pins import load_pins
 from dino_exp.checkpoint.pruning import foreign_packs, pack_sizes
 from dino_exp.checkpoint.rewriting import Rewriter, check_content, live_bytes
 from dino_exp.checkpoint.storage import Storage
+from dino_exp.errors import CorruptCheckpointError
 
 _MOST_FOREIGN = 1 / 5  # of all bytes: beyond it, packs of dropped checkpoints are worth some rewriting
 _LEAST_LIVE = 1 / 2  # of a pack's bytes: below it, that pack is
@@ -44,64 +46,103 @@ class Shrinker:
     def thin(self, wanted: Mapping[int, tuple[str, ...]]) -> Shrunk:
         """Keep of each step the tensors whose names begin with one of the given texts; what is pinned stays whole.
 
-        Raises CorruptCheckpointError for pins or a checkpoint that cannot be read, OSError: then the rest is as it was.
+        Damaged ones are noted as such and left alone. Raises CorruptCheckpointError for pins that cannot be read,
+        OSError: then the rest is as it was.
         """
-        before, done = self._num_bytes(), []
+        before, done = self._ledger.num_bytes(), []
         for step, prefixes in sorted(wanted.items()):
-            if step not in self._ledger.rows or step in load_pins(self._ledger.store.folder, self._ledger.store.files):
-                continue
-            old = self._ledger.read_good(step)
-            self._supersede(old, self._rewriter(pack.name for pack in old.packs).rewrite(old, prefixes))
-            done.append(step)
+            old = None if self._is_pinned(step) else self._read(step)
+            if old is None or {name.startswith(prefixes) for name in old.tensors} != {True, False}:
+                continue  # nothing would go, or nothing would stay
+            made = self._rewritten(old, self._rewriter(pack.name for pack in old.packs), prefixes)
+            if made is not None and self._supersede(old, made):
+                done.append(step)
         return self._told("thinned", Shrunk(thinned=tuple(done)), before)
 
     def compact(self, *, everything: bool) -> Shrunk:
         """Free kept checkpoints of packs of dropped ones: of those that are worth it, or of all.
 
-        Raises as `thin`.
+        Damaged ones are noted as such and left alone. Raises OSError.
         """
-        before, done = self._num_bytes(), []
+        before, done = self._ledger.num_bytes(), []
         rewriter = self._rewriter(self._plan(everything=everything))
         for step in sorted(self._ledger.rows):
-            if not rewriter.doomed.isdisjoint(self._ledger.rows[step].packs):
-                old = self._ledger.read_good(step)
-                self._supersede(old, rewriter.rewrite(old))
+            if rewriter.doomed.isdisjoint(self._ledger.rows[step].packs):
+                continue
+            old = self._read(step)
+            made = None if old is None else self._rewritten(old, rewriter, ("",))
+            if old is not None and made is not None and self._supersede(old, made):
                 done.append(step)
         return self._told("compacted", Shrunk(rewritten=tuple(done)), before)
 
+    def _read(self, step: int) -> Manifest | None:
+        """A step's manifest, if all of it is good. Raises OSError."""
+        if step not in self._ledger.rows:
+            return None
+        try:
+            return self._ledger.read_good(step)
+        except CorruptCheckpointError as damage:
+            self._ledger.note_damage(step, str(damage))
+            return None
+
+    def _rewritten(self, old: Manifest, rewriter: Rewriter, prefixes: tuple[str, ...]) -> Manifest | None:
+        """The same anew and compared with what it was; None, and nothing left of it, where that failed."""
+        made = rewriter.rewrite(old, prefixes)
+        try:
+            check_content(made, self._ledger.store, packs={pack.name for pack in made.packs})
+        except CorruptCheckpointError as mistake:
+            self._ledger.tell("trouble", action=f"write step {old.step} anew", error=str(mistake))
+            rewriter.forget(made)
+            self._ledger.store.remove_packs(_new_packs(made, old))
+            return None
+        return made
+
+    def _is_pinned(self, step: int) -> bool:
+        return step in load_pins(self._ledger.store.folder, self._ledger.store.files)
+
     def _plan(self, *, everything: bool) -> set[str]:
         foreign = foreign_packs(self._ledger.rows)
-        if everything or sum(foreign.values()) > _MOST_FOREIGN * self._num_bytes():
+        if everything or sum(foreign.values()) > _MOST_FOREIGN * sum(pack_sizes(self._ledger.rows.values()).values()):
             return set(foreign)
         rows = self._ledger.rows.items()
         reaching = [step for step, row in rows if not foreign.keys().isdisjoint(row.packs)]
-        manifests = [self._ledger.store.read(step)[0] for step in reaching]
+        manifests = [manifest for step in reaching if (manifest := self._read(step)) is not None]
         return {name for name, size in foreign.items() if live_bytes(manifests, name) < _LEAST_LIVE * size}
 
     def _rewriter(self, doomed: Iterable[str]) -> Rewriter:
         return Rewriter(self._ledger.store, self._storage, set(doomed), self._wrote)
 
-    def _supersede(self, old: Manifest, new: Manifest) -> None:
-        """Put a checkpoint in the place of what it was, once it is known to be as good."""
-        ledger, store = self._ledger, self._ledger.store
-        names = {pack.name for pack in new.packs} - {pack.name for pack in old.packs}
+    def _supersede(self, old: Manifest, new: Manifest) -> bool:
+        """Put a checkpoint in the place of what it was; False where somebody has pinned it meanwhile: it stays whole.
+
+        Look at the pins after the rename, while `pins.pin` writes the pin first and looks at the manifest then: so at
+        least one of the two sees the other.
+        """
+        ledger, store, thinned = self._ledger, self._ledger.store, old.resumable and not new.resumable
         try:
-            check_content(new, store)
             store.commit(new, self._guard, supersede=True)
+            if thinned and self._is_pinned(new.step):
+                store.commit(old, self._guard, supersede=True)
+                ledger.add(old)
+                store.remove_packs(_new_packs(new, old))
+                return False
         except BaseException:
             ledger.doubt(new.step)
             if store.identity(new.step) == ledger.rows[new.step].identity:
-                store.remove_packs(names)
+                store.remove_packs(_new_packs(new, old))
             raise
         ledger.add(new)
-        ledger.store.remove_packs(ledger.own_packs([pack.name for pack in old.packs]))
-
-    def _num_bytes(self) -> int:
-        return sum(pack_sizes(self._ledger.rows.values()).values())
+        store.remove_packs(ledger.own_packs([pack.name for pack in old.packs]))
+        return True
 
     def _told(self, kind: str, done: Shrunk, before: int) -> Shrunk:
-        shrunk = Shrunk(done.thinned, done.rewritten, before - self._num_bytes())
+        shrunk = Shrunk(done.thinned, done.rewritten, before - self._ledger.num_bytes())
         steps = [*shrunk.thinned, *shrunk.rewritten]
         if steps:
             self._ledger.tell(kind, steps=steps, freed_bytes=shrunk.freed_bytes)
         return shrunk
+
+
+def _new_packs(new: Manifest, old: Manifest) -> set[str]:
+    """Those that were written for the new one: nothing else can need them yet."""
+    return {pack.name for pack in new.packs if pack_step(pack.name) == new.step} - {pack.name for pack in old.packs}

@@ -72,10 +72,12 @@ def read_verified(store: Store, step: int) -> Manifest:
     Raises CorruptCheckpointError, OSError.
     """
     try:
-        manifest, _ = store.read(step)
+        manifest, identity = store.read(step)
     except FileNotFoundError as problem:
         raise CorruptCheckpointError(f"the manifest of step {step} is gone") from problem
     damages = list(find_damage(manifest, store.files, store.packs_folder))
+    if damages and store.identity(step) not in (None, identity):  # it was written anew meanwhile
+        return read_verified(store, step)
     if damages:
         places = few(damage.tensor or damage.pack or "manifest" for damage in damages)
         raise CorruptCheckpointError(f"step {step} is damaged in {places}: {damages[0].reason}")

@@ -22,7 +22,7 @@ from support.checkpoints import (
 )
 
 from dino_exp.checkpoint.codec_names import DELTA, RAW, ZSTD
-from dino_exp.checkpoint.manifest import Manifest, chain_steps, closure
+from dino_exp.checkpoint.manifest import Manifest, chain_length, closure
 from dino_exp.checkpoint.policies import KeepAny, LatestN
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.checkpoint.storage import Storage
@@ -73,7 +73,7 @@ def test_equal_tensors_of_one_checkpoint_are_stored_once(tmp_path: Path) -> None
 def test_a_chain_is_as_long_as_it_may_be_and_then_begins_anew(tmp_path: Path) -> None:
     reader = saved(tmp_path, range(1, 8))
     manifests = [reader.manifest(step) for step in range(1, 8)]
-    assert [chain_steps(manifest) for manifest in manifests] == [1, 2, 3, 1, 2, 3, 1]
+    assert [chain_length(manifest) for manifest in manifests] == [1, 2, 3, 1, 2, 3, 1]
     third = manifests[2]
     reached = {third.bases[place].pack for place in closure(third.tensors["teacher.moving"].chunks[0], third.bases)}
     assert {int(name[5:14]) for name in reached} == {1, 2, 3}
@@ -81,7 +81,7 @@ def test_a_chain_is_as_long_as_it_may_be_and_then_begins_anew(tmp_path: Path) ->
 
 def test_compressed_checkpoints_need_no_other(tmp_path: Path) -> None:
     reader = saved(tmp_path, range(1, 5), "zstd")
-    assert [chain_steps(reader.manifest(step)) for step in range(1, 5)] == [1] * 4
+    assert [chain_length(reader.manifest(step)) for step in range(1, 5)] == [1] * 4
 
 
 @pytest.mark.parametrize("way", ["flipped", "missing", "unreadable", "manifest"])
@@ -107,7 +107,7 @@ def test_a_base_that_cannot_be_read_is_done_without(tmp_path: Path, way: str) ->
 
             files.inner.open_read = open_read  # type: ignore[method-assign,assignment]
     manager.save(CodedState(3), request(3))
-    assert chain_steps(CheckpointReader(tmp_path).manifest(3)) == 1
+    assert chain_length(CheckpointReader(tmp_path).manifest(3)) == 1
     assert [event["action"] for event in events.of("trouble")][:1] == ["read step 2"]
     state = CodedState()
     assert manager.restore(state).manifest.step == 3

@@ -91,6 +91,15 @@ class PrunePlan:
     foreign_bytes: int
 
 
+@dataclass(frozen=True)
+class Shrunk:
+    """What was done: which steps were thinned, which were only written anew, and how many bytes the disk has back."""
+
+    thinned: tuple[int, ...] = ()
+    rewritten: tuple[int, ...] = ()
+    freed_bytes: int = 0
+
+
 def plan_prune(
     rows: Mapping[int, Row],
     pins: Collection[int],

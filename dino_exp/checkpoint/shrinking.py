@@ -7,28 +7,18 @@ manifest. Only then do packs go that nothing needs any more; so it is safe to st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from dino_exp.checkpoint.layout import pack_step
 from dino_exp.checkpoint.ledger import Ledger
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.pins import load_pins
-from dino_exp.checkpoint.pruning import foreign_packs, pack_sizes
+from dino_exp.checkpoint.pruning import Shrunk, foreign_packs, pack_sizes
 from dino_exp.checkpoint.rewriting import Rewriter, check_content, live_bytes
 from dino_exp.checkpoint.storage import Storage
 from dino_exp.errors import CorruptCheckpointError
 
 _MOST_FOREIGN = 1 / 5  # of all bytes: beyond it, packs of dropped checkpoints are worth some rewriting
 _LEAST_LIVE = 1 / 2  # of a pack's bytes: below it, that pack is
-
-
-@dataclass(frozen=True)
-class Shrunk:
-    """What was done: which steps were thinned, which were only written anew, and how many bytes the disk has back."""
-
-    thinned: tuple[int, ...] = ()
-    rewritten: tuple[int, ...] = ()
-    freed_bytes: int = 0
 
 
 class Shrinker:

@@ -14,8 +14,7 @@ from rich.text import Text
 
 from dino_exp.checkpoint.ledger import Ledger
 from dino_exp.checkpoint.policies import retention_to_json
-from dino_exp.checkpoint.pruning import PrunePlan, PruneRules
-from dino_exp.checkpoint.shrinking import Shrinker, Shrunk
+from dino_exp.checkpoint.pruning import PrunePlan, PruneRules, Shrunk
 from dino_exp.checkpoint.storage import Storage
 from dino_exp.checkpoint.types import Schedule
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, Named, OutputsOption, RunArgument, named_run
@@ -125,6 +124,8 @@ def _carry_out(wanted: Named, rules: PruneRules, *, compact: bool) -> tuple[Prun
 
 
 def _shrink(ledger: Ledger, done: PrunePlan, guard: Callable[[], object], *, compact: bool) -> Shrunk:
+    from dino_exp.checkpoint.shrinking import Shrinker  # numpy: only here
+
     shrinker = Shrinker(ledger, Storage(codec="zstd", companions=COMPANIONS), guard)
     try:
         thinned = shrinker.thin(done.plan.thin)

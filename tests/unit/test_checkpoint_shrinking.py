@@ -47,11 +47,11 @@ from dino_exp.checkpoint.policies import (
     retention_from_json,
     retention_to_json,
 )
-from dino_exp.checkpoint.pruning import PruneRules, foreign_packs
+from dino_exp.checkpoint.pruning import PruneRules, Shrunk, foreign_packs
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.checkpoint.registry import read_index
 from dino_exp.checkpoint.residuals import Way
-from dino_exp.checkpoint.shrinking import Shrinker, Shrunk
+from dino_exp.checkpoint.shrinking import Shrinker
 from dino_exp.checkpoint.storage import Storage
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.types import CheckpointInfo, RetentionPlan

@@ -19,10 +19,9 @@ from dino_exp.checkpoint.manifest import Chunk, closure
 from dino_exp.checkpoint.pack import PackReader
 from dino_exp.checkpoint.planes import WORD_TYPES, Words, pack_planes, unpack_planes
 from dino_exp.checkpoint.residuals import LINEAR_TYPE, MAX_WEIGHTS, Way, add, subtract
-from dino_exp.errors import CorruptCheckpointError
+from dino_exp.errors import CheckpointError, CorruptCheckpointError
 
 BLOCK_BYTES = 1 << 20  # of content; part of the format
-_MAX_CLOSURE = 256  # chunks that one may build on: a block of each is held at once
 _MAX_WEIGHT = 16.0
 _HEAD = struct.Struct("<BB")
 _LENGTH = struct.Struct("<I")
@@ -120,8 +119,6 @@ def read_blocks(
     yielded counts only when the iterator has ended. Raises CorruptCheckpointError, UnsupportedFormatError, OSError.
     """
     places = sorted({place for chunk in wanted for place in closure(chunk, bases)})
-    if len(places) > _MAX_CLOSURE:
-        raise CorruptCheckpointError(f"{wanted[0].key}: it builds on {len(places)} chunks, expected {_MAX_CLOSURE}")
     order = dict.fromkeys([*(bases[place] for place in places), *wanted])  # each once, after what it builds on
     readers = {chunk: _StoredBlocks(packs, chunk, dtype, item_bytes) for chunk in order}
     left = wanted[0].num_elements
@@ -135,6 +132,14 @@ def read_blocks(
         yield [held[chunk] for chunk in wanted]
     for reader in readers.values():
         reader.finish()
+
+
+def buffer_of(chunk: Chunk, dtype: str) -> memoryview:
+    """Memory for a chunk's content. Raises CheckpointError where there is not so much."""
+    try:
+        return memoryview(bytearray(chunk.num_elements * DTYPES[dtype].item_bytes))
+    except (MemoryError, OverflowError) as problem:
+        raise CheckpointError(f"{chunk.key}: {dtype} {list(chunk.shape)} does not fit into memory") from problem
 
 
 def load_content(packs: PackReader, chunk: Chunk, bases: Sequence[Chunk], dtype: str, into: memoryview) -> None:

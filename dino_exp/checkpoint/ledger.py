@@ -291,7 +291,8 @@ class Ledger:
         None of them while there is one that cannot be read: it may need any. Once that is set aside, a start sweeps.
         """
         reached = {name for row in self.rows.values() for name in row.packs}
-        for step in set(self.store.steps()) - self.rows.keys() - {without}:
+        here = set(self.store.steps())
+        for step in (here - self.rows.keys() | here & self._doubtful) - {without}:
             try:
                 manifest, _ = self.store.read(step, with_tensors=False)
             except FileNotFoundError:

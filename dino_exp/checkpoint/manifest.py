@@ -15,6 +15,7 @@ from dino_exp.checkpoint.canonical import metrics_to_json, seal
 from dino_exp.checkpoint.dtypes import DTYPES
 from dino_exp.checkpoint.layout import parse_pack_name
 from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule
+from dino_exp.errors import CorruptCheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,8 +144,14 @@ def chain_length(manifest: Manifest) -> int:
     return len({(name.step, name.attempt, name.generation) for name in names if name is not None})
 
 
+MAX_CLOSURE = 256  # chunks that one may build on, directly or not: a block of each is held at once
+
+
 def closure(chunk: Chunk, bases: Sequence[Chunk]) -> list[int]:
-    """The places in `bases` that a chunk builds on, directly or not, ascending: each after its own."""
+    """The places in `bases` that a chunk builds on, directly or not, ascending: each after its own.
+
+    Raises CorruptCheckpointError for more than `MAX_CLOSURE`.
+    """
     found: set[int] = set()
     wanted = list(chunk.bases)
     while wanted:
@@ -152,6 +159,8 @@ def closure(chunk: Chunk, bases: Sequence[Chunk]) -> list[int]:
         if place not in found:
             found.add(place)
             wanted += bases[place].bases
+            if len(found) > MAX_CLOSURE:
+                raise CorruptCheckpointError(f"{chunk.key[:80]!r} builds on more than {MAX_CLOSURE} chunks")
     return sorted(found)
 
 

@@ -25,6 +25,7 @@ from dino_exp.checkpoint.manifest import (
     Manifest,
     PackEntry,
     TensorEntry,
+    closure,
 )
 from dino_exp.checkpoint.types import JSON, Schedule, UnsupportedFormatError
 from dino_exp.errors import ConfigError, CorruptCheckpointError
@@ -35,6 +36,7 @@ MAX_CHUNKS = 1_000  # of one tensor: about as many as ranks
 MAX_BASES = 1_000_000
 MAX_DEPTH = 64  # bases of bases
 MAX_DIRECT_BASES = 8
+_MAX_CONTENT_OF_A_BYTE = 100_000  # a block of a mebibyte has a head of some bytes at least
 MAX_BYTES = 1 << 50
 MAX_DIMS = 16
 MAX_TEXT = 1_000
@@ -160,9 +162,13 @@ def _tensor(name: str, given: JSON, packs: dict[str, PackEntry], bases: Sequence
     )
     _check_tiling(entry, where)
     for chunk in entry.chunks:
+        closure(chunk, bases)
+        content = chunk.num_elements * DTYPES[dtype].item_bytes
         if chunk.codec == RAW:
-            expected = chunk.num_elements * DTYPES[dtype].item_bytes
-            _need(chunk.stored_bytes == expected, where, f"{chunk.stored_bytes} raw bytes, expected {expected}")
+            _need(chunk.stored_bytes == content, where, f"{chunk.stored_bytes} raw bytes, expected {content}")
+        else:
+            least = -(-content // _MAX_CONTENT_OF_A_BYTE)
+            _need(chunk.stored_bytes >= least, where, f"{chunk.stored_bytes} stored bytes, expected at least {least}")
     return entry
 
 

@@ -6,13 +6,13 @@ carried over as it is; the rest is decoded, and encoded so that it stands for it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
 from dino_exp.checkpoint.bases import BaseList
-from dino_exp.checkpoint.blocks import load_content
+from dino_exp.checkpoint.blocks import buffer_of, load_content
 from dino_exp.checkpoint.codec_names import RAW
 from dino_exp.checkpoint.dtypes import DTYPES
 from dino_exp.checkpoint.encoding import Encoder, Plain, order, packs_reached
@@ -60,6 +60,7 @@ class Rewriter:
         alone = "raw" if storage.codec == "raw" else "zstd"
         self._store, self._storage, self._wrote = store, replace(storage, codec=alone, threads=0), wrote
         self.doomed = set(doomed)
+        self.written: set[str] = set()  # by the last call: packs that nothing else can need yet
         self._anew: dict[_Content, tuple[Chunk, Sequence[Chunk]]] = {}
         self._packs: dict[str, PackEntry] = {}
 
@@ -78,15 +79,16 @@ class Rewriter:
         with PackReader(self._store.files, self._store.packs_folder, manifest.packs) as packs:
             fill = partial(self._fill, manifest=manifest, packs=packs, parts=parts, bases=bases, chunks=chunks)
             written = write_pack(self._store, self._new_name(manifest), [part.key for part in parts], fill, self._wrote)
+        self.written = {pack.name for pack in written}
         self._packs |= {pack.name: pack for pack in (*manifest.packs, *written)}
         made = self._describe(manifest, parts, chunks, bases)
         self._anew |= {part.content: (chunks[at], made.bases) for at, part in enumerate(parts)}
         return made
 
-    def forget(self, made: Manifest) -> None:
-        """A checkpoint was not put in place after all: nothing may refer to what was written for it."""
-        own = {pack.name for pack in made.packs if pack_step(pack.name) == made.step}
-        self._anew = {content: known for content, known in self._anew.items() if known[0].pack not in own}
+    def take_back(self) -> None:
+        """The last checkpoint was not put in place: nothing may refer to what was written for it. Raises OSError."""
+        self._anew = {content: known for content, known in self._anew.items() if known[0].pack not in self.written}
+        self._store.remove_packs(self.written)
 
     def _fill(
         self,
@@ -101,7 +103,7 @@ class Rewriter:
         for at, part in enumerate(parts):
             found = self._refer(part, manifest, bases) or self._carry(part, manifest, packs, pack, bases)
             if found is None:
-                content = memoryview(bytearray(part.chunk.num_elements * DTYPES[part.key.dtype].item_bytes))
+                content = buffer_of(part.chunk, part.key.dtype)
                 load_content(packs, part.chunk, manifest.bases, part.key.dtype, content)
                 encoder.write(pack, iter([Plain(part.key, content, part.chunk.offset)]))
                 found = encoder.entries[part.key.name].chunks[0]
@@ -183,16 +185,4 @@ def check_content(manifest: Manifest, store: Store, packs: Collection[str]) -> N
         for entry in manifest.tensors.values():
             for chunk in entry.chunks:
                 if chunk.pack in packs and chunk.codec != RAW:
-                    into = memoryview(bytearray(chunk.num_elements * DTYPES[entry.dtype].item_bytes))
-                    load_content(reader, chunk, manifest.bases, entry.dtype, into)
-
-
-def live_bytes(manifests: Iterable[Manifest], pack: str) -> int:
-    """How many bytes of a pack some of these checkpoints need."""
-    places: dict[int, int] = {}
-    for manifest in manifests:
-        chunks = (chunk for entry in manifest.tensors.values() for chunk in entry.chunks)
-        for chunk in (*chunks, *manifest.bases):
-            if chunk.pack == pack:
-                places[chunk.start] = chunk.stored_bytes
-    return sum(places.values())
+                    load_content(reader, chunk, manifest.bases, entry.dtype, buffer_of(chunk, entry.dtype))

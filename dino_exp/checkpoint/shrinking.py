@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from dino_exp.checkpoint.layout import pack_step
 from dino_exp.checkpoint.ledger import Ledger
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.pins import load_pins
 from dino_exp.checkpoint.pruning import Shrunk, foreign_packs, pack_sizes
-from dino_exp.checkpoint.rewriting import Rewriter, check_content, live_bytes
+from dino_exp.checkpoint.rewriting import Rewriter, check_content
 from dino_exp.checkpoint.storage import Storage
 from dino_exp.errors import CorruptCheckpointError
 
 _MOST_FOREIGN = 1 / 5  # of all bytes: beyond it, packs of dropped checkpoints are worth some rewriting
-_LEAST_LIVE = 1 / 2  # of a pack's bytes: below it, that pack is
 
 
 class Shrinker:
@@ -44,8 +42,7 @@ class Shrinker:
             old = None if self._is_pinned(step) else self._read(step)
             if old is None or {name.startswith(prefixes) for name in old.tensors} != {True, False}:
                 continue  # nothing would go, or nothing would stay
-            made = self._rewritten(old, self._rewriter(pack.name for pack in old.packs), prefixes)
-            if made is not None and self._supersede(old, made):
+            if self._put_anew(old, self._rewriter(pack.name for pack in old.packs), prefixes):
                 done.append(step)
         return self._told("thinned", Shrunk(thinned=tuple(done)), before)
 
@@ -60,8 +57,7 @@ class Shrinker:
             if rewriter.doomed.isdisjoint(self._ledger.rows[step].packs):
                 continue
             old = self._read(step)
-            made = None if old is None else self._rewritten(old, rewriter, ("",))
-            if old is not None and made is not None and self._supersede(old, made):
+            if old is not None and self._put_anew(old, rewriter):
                 done.append(step)
         return self._told("compacted", Shrunk(rewritten=tuple(done)), before)
 
@@ -75,53 +71,55 @@ class Shrinker:
             self._ledger.note_damage(step, str(damage))
             return None
 
-    def _rewritten(self, old: Manifest, rewriter: Rewriter, prefixes: tuple[str, ...]) -> Manifest | None:
-        """The same anew and compared with what it was; None, and nothing left of it, where that failed."""
+    def _put_anew(self, old: Manifest, rewriter: Rewriter, prefixes: tuple[str, ...] = ("",)) -> bool:
+        """Write a checkpoint anew and put it in the place of what it was; whether that was done.
+
+        Raises OSError, and what the guard raises: then the old one or the new one is there, whole.
+        """
         made = rewriter.rewrite(old, prefixes)
         try:
             check_content(made, self._ledger.store, packs={pack.name for pack in made.packs})
         except CorruptCheckpointError as mistake:
             self._ledger.tell("trouble", action=f"write step {old.step} anew", error=str(mistake))
-            rewriter.forget(made)
-            self._ledger.store.remove_packs(_new_packs(made, old))
-            return None
-        return made
+            rewriter.take_back()
+            return False
+        except BaseException:
+            rewriter.take_back()
+            raise
+        return self._supersede(old, made, rewriter)
 
     def _is_pinned(self, step: int) -> bool:
         return step in load_pins(self._ledger.store.folder, self._ledger.store.files)
 
     def _plan(self, *, everything: bool) -> set[str]:
         foreign = foreign_packs(self._ledger.rows)
-        if everything or sum(foreign.values()) > _MOST_FOREIGN * sum(pack_sizes(self._ledger.rows.values()).values()):
-            return set(foreign)
-        rows = self._ledger.rows.items()
-        reaching = [step for step, row in rows if not foreign.keys().isdisjoint(row.packs)]
-        manifests = [manifest for step in reaching if (manifest := self._read(step)) is not None]
-        return {name for name, size in foreign.items() if live_bytes(manifests, name) < _LEAST_LIVE * size}
+        total = sum(pack_sizes(self._ledger.rows.values()).values())
+        return set(foreign) if everything or sum(foreign.values()) > _MOST_FOREIGN * total else set()
 
     def _rewriter(self, doomed: Iterable[str]) -> Rewriter:
         return Rewriter(self._ledger.store, self._storage, set(doomed), self._wrote)
 
-    def _supersede(self, old: Manifest, new: Manifest) -> bool:
+    def _supersede(self, old: Manifest, new: Manifest, rewriter: Rewriter) -> bool:
         """Put a checkpoint in the place of what it was; False where somebody has pinned it meanwhile: it stays whole.
 
         Look at the pins after the rename, while `pins.pin` writes the pin first and looks at the manifest then: so at
         least one of the two sees the other.
         """
         ledger, store, thinned = self._ledger, self._ledger.store, old.resumable and not new.resumable
+        before = ledger.rows[new.step].identity
         try:
             store.commit(new, self._guard, supersede=True)
             if thinned and self._is_pinned(new.step):
                 store.commit(old, self._guard, supersede=True)
                 ledger.add(old)
-                store.remove_packs(_new_packs(new, old))
+                rewriter.take_back()
                 return False
+            ledger.add(new)
         except BaseException:
-            ledger.doubt(new.step)
-            if store.identity(new.step) == ledger.rows[new.step].identity:
-                store.remove_packs(_new_packs(new, old))
+            ledger.doubt(new.step)  # perhaps after its rename
+            if store.identity(new.step) == before:
+                rewriter.take_back()
             raise
-        ledger.add(new)
         store.remove_packs(ledger.own_packs([pack.name for pack in old.packs]))
         return True
 
@@ -131,8 +129,3 @@ class Shrinker:
         if steps:
             self._ledger.tell(kind, steps=steps, freed_bytes=shrunk.freed_bytes)
         return shrunk
-
-
-def _new_packs(new: Manifest, old: Manifest) -> set[str]:
-    """Those that were written for the new one: nothing else can need them yet."""
-    return {pack.name for pack in new.packs if pack_step(pack.name) == new.step} - {pack.name for pack in old.packs}

@@ -62,8 +62,9 @@ def find_damage(
                     if progress is not None:
                         progress(part.stored_bytes)
                 problem = known[place]
-                if problem is not None:
+                if problem is not None:  # one place of a tensor is enough
                     yield Damage(name, part.pack, problem)
+                    break
 
 
 def read_verified(store: Store, step: int) -> Manifest:

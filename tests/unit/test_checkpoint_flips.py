@@ -12,7 +12,6 @@ from support.checkpoints import KINDS, FaultyFiles, Kind, ToyState, open_manager
 from dino_exp.checkpoint.manifest_parse import parse_manifest
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.checkpoint.restoring import load_into
-from dino_exp.checkpoint.rewriting import live_bytes
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.verify import read_verified
 from dino_exp.errors import CorruptCheckpointError
@@ -73,7 +72,9 @@ def flip_all(path: Path, store: Store, kind: Kind) -> int:
 def unread_bytes(store: Store, pack: str) -> int:
     manifest, _ = store.read(2)
     (entry,) = (entry for entry in manifest.packs if entry.name == pack)
-    return entry.bytes - entry.header_bytes - live_bytes([manifest], pack)
+    chunks = [chunk for tensor in manifest.tensors.values() for chunk in tensor.chunks]
+    read = {chunk.start: chunk.stored_bytes for chunk in (*chunks, *manifest.bases) if chunk.pack == pack}
+    return entry.bytes - entry.header_bytes - sum(read.values())
 
 
 @pytest.mark.parametrize("kind", ["zstd", "delta"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from support.checkpoints import (
     no_space,
     open_manager,
     pack_of,
+    quick_files,
     request,
 )
 
@@ -55,7 +57,7 @@ from dino_exp.checkpoint.shrinking import Shrinker
 from dino_exp.checkpoint.storage import Storage
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.types import CheckpointInfo, RetentionPlan
-from dino_exp.errors import CheckpointError, SaveFailedError
+from dino_exp.errors import CheckpointError, CorruptCheckpointError, LockedError, SaveFailedError
 from dino_exp.fsio import Files
 
 ALL = KeepAny((LatestN(100),))
@@ -428,3 +430,41 @@ def test_tensors_in_parts_are_written_anew_part_by_part(tmp_path: Path, companio
     assert shrinker.compact(everything=True).rewritten == (2,)
     found = CheckpointReader(tmp_path).load_tensors(2)
     assert all(torch.equal(found[name], second[name]) for name in second)
+
+
+def compacting(folder: Path, files: Any, guard: Any = None, fail_at: int = 0) -> Ledger:
+    """Checkpoints 2 and 3, which need packs of 1, which is gone, are written anew, as far as it goes."""
+    KINDS["delta"].save_steps(folder, range(1, 4), keep=ALL)
+    ledger = Ledger(folder, keep=ALL, files=files)
+    ledger.apply(RetentionPlan(keep=(2, 3), drop=(1,), reasons={1: "drop: for this test"}))
+    files.num_calls, files.fail_at = 0, fail_at
+    with contextlib.suppress(OSError, LockedError):
+        Shrinker(ledger, DELTA, guard).compact(everything=True)
+    return ledger
+
+
+def test_a_lock_that_is_lost_between_two_commits_costs_neither(tmp_path: Path) -> None:
+    calls = iter([None, LockedError("taken over")])
+
+    def guard() -> None:
+        error = next(calls)
+        if error is not None:
+            raise error
+
+    compacting(tmp_path, quick_files(), guard)
+    assert CheckpointReader(tmp_path).verify() == {"ok": True, "checked": 2, "damaged": []}
+
+
+@pytest.mark.parametrize("error", [io_error, no_space])
+def test_an_error_in_the_middle_costs_nothing_then_or_later(tmp_path: Path, error: Any) -> None:
+    for fail_at in range(1, 400, 5):
+        folder, files = tmp_path / str(fail_at), FaultyFiles(0, error, once=True)
+        ledger = compacting(folder, files, fail_at=fail_at)
+        assert CheckpointReader(folder).verify()["ok"], fail_at
+        with contextlib.suppress(OSError, CorruptCheckpointError, KeyError):
+            ledger.forget_removed()
+            ledger.apply(RetentionPlan(keep=(3,), drop=(2,), reasons={2: "drop: for this test"}))
+        assert CheckpointReader(folder).verify()["ok"], fail_at
+        if files.num_calls < fail_at:
+            break
+    assert fail_at > 40

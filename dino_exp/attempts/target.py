@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_exp.attempts.initial import touched_with_digest, with_weights, with_weights_of_start
+from dino_exp.attempts.whole import nearest, whole_steps
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import config_from_mapping
@@ -126,12 +127,18 @@ def refuse_older(paths: RunPaths, at: str | None) -> None:
     if at in (None, "latest"):
         return
     reader = CheckpointReader(paths.checkpoints)
-    if reader.resolve(at) != reader.resolve("latest"):
-        fork = train_command(override("fork", f"{paths.directory}@{at}"))
-        raise RefusedError(
-            f"{paths.directory}@{at}: not the newest checkpoint, which is that of step {reader.resolve('latest')}. "
-            f"Going on from an older one makes another run: `{fork}`"
-        )
+    step, latest = reader.resolve(at), reader.resolve("latest")
+    if step == latest:
+        return
+    told = f"{paths.directory}@{at}: not the newest checkpoint, which is that of step {latest}"
+    whole = whole_steps(reader)
+    forks = [train_command(override("fork", f"{paths.directory}@{at}"))]
+    if step not in whole:
+        told += ", and only a part of it was kept"
+        forks = [train_command(override("fork", f"{paths.directory}@{one}")) for one in nearest(whole, step)]
+    if not forks:
+        raise RefusedError(f"{told}. No whole checkpoint is left to go on from")
+    raise RefusedError(f"{told}. Going on from an older one makes another run: `{'` or `'.join(forks)}`")
 
 
 def without_stop(config: Config) -> Config:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dino_exp.errors import CorruptCheckpointError, UsageError
 from dino_exp.fsio import parse_json
 from dino_exp.runs.named import named
-from dino_exp.weights.architecture import Architecture, build_backbone
+from dino_exp.weights.architecture import Architecture, build_backbone, check_shapes
 from dino_exp.weights.files import WeightFile, read_weight_file
 from dino_exp.weights.names import PARTS, Part
 from dino_exp.weights.source import BACKBONE, open_checkpoint
@@ -30,7 +30,9 @@ def load_backbone(wanted: str | Path, *, part: Part = "teacher", outputs: str | 
 
 def _from_file(path: Path, part: Part) -> VisionTransformer:
     file = read_weight_file(path, part)
-    return build_backbone(recorded_architecture(file), file.model.backbone, str(path))
+    said, tensors = recorded_architecture(file), file.model.backbone
+    check_shapes(said, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, str(path))
+    return build_backbone(said, tensors, str(path))
 
 
 def recorded_architecture(file: WeightFile) -> Architecture:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_exp.attempts.target import (
+    KEPT,
     Target,
     existing_or_new,
     readable_record,
@@ -44,14 +45,6 @@ class Parent:
     state_digest: str
     asked: str
     settings: str
-
-
-# What a state is made for. Another value needs another state, so a fork keeps these.
-KEPT = (
-    "model.embed_dim", "model.depth", "model.num_heads", "model.mlp_ratio", "data.image_size", "data.patch_size",
-    "data.name", "data.num_samples", "loss.out_dim", "loss.hidden_dim", "loss.bottleneck_dim", "loss.num_layers",
-    "loss.use_bn", "optimizer.name", "train.batch_size",
-)  # fmt: skip
 
 
 def fork_target(composed: Mapping[str, Any], touched: Collection[str]) -> Target:

@@ -33,6 +33,13 @@ log = logging.getLogger(__name__)
 
 RUN_DIR_VARIABLE = "DINO_EXP_RUN_DIR"
 
+# What a state is made for. Another value needs another state, so a fork keeps these.
+KEPT = (
+    "model.embed_dim", "model.depth", "model.num_heads", "model.mlp_ratio", "data.image_size", "data.patch_size",
+    "data.name", "data.num_samples", "loss.out_dim", "loss.hidden_dim", "loss.bottleneck_dim", "loss.num_layers",
+    "loss.use_bn", "optimizer.name", "train.batch_size",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -150,10 +157,14 @@ def refuse_identity_changes(paths: RunPaths, changes: Collection[Change]) -> Non
     """Raise RefusedError, with a table, when the settings are those of another run than the one that is there."""
     if not any(change.verdict == "refused" for change in changes):
         return
+    refused = {change.key for change in changes if change.verdict == "refused"}
+    # A fork begins with the state of its parent: not with a file of weights, nor with what that state does not fit.
+    forkable = not any(key in KEPT or key.startswith("init.") for key in refused)
+    fork = f"from it (`{override('fork', paths.directory)}`) or " if forkable else ""
     raise RefusedError(
         f"these settings make another run than {paths.directory}:\n{changes_text(changes)}\n"
-        f"leave them out to continue this run, or make a new one from it "
-        f"(`{override('fork', paths.directory)}`) or from nothing (`run.variant=<name>`), with the same overrides"
+        f"leave them out to continue this run, or make a new one {fork}from nothing (`run.variant=<name>`), with the "
+        "same overrides"
     )
 
 

@@ -14,10 +14,11 @@ from support.checkpoints import KINDS, CodedState, open_manager, request
 
 from dino_exp.attempts.fork import fork_target, parent_checkpoints
 from dino_exp.attempts.reproduction import Span, choose_span, compare_replay
-from dino_exp.attempts.target import Target, refuse_older
+from dino_exp.attempts.target import Target, refuse_identity_changes, refuse_older
 from dino_exp.checkpoint.manifest import Manifest, manifest_to_bytes
 from dino_exp.checkpoint.policies import KeepAny, LatestN
 from dino_exp.checkpoint.reader import CheckpointReader
+from dino_exp.config.compare import Change
 from dino_exp.config.stored import write_stored
 from dino_exp.errors import NoCheckpointError, RefusedError
 from dino_exp.runs.layout import RunPaths
@@ -118,6 +119,16 @@ def test_a_child_whose_origin_was_thinned_before_it_began_is_told_so(paths: RunP
     parent = {**dict(target.parent or {}), "step": THINNED, "state_digest": thin.full_state_digest}
     with pytest.raises(NoCheckpointError, match="only a part of the checkpoint of step 2"):
         parent_checkpoints(replace(target, parent=parent))
+
+
+@pytest.mark.parametrize(
+    ("key", "forkable"),
+    [("optimizer.lr", True), ("init.weights_digest", False), ("model.embed_dim", False), ("loss.out_dim", False)],
+)
+def test_a_fork_is_advised_only_where_it_can_be(paths: RunPaths, key: str, forkable: bool) -> None:
+    with pytest.raises(RefusedError, match=r"from nothing \(`run\.variant=<name>`\)") as caught:
+        refuse_identity_changes(paths, [Change(key=key, was=1, now=2, role="identity", verdict="refused")])
+    assert ("fork=" in str(caught.value)) == forkable
 
 
 def test_a_resume_of_a_thinned_checkpoint_advises_forks_that_work(paths: RunPaths) -> None:

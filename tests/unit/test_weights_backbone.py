@@ -102,6 +102,13 @@ def test_what_a_strangers_file_says_of_its_model_is_compared_before_it_is_built(
     assert len(str(caught.value)) < 600
 
 
+@pytest.mark.parametrize("name", ["dino.pth", "dino.pt"])
+def test_a_file_that_does_not_say_its_model_is_sent_to_training(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(UsageError, match=rf"expected a run or a \.safetensors file .* init\.weights=\S+/{name}$"):
+        dino_exp.load_backbone(tmp_path / name)
+
+
 def test_what_is_not_there(run: Path, tmp_path: Path) -> None:
     with pytest.raises(NoCheckpointError, match="no checkpoint of step 5; steps here: 4"):
         dino_exp.load_backbone(f"{run}@5")

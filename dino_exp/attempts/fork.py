@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from dino_exp.attempts.target import (
+    KEPT,
     Target,
     existing_or_new,
     readable_record,
     stored_settings,
     without_stop,
 )
+from dino_exp.attempts.whole import check_whole
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import config_from_mapping
@@ -45,19 +47,11 @@ class Parent:
     settings: str
 
 
-# What a state is made for. Another value needs another state, so a fork keeps these.
-KEPT = (
-    "model.embed_dim", "model.depth", "model.num_heads", "model.mlp_ratio", "data.image_size", "data.patch_size",
-    "data.name", "data.num_samples", "loss.out_dim", "loss.hidden_dim", "loss.bottleneck_dim", "loss.num_layers",
-    "loss.use_bn", "optimizer.name", "train.batch_size",
-)  # fmt: skip
-
-
 def fork_target(composed: Mapping[str, Any], touched: Collection[str]) -> Target:
     """The child that `fork=` leads to: the parent's settings with the overrides in `touched` (dotted keys).
 
-    Raises UsageError where there is no such run or word, NoCheckpointError where it has no such checkpoint,
-    ConfigError where the settings cannot go on from that state.
+    Raises UsageError where there is no such run or word, NoCheckpointError where it has no such checkpoint or only a
+    part of it, ConfigError where the settings cannot go on from that state.
     """
     outputs = Path(composed["paths"]["outputs"])
     asked_config = config_from_mapping(composed)
@@ -105,7 +99,9 @@ def _resolve(directory: Path, config: Config, at: str | None, asked: str) -> Par
     record = load_record(RunPaths(directory).run_json)
     if record is None:
         raise UsageError(f"{directory}: no run.json, so there is nothing to fork from")
-    manifest = CheckpointReader(RunPaths(directory).checkpoints).manifest(at or "latest")
+    reader = CheckpointReader(RunPaths(directory).checkpoints)
+    manifest = reader.manifest(at or "latest")
+    check_whole(reader, manifest, override("fork", asked))
     if manifest.state_digest is None:
         raise NoCheckpointError(f"{asked}: this checkpoint has no digest of its state; fork from another one")
     return Parent(
@@ -142,7 +138,7 @@ def _is_parent(given: Mapping[str, Any]) -> bool:
 def parent_checkpoints(target: Target) -> tuple[CheckpointReader, int] | None:
     """Where a child without a checkpoint of its own takes its first state from; None for a run that is no child.
 
-    Raises NoCheckpointError where the parent cannot be found.
+    Raises NoCheckpointError where the parent cannot be found, or is not whole any more.
     """
     recorded: Any = None if target.record is None else target.record.parent
     parent = target.parent or recorded
@@ -158,7 +154,9 @@ def parent_checkpoints(target: Target) -> tuple[CheckpointReader, int] | None:
             f"beside it; start again with `{override('fork', parent['asked'])}`"
         )
     reader = CheckpointReader(checkpoints)
-    if reader.manifest(parent["step"]).state_digest != parent["state_digest"]:
+    manifest = reader.manifest(parent["step"])
+    check_whole(reader, manifest, override("fork", parent["asked"]))
+    if manifest.state_digest != parent["state_digest"]:
         raise RefusedError(
             f"{directory}: its step {parent['step']} is not the state that {target.paths.directory} began with"
         )

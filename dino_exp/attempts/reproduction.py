@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dino_exp.attempts.whole import check_whole, whole_steps
 from dino_exp.checkpoint.layout import PACKS, manifest_name
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.reader import CheckpointReader
@@ -58,15 +59,18 @@ def choose_span(paths: RunPaths, record: RunRecord, *, at: int | None, num_steps
     """Which steps to replay: from `at`, `num_steps` of them or all.
 
     By default from the beginning: where that is a state of another run (a fork) or of a file, from the first checkpoint
-    that there is. Raises UsageError for steps that are not there.
+    that is whole. Raises UsageError for steps that are not there, NoCheckpointError for one that is not whole.
     """
-    steps = CheckpointReader(paths.checkpoints).steps()
+    reader = CheckpointReader(paths.checkpoints)
+    whole = whole_steps(reader)
     has_origin = record.parent is not None or record.weights is not None
     if at is None:
-        at = min(steps, default=0) if has_origin else 0
-    if at not in steps and (at or has_origin):
+        at = min(whole, default=0) if has_origin else 0
+    if at not in whole and (at or has_origin):
+        if at in reader.steps():
+            check_whole(reader, reader.manifest(at), f"--at {at}")
         beginning = "" if has_origin else "; 0 is the beginning"
-        there = ", ".join(map(str, steps)) or "none"
+        there = ", ".join(map(str, whole)) or "none"
         raise UsageError(f"--at {at}: no checkpoint of this step; there are: {there}{beginning}")
     stop = record.step if num_steps is None else min(at + num_steps, record.step)
     if stop <= at:
@@ -80,7 +84,7 @@ def prepare_copy(paths: RunPaths, record: RunRecord, span: Span, outputs: Path) 
     make_dirs(copy.directory)
     for name in (YAML_NAME, CANONICAL_NAME):
         shutil.copyfile(paths.directory / name, copy.directory / name)
-    from_checkpoint = span.start in CheckpointReader(paths.checkpoints).steps()
+    from_checkpoint = span.start in whole_steps(CheckpointReader(paths.checkpoints))
     if from_checkpoint:
         manifest = CheckpointReader(paths.checkpoints).manifest(span.start)
         make_dirs(copy.checkpoints / PACKS)
@@ -151,16 +155,32 @@ def _row_differences(
 
 
 def _state_difference(step: int, was: Manifest, now: Manifest) -> Difference | None:
-    if was.state_digest == now.state_digest and was.state_digest is not None:
+    """What differs. Of a checkpoint that was thinned the digest of the whole state is known, and a part of its tensors.
+
+    So a difference in what was dropped is noticed too, but nobody can say where it lies.
+    """
+    digests = _full_digest(was), _full_digest(now)
+    if digests[0] == digests[1] and None not in digests:
         return None
-    for name in sorted({*was.tensors, *now.tensors}):
+    is_whole = was.resumable and now.resumable
+    named = {*was.tensors} | {*now.tensors} if is_whole else {*was.tensors} & {*now.tensors}
+    for name in sorted(named):
         one, other = (_digests(manifest, name) for manifest in (was, now))
         if one != other:
             return Difference(step=step, what=name, was=one, now=other)
     for name in dict.fromkeys((*was.state, *now.state)):
         if was.state.get(name) != now.state.get(name):
             return Difference(step=step, what=name, was=was.state.get(name), now=now.state.get(name))
-    raise CorruptCheckpointError(f"step {step}: equal states of different digests")
+    if None in digests:
+        return None
+    if is_whole:
+        raise CorruptCheckpointError(f"step {step}: equal states of different digests")
+    return Difference(step=step, what="the state, in tensors that were not kept", was=digests[0], now=digests[1])
+
+
+def _full_digest(manifest: Manifest) -> str | None:
+    """The digest of the whole state, also where only a part of it was kept; None where it is not known."""
+    return manifest.state_digest if manifest.resumable else manifest.full_state_digest
 
 
 def _digests(manifest: Manifest, name: str) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_exp.attempts.initial import touched_with_digest, with_weights, with_weights_of_start
+from dino_exp.attempts.whole import nearest, whole_steps
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import config_from_mapping
@@ -31,6 +32,13 @@ from dino_exp.runs.record import RunRecord, load_record
 log = logging.getLogger(__name__)
 
 RUN_DIR_VARIABLE = "DINO_EXP_RUN_DIR"
+
+# What a state is made for. Another value needs another state, so a fork keeps these.
+KEPT = (
+    "model.embed_dim", "model.depth", "model.num_heads", "model.mlp_ratio", "data.image_size", "data.patch_size",
+    "data.name", "data.num_samples", "loss.out_dim", "loss.hidden_dim", "loss.bottleneck_dim", "loss.num_layers",
+    "loss.use_bn", "optimizer.name", "train.batch_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +134,18 @@ def refuse_older(paths: RunPaths, at: str | None) -> None:
     if at in (None, "latest"):
         return
     reader = CheckpointReader(paths.checkpoints)
-    if reader.resolve(at) != reader.resolve("latest"):
-        fork = train_command(override("fork", f"{paths.directory}@{at}"))
-        raise RefusedError(
-            f"{paths.directory}@{at}: not the newest checkpoint, which is that of step {reader.resolve('latest')}. "
-            f"Going on from an older one makes another run: `{fork}`"
-        )
+    step, latest = reader.resolve(at), reader.resolve("latest")
+    if step == latest:
+        return
+    told = f"{paths.directory}@{at}: not the newest checkpoint, which is that of step {latest}"
+    whole = whole_steps(reader)
+    forks = [train_command(override("fork", f"{paths.directory}@{at}"))]
+    if step not in whole:
+        told += ", and only a part of it was kept"
+        forks = [train_command(override("fork", f"{paths.directory}@{one}")) for one in nearest(whole, step)]
+    if not forks:
+        raise RefusedError(f"{told}. No whole checkpoint is left to go on from")
+    raise RefusedError(f"{told}. Going on from an older one makes another run: `{'` or `'.join(forks)}`")
 
 
 def without_stop(config: Config) -> Config:
@@ -143,10 +157,14 @@ def refuse_identity_changes(paths: RunPaths, changes: Collection[Change]) -> Non
     """Raise RefusedError, with a table, when the settings are those of another run than the one that is there."""
     if not any(change.verdict == "refused" for change in changes):
         return
+    refused = {change.key for change in changes if change.verdict == "refused"}
+    # A fork begins with the state of its parent: not with a file of weights, nor with what that state does not fit.
+    forkable = not any(key in KEPT or key.startswith("init.") for key in refused)
+    fork = f"from it (`{override('fork', paths.directory)}`) or " if forkable else ""
     raise RefusedError(
         f"these settings make another run than {paths.directory}:\n{changes_text(changes)}\n"
-        f"leave them out to continue this run, or make a new one from it "
-        f"(`{override('fork', paths.directory)}`) or from nothing (`run.variant=<name>`), with the same overrides"
+        f"leave them out to continue this run, or make a new one {fork}from nothing (`run.variant=<name>`), with the "
+        "same overrides"
     )
 
 

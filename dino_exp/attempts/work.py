@@ -68,7 +68,9 @@ class Work:
         fingerprint = self.data.train.fingerprint()
         plan = build.build_plan(self.config, len(self.data.train))
         state = build.build_state(self.config, self.data.train.channels, self.device)
-        self.weights = self.take_weights(state)  # before there is a run: what does not fit leaves none
+        self.weights = self.take_weights(
+            state
+        )  # before run.json: what does not fit leaves settings and a log, and no run
         self.attempt.begin(
             self.code,
             schedule={"horizon_steps": plan.horizon_steps, "steps_per_epoch": plan.steps_per_epoch},

@@ -128,10 +128,10 @@ def _children(paths: RunPaths, key: str) -> list[str]:
 
 def _checkpoints(paths: RunPaths) -> dict[str, Any]:
     try:
-        infos = CheckpointReader(paths.checkpoints).infos()
+        listing = CheckpointReader(paths.checkpoints).listing()
     except (DinoExpError, OSError) as problem:
         return {"num": None, "bytes": None, "problem": str(problem)}
-    return {"num": len(infos), "bytes": sum(info.bytes for info in infos), "problem": None}
+    return {"num": len(listing.rows), "bytes": listing.disk_bytes, "problem": None}  # a shared pack counts once
 
 
 def _print(found: Mapping[str, Any], record: RunRecord) -> None:

@@ -21,6 +21,8 @@ _SETTINGS = {
     "image_size": "data", "patch_size": "data", "embed_dim": "model", "depth": "model", "num_heads": "model",
     "mlp_ratio": "model",
 }  # fmt: skip
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_MOST = 1 << 31  # of any number here; files of strangers say what they like, and integers of Python have no end
 _BLOCK = re.compile(r"blocks\.(\d{1,4})\.")
 
 
@@ -50,10 +52,10 @@ class Architecture:
 
     def __post_init__(self) -> None:
         whole = [value for name, value in vars(self).items() if name != "mlp_ratio"]
-        if not all(type(value) is int and value > 0 for value in whole):
-            raise ValueError("expected whole numbers from 1 on")
-        if type(self.mlp_ratio) not in (int, float) or not 0 < self.mlp_ratio < math.inf:
-            raise ValueError(f"mlp_ratio is {str(self.mlp_ratio)[:40]!r}, expected a number above 0")
+        if not all(type(value) is int and 0 < value < _MOST for value in whole):
+            raise ValueError(f"expected whole numbers from 1 on, below {_MOST}")
+        if type(self.mlp_ratio) not in (int, float) or not 0 < self.mlp_ratio < _MOST:
+            raise ValueError(f"expected an mlp_ratio above 0 and below {_MOST}")
         if self.embed_dim % self.num_heads or self.image_size % self.patch_size:
             raise ValueError("expected heads that divide the width, and patches that divide the image")
 
@@ -103,9 +105,7 @@ def architecture_of(settings: Any, shapes: Mapping[str, Shape], where: str) -> A
 
     Raises CorruptCheckpointError where either is not that of a backbone, or where they differ.
     """
-    found = dimensions_of(shapes)
-    if found is None:
-        raise CorruptCheckpointError(f"{where}: holds no backbone of a vision transformer under the official names")
+    found = _dimensions(shapes, where)
     try:
         values = {name: settings[section][name] for name, section in _SETTINGS.items()}
         made = Architecture(in_channels=found.in_channels, **values)
@@ -113,15 +113,47 @@ def architecture_of(settings: Any, shapes: Mapping[str, Shape], where: str) -> A
         raise CorruptCheckpointError(
             f"{where}: its settings do not describe a backbone ({type(problem).__name__}: {str(problem)[:80]})"
         ) from problem
-    if made.dimensions != found:
-        raise CorruptCheckpointError(f"{where}: its settings say {made.dimensions}, its tensors {found}")
+    _check_dimensions(made, found, where)
     return made
+
+
+def check_shapes(said: Architecture, shapes: Mapping[str, Shape], where: str) -> None:
+    """Whether tensors of these shapes can be those of what a file says, before anything of that size is built.
+
+    Raises CorruptCheckpointError where they are not a backbone's, or another's.
+    """
+    _check_dimensions(said, _dimensions(shapes, where), where)
+
+
+def _dimensions(shapes: Mapping[str, Shape], where: str) -> Dimensions:
+    found = dimensions_of(shapes)
+    if found is None:
+        raise CorruptCheckpointError(f"{where}: holds no backbone of a vision transformer under the official names")
+    return found
+
+
+def _check_dimensions(said: Architecture, found: Dimensions, where: str) -> None:
+    if said.dimensions != found:
+        raise CorruptCheckpointError(f"{where}: its settings say {said.dimensions}, its tensors {found}")
+
+
+def types_problem(found: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> str | None:
+    """Which tensor has values of a type that the model's are not made from; None where all are fit.
+
+    Floating numbers are, of the types that every machine computes with; others only as the model has them (counters).
+    """
+    for name, tensor in found.items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind not in _FLOATS and (tensor.dtype != live[name].dtype):
+            return f"{name[:100]} holds values of type {kind}, expected one of {', '.join(_FLOATS)}"
+    return None
 
 
 def build_backbone(architecture: Architecture, tensors: Mapping[str, Tensor], where: str) -> VisionTransformer:
     """The model of these tensors (official names), in evaluation mode, on their device, in float32.
 
-    Raises CorruptCheckpointError where a name is missing or unexpected, or a shape is another.
+    Raises CorruptCheckpointError where a name is missing or unexpected, or a shape is another, or values are of a type
+    that is not floating.
     """
     import torch
 
@@ -129,7 +161,8 @@ def build_backbone(architecture: Architecture, tensors: Mapping[str, Tensor], wh
 
     with torch.device("meta"):
         model = VisionTransformer(**architecture.as_json())
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    live = model.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in live.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
         differing = sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
@@ -138,5 +171,8 @@ def build_backbone(architecture: Architecture, tensors: Mapping[str, Tensor], wh
             f"{where}: {len(differing)} tensors are not those of its settings, such as {name[:100]}: found "
             f"{found.get(name, 'none')}, expected {expected.get(name, 'none')}"
         )
+    problem = types_problem(tensors, live)
+    if problem is not None:
+        raise CorruptCheckpointError(f"{where}: {problem}")
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return model.eval()

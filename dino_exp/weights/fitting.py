@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dino_exp.errors import ConfigError
-from dino_exp.weights.architecture import Dimensions, Shape, dimensions_of
+from dino_exp.weights.architecture import Dimensions, Shape, dimensions_of, types_problem
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -136,6 +136,9 @@ def load_into(model: nn.Module, file: WeightFile) -> Fit:
     given = {f"backbone.{name}": tensor for name, tensor in file.model.backbone.items()}
     given |= {f"head.{name}": tensor for name, tensor in file.model.head.items()}
     fit = plan_fit(_shapes(file.model.backbone), _shapes(file.model.head), _shapes(live))
+    problem = types_problem({name: given[name] for name in fit.loaded}, live)
+    if problem is not None:
+        raise MisfitError(problem, None)
     bad = [name for name in fit.loaded if not torch.isfinite(given[name]).all()]
     if bad:
         raise MisfitError(f"{_some(bad)}: holds values that are no numbers (NaN or infinite)", None)

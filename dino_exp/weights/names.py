@@ -78,8 +78,9 @@ def from_hub(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             renamed[f"blocks.{found[1]}.{_BLOCK_FROM_HUB[found[2]]}.{found[3]}"] = tensor
         elif found[2] == _QKV[0]:
             thirds = [bare.get(f"encoder.layer.{found[1]}.{part}.{found[3]}") for part in _QKV]
-            present = [third for third in thirds if third is not None and third.ndim and third.shape == tensor.shape]
-            if len(present) == len(_QKV):
+            present = [third for third in thirds if third is not None and third.ndim]
+            alike = {(third.shape, third.dtype) for third in present}
+            if len(alike) == 1 and len(present) == len(_QKV):
                 renamed[f"blocks.{found[1]}.attn.qkv.{found[3]}"] = torch.cat(present)
         elif found[2] not in _QKV:
             renamed[name] = tensor

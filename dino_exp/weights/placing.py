@@ -15,7 +15,7 @@ def check_target(path: Path, form: Format, *, force: bool) -> None:
     """Whether an export of this format may go there.
 
     Raises UsageError for a name that belongs to another format, RefusedError for what is there already: `force` lets
-    a file be replaced, and a folder that holds nothing but an export.
+    a file be replaced, and a folder that holds nothing but an export, and is not where the command runs.
     """
     _check_name(path, form)
     if not path.exists() and not path.is_symlink():
@@ -28,6 +28,10 @@ def check_target(path: Path, form: Format, *, force: bool) -> None:
         return
     if path.is_symlink() or not path.is_dir():
         raise RefusedError(f"{path}: is no folder; --force replaces a folder by a folder. Choose another --to")
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise RefusedError(
+            f"{path}: is the current directory, or one that holds it; --force does not replace it. Choose another --to"
+        )
     others = [name for name in LOCAL.listdir(path) if name not in HUB_FILES]
     if others:
         raise RefusedError(

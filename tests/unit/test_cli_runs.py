@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from catalogue_samples import make
-from cli_samples import cli, contents
+from cli_samples import cli, contents, make_run
 from runs_samples import CODE_HEX, sample_attempt
+from support.checkpoints import KINDS
 
 from dino_exp.catalogue.catalogue import Catalogue
+from dino_exp.checkpoint.reader import CheckpointReader
 
 runs = functools.partial(cli, noun="runs")
 PUBLIC = {
@@ -107,6 +109,18 @@ def test_show_with_lineage_and_trouble(outputs: Path) -> None:
     assert "it broke" in printed
     grandchild = runs("show", f"{child.name[:-1]}d", "--outputs", outputs, "--json").json
     assert [one["run_key"] for one in grandchild["ancestors"]] == [child.name, parent]
+
+
+def test_show_counts_bytes_that_checkpoints_share_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    KINDS["delta"].save_steps(run / "checkpoints", [1, 2, 3])
+    packs = sum(path.stat().st_size for path in (run / "checkpoints" / "packs").iterdir())
+    manifests = sum(path.stat().st_size for path in (run / "checkpoints").glob("step-*.json"))
+    reader = CheckpointReader(run / "checkpoints")
+    assert sum(info.bytes for info in reader.infos()) > packs + manifests
+    found = runs("show", run, "--json").json["checkpoints"]
+    assert found == {"num": 2, "bytes": reader.listing().disk_bytes, "problem": None}
+    assert packs <= found["bytes"] <= packs + manifests
 
 
 def test_the_line_that_starts_a_run(outputs: Path) -> None:

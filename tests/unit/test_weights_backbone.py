@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,9 @@ from dino_exp.checkpoint.manifest import manifest_to_bytes
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.errors import CorruptCheckpointError, DinoExpError, NoCheckpointError, UsageError
 from dino_exp.models.vit import VisionTransformer
+from dino_exp.runs.named import named
+from dino_exp.weights.formats import safetensors_bytes
+from dino_exp.weights.source import open_checkpoint
 
 STATE = trained_state()
 IMAGES = images(3, 1, 16)
@@ -72,6 +76,37 @@ def test_files_of_others_are_told_from_exports(run: Path, tmp_path: Path) -> Non
         dino_exp.load_backbone(pack)
     with pytest.raises(UsageError, match="no such file"):
         dino_exp.load_backbone(tmp_path / "gone.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"depth": 300_000}, "its settings say .*depth=300000.* its tensors .*depth=2,"),
+        ({"image_size": 2**30, "patch_size": 1}, "its settings say .*grid=1073741824"),
+        ({"embed_dim": 2**40, "num_heads": 1}, "whole numbers"),
+        ({"embed_dim": 10**4000, "mlp_ratio": 10**4000}, "whole numbers"),
+        ({"mlp_ratio": 1e300}, "expected an mlp_ratio above 0 and below"),
+        ({"in_channels": 9}, "in_channels=9"),
+    ],
+)
+def test_what_a_strangers_file_says_of_its_model_is_compared_before_it_is_built(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, float], says: str
+) -> None:
+    weights = open_checkpoint(named(str(run), tmp_path))
+    said = {**weights.architecture("teacher").as_json(), **change}
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(safetensors_bytes(teacher_of(STATE).state_dict(), {"architecture": json.dumps(said)}))
+    monkeypatch.setattr("dino_exp.weights.backbone.build_backbone", None)  # is not reached
+    with pytest.raises(CorruptCheckpointError, match=says) as caught:
+        dino_exp.load_backbone(file)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["dino.pth", "dino.pt"])
+def test_a_file_that_does_not_say_its_model_is_sent_to_training(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(UsageError, match=rf"expected a run or a \.safetensors file .* init\.weights=\S+/{name}$"):
+        dino_exp.load_backbone(tmp_path / name)
 
 
 def test_what_is_not_there(run: Path, tmp_path: Path) -> None:

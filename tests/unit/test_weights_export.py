@@ -200,6 +200,23 @@ def test_force_replaces_exports_only(run: Path, tmp_path: Path) -> None:
     assert (home / "thesis.tex").read_text() == "years"
 
 
+@pytest.mark.parametrize("name", [".", "..", "../../hub/inner", "link/.."])
+def test_the_current_directory_is_not_replaced(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    here = tmp_path / "hub" / "inner"
+    here.mkdir(parents=True)
+    (here / "link").symlink_to(here)
+    monkeypatch.chdir(here)
+    if name != "link/..":
+        (here / "link").unlink()
+    found = cli("export", run, "--format", "hf", "--to", name, "--force")
+    assert found.code == 3
+    assert "is the current directory, or one that holds it" in found.err
+    assert here.samefile(".")
+    assert cli("export", run, "--format", "hf", "--to", "beside").code == 0
+
+
 def test_damage_is_told_and_nothing_is_written(run: Path, tmp_path: Path) -> None:
     manifest = CheckpointReader(run / "checkpoints").manifest(4)
     flip(pack_of(run / "checkpoints", 4), manifest.tensors["teacher.backbone.norm.weight"].chunks[0].start)

@@ -12,18 +12,21 @@ from cli_samples import cli
 from config_examples import config, mapping
 from weights_samples import SMALL, make_weights_run, teacher_of, trained_state
 
+import dino_exp
 from dino_exp import build
 from dino_exp.attempts.initial import DIGEST, PATH, take_weights, touched_with_digest, with_weights
 from dino_exp.attempts.target import Target, start_target
 from dino_exp.config.canonical import canonical_text, config_hash
 from dino_exp.config.check import config_from_mapping
 from dino_exp.config.schema import Config
-from dino_exp.errors import ConfigError, RefusedError, UsageError
+from dino_exp.errors import ConfigError, CorruptCheckpointError, RefusedError, UsageError
 from dino_exp.training.state import TrainState
 from dino_exp.weights.files import file_digest
-from dino_exp.weights.formats import official_checkpoint, torch_bytes
+from dino_exp.weights.formats import official_checkpoint, safetensors_bytes, torch_bytes
+from dino_exp.weights.names import to_hub
 
 STATE = trained_state()
+ARCHITECTURE = '{"image_size":16,"patch_size":4,"in_channels":1,"embed_dim":16,"depth":2,"num_heads":2,"mlp_ratio":4}'
 NO_DIGEST = f"{DIGEST}=sha256:{'0' * 64}"
 
 
@@ -171,6 +174,38 @@ def test_every_export_is_a_beginning(tmp_path: Path, form: str, name: str) -> No
     assert all(torch.equal(tensor, expected[key]) for key, tensor in state.student.backbone.state_dict().items())
     assert found["num_missing"] == (0 if form == "pth" else 18)
     assert found["source"] == ("teacher (HuggingFace names)" if form == "hf" else "teacher")
+
+
+TYPES = ("float8_e4m3fn", "float8_e5m2", "bool", "int32", "uint16", "complex64")
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_values_that_are_no_floating_numbers_are_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
+    """A norm's weights alone of another type are as wrong as all of them."""
+    teacher = {key: tensor.clone() for key, tensor in teacher_of(STATE).state_dict().items()}
+    teacher["norm.weight"] = torch.ones(16).to(getattr(torch, name))
+    (tmp_path / "w.safetensors").write_bytes(safetensors_bytes(teacher, {"architecture": ARCHITECTURE}))
+    chosen = settings(tmp_path / "w.safetensors")
+    state = fresh(chosen)
+    before = state.student.state_dict()["backbone.norm.weight"].clone()
+    with pytest.raises(
+        ConfigError, match=rf"norm\.weight holds values of type {name}, expected one of float16"
+    ) as caught:
+        take_weights(chosen, state)
+    assert "\n" not in str(caught.value)
+    assert torch.equal(state.student.state_dict()["backbone.norm.weight"], before)
+    with pytest.raises(CorruptCheckpointError, match=f"of type {name}, expected one of"):
+        dino_exp.load_backbone(tmp_path / "w.safetensors")
+
+
+def test_parts_of_one_tensor_of_different_types_are_not_put_together(tmp_path: Path) -> None:
+    hub = to_hub(teacher_of(STATE).state_dict())
+    key = next(name for name in hub if name.endswith("attention.key.weight"))
+    hub[key] = hub[key].to(torch.float8_e4m3fn)
+    (tmp_path / "w.safetensors").write_bytes(safetensors_bytes(hub, {}))
+    chosen = settings(tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match=r"the file has no blocks\.0\.attn\.qkv\.weight"):
+        take_weights(chosen, fresh(chosen))
 
 
 def test_an_export_of_other_heads_is_refused_although_its_shapes_fit(tmp_path: Path) -> None:

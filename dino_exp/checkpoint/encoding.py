@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from typing import TypeAlias
 
 from dino_exp.checkpoint.base import Base, Content
 from dino_exp.checkpoint.bases import BaseList
 from dino_exp.checkpoint.blocks import BLOCK_BYTES, encode_block, words_of
-from dino_exp.checkpoint.choosing import choose
+from dino_exp.checkpoint.choosing import Choice, choose
 from dino_exp.checkpoint.codec_names import DELTA, RAW, ZSTD
 from dino_exp.checkpoint.digests import content_digest
 from dino_exp.checkpoint.dtypes import DTYPES
@@ -22,7 +22,7 @@ from dino_exp.checkpoint.planes import Words
 from dino_exp.checkpoint.storage import Storage
 
 _LEAST_GAIN = 0.02  # of the raw bytes: less is not worth another chunk that must be good and be read
-_SMALL_BYTES = 256  # below, a block's head costs more than it saves
+_SMALL_BYTES = 1024  # below, a block's head costs more than it saves
 
 Buffers: TypeAlias = list[bytes | memoryview]
 
@@ -108,19 +108,24 @@ class Encoder:
 
     def _encoded(self, tensor: Plain, digest: str) -> Iterator[tuple[_Plan, _Block]]:
         dtype, (sources, sets) = tensor.key.dtype, self._sources(tensor)
-        words, others = next(self._read(tensor, sources))
-        best, alone = choose(words, others, dtype, sets), choose(words, (), dtype, ())
+        blocks = self._read(tensor, sources)
+        words, others = next(blocks)
+        alone = choose(words, (), dtype, ())
+        best = choose(words, others, dtype, sets) if sets else alone
         if best.share > alone.share - _LEAST_GAIN:
             best = alone
         used = tuple(sources[place] for place in best.needs)
-        within = [tuple(map(best.needs.index, needs)) for needs in sets if set(needs) <= set(best.needs)]
         codec = DELTA if used else ZSTD if best.share < 1 - _LEAST_GAIN else RAW
         plan = _Plan(tensor=tensor, digest=digest, codec=codec, sources=used)
         if codec == RAW:
             yield plan, _Done([tensor.content])
             return
-        for words, others in self._read(tensor, used):
-            yield plan, self._start(words, others, dtype, within)
+        within = [tuple(map(best.needs.index, needs)) for needs in sets if set(needs) <= set(best.needs)]
+        choice: Choice | None = replace(best, needs=tuple(range(len(used))))
+        blocks = chain([(words, others)], blocks) if used == tuple(sources) else self._read(tensor, used)
+        for words, others in blocks:
+            yield plan, self._start(words, others, dtype, within, choice)
+            choice = None if used else choice  # what has no base has no choice
 
     def _sources(self, tensor: Plain) -> tuple[list[Chunk | str], list[tuple[int, ...]]]:
         """What may say something about a tensor, and which of that together."""
@@ -153,9 +158,11 @@ class Encoder:
         if theirs is not None:
             next(theirs, None)  # to its end, where its digests are checked
 
-    def _start(self, words: Words, others: list[Words], dtype: str, sets: Sequence[tuple[int, ...]]) -> _Block:
+    def _start(
+        self, words: Words, others: list[Words], dtype: str, sets: Sequence[tuple[int, ...]], choice: Choice | None
+    ) -> _Block:
         def encode() -> Buffers:
-            return encode_block(words, others, choose(words, others, dtype, sets))
+            return encode_block(words, others, choice or choose(words, others, dtype, sets))
 
         return _Done(encode()) if self._pool is None else self._pool.submit(encode)
 

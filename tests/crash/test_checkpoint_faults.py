@@ -99,7 +99,7 @@ def save_until_fault(
     [
         (True, "raw", 1),
         (False, "raw", 1),
-        (True, "thinned", 9),
+        (True, "thinned", 19),
         pytest.param(True, "thinned", 1, marks=CRASH),
         pytest.param(False, "delta", 1, marks=CRASH),
         pytest.param(True, "zstd", 1, marks=CRASH),
@@ -124,7 +124,7 @@ def test_death_at_every_file_operation(
     ("kind", "stride"),
     [
         ("raw", 1),
-        ("thinned", 23),
+        ("thinned", 61),
         pytest.param("thinned", 1, marks=CRASH),
         pytest.param("delta", 1, marks=CRASH),
     ],
@@ -190,7 +190,7 @@ def check_power_loss(
     return len(choices)
 
 
-@pytest.mark.parametrize(("kind", "stride"), [("raw", 1), ("thinned", 13)])
+@pytest.mark.parametrize(("kind", "stride"), [("raw", 1), ("thinned", 29)])
 def test_power_loss_at_every_file_operation(tmp_path: Path, kind: str, stride: int, survived: Survived) -> None:
     num = 0
     for die_at in range(1, 10_000, stride):

@@ -192,12 +192,10 @@ class OwnedFolder(RuleBasedStateMachine):
         assert extra <= {"packs", "quarantine", "registry.json", "pins.json"}, extra
         reader = CheckpointReader(self.folder)
         readable = {row["step"] for row in reader.rows()}
-        if readable == self.listed():
+        if readable == self.listed() and not (self.hurt and self.kind.storage.codec == "delta"):  # they may need any
             named = {pack.name for step in readable - self.hurt for pack in reader.manifest(step).packs}
             packs = {path.name for path in (self.folder / "packs").iterdir()}
-            hurt = {name for name in packs if int(name[5:14]) in self.hurt}
-            assert packs - named <= hurt, packs
-            assert packs - named == hurt or self.kind.storage.codec == "delta", packs  # others may need its packs
+            assert packs - named == {name for name in packs if int(name[5:14]) in self.hurt}, packs
 
     # --- saving -------------------------------------------------------------------------------------------------
 

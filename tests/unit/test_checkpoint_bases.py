@@ -67,7 +67,7 @@ def changed(step: int) -> CodedState:
 
 
 def test_an_error_at_each_operation_of_a_save_that_supersedes_its_own_base(tmp_path: Path) -> None:
-    for fail_at in range(1, 400, 3):
+    for fail_at in range(1, 400, 11):
         folder = tmp_path / str(fail_at)
         KINDS["delta"].save_steps(folder, [1, 2], keep=ALL)
         files = FaultyFiles(0, io_error, once=True)

@@ -52,7 +52,8 @@ def test_every_byte_of_a_pack(kind: str, tmp_path: Path, survived: Survived) -> 
 
 def flip_all(path: Path, store: Store, kind: Kind) -> int:
     """A bit in each byte of a pack that step 2 needs: how many there are."""
-    whole, variants, num_noticed = path.read_bytes(), flips(path), 0
+    stride = 1 if kind.storage.codec == "raw" else 5
+    whole, variants, num_noticed = path.read_bytes(), flips(path)[::stride], 0
     for data in variants:
         path.write_bytes(data)
         state = kind.make()
@@ -64,17 +65,22 @@ def flip_all(path: Path, store: Store, kind: Kind) -> int:
             assert state.is_of_step(2)
     path.write_bytes(whole)
     # Of a pack of an earlier step only the header and what is built on is read: the rest is not its own.
-    unread = unread_bytes(store, path.name)
-    assert num_noticed == len(variants) - unread
+    read = read_places(store, path.name, len(whole))
+    assert num_noticed == sum(at in read for at in range(0, len(whole), stride))
     return num_noticed
 
 
-def unread_bytes(store: Store, pack: str) -> int:
+def read_places(store: Store, pack: str, num_bytes: int) -> set[int]:
+    """Where in a pack a changed bit matters to step 2."""
     manifest, _ = store.read(2)
     (entry,) = (entry for entry in manifest.packs if entry.name == pack)
     chunks = [chunk for tensor in manifest.tensors.values() for chunk in tensor.chunks]
-    read = {chunk.start: chunk.stored_bytes for chunk in (*chunks, *manifest.bases) if chunk.pack == pack}
-    return entry.bytes - entry.header_bytes - sum(read.values())
+    places = set(range(entry.header_bytes))
+    for chunk in (*chunks, *manifest.bases):
+        if chunk.pack == pack:
+            places |= set(range(chunk.start, chunk.start + chunk.stored_bytes))
+    assert max(places) < num_bytes
+    return places
 
 
 @pytest.mark.parametrize("kind", ["zstd", "delta"])
@@ -86,7 +92,7 @@ def test_a_changed_block_is_noticed_by_loading_alone(kind: str, tmp_path: Path) 
         whole = path.read_bytes()
         chunks = [chunk for entry in manifest.tensors.values() for chunk in entry.chunks]
         for chunk in (chunk for chunk in (*chunks, *manifest.bases) if chunk.pack == path.name):
-            for at in range(chunk.start, chunk.start + chunk.stored_bytes, 7):
+            for at in range(chunk.start, chunk.start + chunk.stored_bytes, 29):
                 path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
                 with pytest.raises(CorruptCheckpointError):
                     load_into(KINDS[kind].make(), manifest, store, ())

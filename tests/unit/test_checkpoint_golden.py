@@ -57,7 +57,7 @@ class CodedGoldenState(GoldenState):
     def __init__(self, filled: bool, step: int = 12) -> None:
         super().__init__(filled)
         scale = 1 if filled else 0
-        ramp = (torch.arange(200) * 7919 % 1009 / 1009 - 0.5) * 0.04  # of exact operations: the same everywhere
+        ramp = (torch.arange(300) * 7919 % 1009 / 1009 - 0.5) * 0.04  # of exact operations: the same everywhere
         self.tensors |= {
             "student.moving": (ramp + 1e-5 * step) * scale,
             "teacher.moving": (ramp + 0.7e-5 * step) * scale,
@@ -127,4 +127,4 @@ def test_the_same_state_still_has_the_same_digest(tmp_path: Path) -> None:
 
 def test_the_golden_checkpoints_are_small() -> None:
     for folder in (GOLDEN, GOLDEN_2):
-        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 60_000
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 80_000

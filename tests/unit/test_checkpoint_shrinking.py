@@ -248,7 +248,7 @@ def test_a_damaged_checkpoint_is_left_alone_and_costs_no_other(tmp_path: Path) -
 
 def test_trouble_while_shrinking_costs_no_checkpoint(tmp_path: Path) -> None:
     """The save itself is done: an error afterwards is told, and tried again after the next save."""
-    for fail_at in range(1, 400, 19):
+    for fail_at in range(1, 400, 37):
         folder, events = tmp_path / str(fail_at), Events()
         files = FaultyFiles(0, io_error, once=True)
         manager = open_manager(folder, storage=DELTA, keep=THINNING, files=files, on_event=events)
@@ -457,7 +457,7 @@ def test_a_lock_that_is_lost_between_two_commits_costs_neither(tmp_path: Path) -
 
 @pytest.mark.parametrize("error", [io_error, no_space])
 def test_an_error_in_the_middle_costs_nothing_then_or_later(tmp_path: Path, error: Any) -> None:
-    for fail_at in range(1, 400, 5):
+    for fail_at in range(1, 400, 17):
         folder, files = tmp_path / str(fail_at), FaultyFiles(0, error, once=True)
         ledger = compacting(folder, files, fail_at=fail_at)
         assert CheckpointReader(folder).verify()["ok"], fail_at

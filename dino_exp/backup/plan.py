@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dino_exp.backup.index import CHECKPOINTS, PARTIAL, Index, StoredCheckpoint, StoredFile, is_stored_path
+from dino_exp.backup.index import CHECKPOINTS, PARTIAL, Index, StoredCheckpoint, StoredFile
 from dino_exp.checkpoint.store import Identity
 
 
@@ -127,18 +127,29 @@ def name_clash(checkpoint: StoredCheckpoint, others: Iterable[StoredCheckpoint])
     return next((file.path for file in checkpoint.packs if content.get(file.path, file.sha256) != file.sha256), None)
 
 
-def plan_garbage(there: Iterable[str], now: Index, before: Index | None, *, prune: bool) -> list[str]:
-    """Which files at the target may go once `now` is in place. Files that we did not name are never among them.
+def retire(now: Index, named: Mapping[str, StoredFile], there: Collection[str]) -> Index:
+    """`now`, with those of the named files as retired that are there and that it does not need."""
+    gone = sorted((named.keys() & set(there)) - now.stored().keys())
+    return replace(now, retired=tuple(named[stored] for stored in gone))
+
+
+def plan_garbage(there: Collection[str], now: Index, before: Index | None, *, prune: bool) -> list[str]:
+    """Which files at the target may go once `now` is in place: of those only that an index of this run has named.
 
     Without `prune` that is what logs and records were two backups ago: the versions of the last one stay, for whoever
     is restoring it at this moment. Packs and manifests go with `prune` only.
     """
-    wanted = now.stored().keys() | (set() if before is None or prune else before.stored().keys())
-    unwanted = [path for path in sorted(there) if path not in wanted and is_stored_path(path)]
+    last = set() if before is None or prune else before.stored().keys()
+    unwanted = [file for file in now.retired if file.stored not in last]
     partial = [PARTIAL] if PARTIAL in there else []
-    return partial + [path for path in unwanted if prune or not path.startswith(f"{CHECKPOINTS}/")]
+    return partial + [file.stored for file in unwanted if prune or not file.path.startswith(f"{CHECKPOINTS}/")]
 
 
 def same_content(one: Index, other: Index | None) -> bool:
-    """Whether two indexes differ in nothing but the time when they were made."""
-    return other is not None and replace(one, made_at=other.made_at) == other
+    """Whether two indexes say the same, whenever they were made.
+
+    One that names retired files which are removed by now is as good: it need not be written anew.
+    """
+    if other is None or not set(one.retired) <= set(other.retired):
+        return False
+    return replace(one, made_at=other.made_at, retired=other.retired) == other

@@ -19,6 +19,7 @@ from dino_exp.backup.plan import (
     name_clash,
     plan_garbage,
     plan_steps,
+    retire,
     same_content,
     sort_gone,
     whole_checkpoints,
@@ -67,7 +68,7 @@ def back_up(
 ) -> BackupReport:
     """Bring the backup at `target` up to date with a run, which may be in use.
 
-    With `prune` the target keeps no checkpoint that the run dropped, and no file that the backup does not name.
+    With `prune` the target keeps no checkpoint that the run dropped, and no file of earlier backups of it.
     Raises RefusedError where the target holds another run's backup, LockedError while another backup of this run is
     under way, CorruptCheckpointError where an index or `run.json` is damaged, BackupError, OSError.
     """
@@ -93,11 +94,13 @@ class _Backup:
         self._store = Store(paths.checkpoints)
         self._store.refuse_links()
         self._left_out: list[LeftOut] = []
+        self._named: dict[str, StoredFile] = {}  # by the indexes that were found at the target
 
     def run(self, *, prune: bool) -> BackupReport:
         """Everything, in order. The checkpoints first: the logs are then at least as long as those need them."""
         before, unfinished = self._read_index(), self._read_partial()
         indexes = [index for index in (before, unfinished) if index is not None]
+        self._named = {stored: file for index in indexes for stored, file in index.named().items()}
         bad = self._courier.check({stored: file for index in indexes for stored, file in index.stored().items()})
         known = whole_checkpoints(indexes, self._courier.good)
         here = {step: self._store.identity(step) for step in self._store.steps()}
@@ -259,13 +262,14 @@ class _Backup:
         return kept
 
     def _index(self, checkpoints: Iterable[StoredCheckpoint], files: Iterable[StoredFile]) -> Index:
-        return Index(
+        made = Index(
             run_key=self._record.run_key,
             attempts=attempts_of(self._record),
             made_at=utc_text(self._clock()),
             checkpoints=tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.step)),
             files=tuple(files),
         )
+        return retire(made, {**self._named, **self._courier.good}, self._courier.there)
 
     def _commit(self, now: Index, before: Index | None, *, prune: bool) -> None:
         """Put the index in place, and remove what is of no use any more."""

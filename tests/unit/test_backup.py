@@ -162,13 +162,27 @@ def test_files_that_are_not_ours_are_never_removed(run: Path, there: Path) -> No
     (there / "notes.txt").write_text("mine")
     (there / "sub").mkdir()
     (there / "sub" / "data.bin").write_bytes(b"mine")
+    (there / "sub" / "main.0123456789abcdef.js").write_bytes(b"mine")  # named as ours are
+    before = contents(there / "sub")
     for number in range(4):
         (run / "train.log").write_text(f"{number}")
         send(run, there, prune=number == 3)
         logs = len(list(there.glob("train.*.log")))
         assert logs == (1 if number == 3 else 2)  # this version and the one before
     assert (there / "notes.txt").read_text() == "mine"
-    assert (there / "sub" / "data.bin").read_bytes() == b"mine"
+    assert contents(there / "sub") == before
+
+
+def test_a_backup_below_another_is_left_alone(run: Path, there: Path, tmp_path: Path) -> None:
+    second = make_run(tmp_path, 1, 2, variant="second")
+    send(run, there)
+    send(second, there / "second")
+    before = contents(there / "second")
+    for prune in (False, True):
+        (run / "train.log").write_text(f"{prune}")
+        send(run, there, prune=prune)
+        assert contents(there / "second") == before
+    assert fetch(there / "second", tmp_path / "back").steps == (1, 2)
 
 
 def test_a_manifest_that_was_replaced_by_another_of_the_same_step(run: Path, there: Path, tmp_path: Path) -> None:
@@ -264,6 +278,9 @@ def test_wrong_words(run: Path, there: Path, tmp_path: Path) -> None:
         (("backup", f"{run}@2", there), 2, f"backup {run}"),
         (("backup", run, run / "inside"), 2, "inside the run"),
         (("backup", run, "nonsense://x/y"), 2, "expected a folder"),
+        (("backup", run, ""), 2, "names no place"),
+        (("backup", run, "s3://"), 2, "names no place"),
+        (("restore", "/", tmp_path / "back"), 2, "names no place"),
         (("backup", run, "simplecache::s3://bucket/x"), 2, "a chain"),
         (("backup", run, "dropbox://x"), 2, "install"),
         (("restore", there, tmp_path / "back"), 4, "no backup.json"),

@@ -130,7 +130,6 @@ class _Backup:
 
     def _read_index(self) -> Index | None:
         """The index that is in place. Raises RefusedError when it is not of this run, CorruptCheckpointError."""
-        shown = self._courier.target.shown
         try:
             index = self._courier.read_index(INDEX)
         except CorruptCheckpointError as damage:
@@ -139,23 +138,30 @@ class _Backup:
                 "names those that the run still has"
             )
             raise
+        return self._ours(index, "")
+
+    def _read_partial(self) -> Index | None:
+        """What an unfinished backup has brought. It only saves work, so one that cannot be read is none."""
+        try:
+            index = self._courier.read_index(PARTIAL)
+        except CorruptCheckpointError as damage:
+            self._left_out.append(LeftOut(file=PARTIAL, reason=f"{damage}; what it spoke for is read back"))
+            return None
+        return self._ours(
+            index, f". That backup did not come to its end: remove {PARTIAL} to give its place to this run"
+        )
+
+    def _ours(self, index: Index | None, or_else: str) -> Index | None:
+        """The same index. Raises RefusedError when it is of another run, or of another copy of this one."""
         if index is None:
             return None
         problem = lineage_problem(index, run_key=self._record.run_key, attempts=attempts_of(self._record))
         if problem is not None:
             raise RefusedError(
-                f"{shown}: {problem}; nothing was sent. Back up to another folder: one for each run, and for each copy "
-                "of a run that goes on by itself"
+                f"{self._courier.target.shown}: {problem}; nothing was sent. Back up to another folder: one for each "
+                f"run, and for each copy of a run that goes on by itself{or_else}"
             )
         return index
-
-    def _read_partial(self) -> Index | None:
-        """What an unfinished backup has brought. It only saves work, so one that cannot be read is none."""
-        try:
-            return self._courier.read_index(PARTIAL)
-        except CorruptCheckpointError as damage:
-            self._left_out.append(LeftOut(file=PARTIAL, reason=f"{damage}; what it spoke for is read back"))
-            return None
 
     def _bring_checkpoints(
         self, plan: StepPlan, known: Mapping[int, StoredCheckpoint], *, prune: bool

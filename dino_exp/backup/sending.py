@@ -40,6 +40,7 @@ from dino_exp.runs.record import RunRecord, load_record
 _NUM_TRIES = 3  # of a checkpoint that is replaced while it is copied
 _UNREADABLE = (CorruptCheckpointError, UnsupportedFormatError, DamagedFileError, OSError)
 _MAX_METRICS_BYTES = 2**62
+_KEEPS_WHOLE = "the run thinned it; the target keeps the whole"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,7 @@ class _Backup:
         self._store = Store(paths.checkpoints)
         self._store.refuse_links()
         self._left_out: list[LeftOut] = []
+        self._thinned: dict[int, StoredCheckpoint] = {}  # brought, to take the place of whole ones if we may prune
         self._named: dict[str, StoredFile] = {}  # by the indexes that were found at the target
 
     def run(self, *, prune: bool) -> BackupReport:
@@ -108,8 +110,13 @@ class _Backup:
         present, sent = self._bring_checkpoints(plan, known, prune=prune)
         files = self._bring_others()
         self._left_out += lost_steps(before, known, here, bad)
-        why_not = self._why_not_pruned(present.values()) if prune else None
+        why_not = self._why_not_pruned({**present, **self._thinned}.values()) if prune else None
         may_prune = prune and why_not is None
+        if may_prune:
+            present.update(self._thinned)
+            sent = sorted({*sent, *self._thinned})
+        else:
+            self._left_out += [LeftOut(step=step, reason=_KEEPS_WHOLE) for step in self._thinned]
         kept = [] if may_prune else self._keep_gone(plan, known, files)
         now = self._index([*present.values(), *kept], files)
         self._commit(now, before, prune=may_prune)
@@ -195,7 +202,7 @@ class _Backup:
             try:
                 manifest, read = self._store.read(step)
                 if older is not None and older.resumable and not manifest.resumable and not prune:
-                    self._left_out.append(LeftOut(step=step, reason="the run thinned it; the target keeps the whole"))
+                    self._left_out.append(LeftOut(step=step, reason=_KEEPS_WHOLE))
                     return older
                 made = self._copy(manifest, read)
             except _UNREADABLE as damage:
@@ -208,7 +215,10 @@ class _Backup:
             else:
                 self._refuse_clash(made, others)
                 if self._store.identity(step) in (read, None):  # None: dropped just now, and it is whole there
-                    return made
+                    if older is None or made.resumable or not older.resumable:
+                        return made
+                    self._thinned[step] = made
+                    return older
         kept = "" if older is None else "; the target keeps the good one of before"
         self._left_out.append(LeftOut(step=step, reason=f"{problem}{kept}", damaged=True))
         return older

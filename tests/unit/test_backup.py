@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from backup_samples import LOGS, copied, save_with_rows, with_logs
+from backup_samples import LOGS, copied, save_with_rows, thin, with_logs
 from cli_samples import KEEP, cli, contents, make_run
 from runs_samples import sample_attempt, sample_record
 from support.backups import fetch, send, with_faults
@@ -198,15 +198,29 @@ def test_a_manifest_that_was_replaced_by_another_of_the_same_step(run: Path, the
 
 def test_a_thinned_checkpoint_does_not_take_the_place_of_the_whole_one(run: Path, there: Path) -> None:
     send(run, there)
-    manifest = CheckpointReader(run / "checkpoints").manifest(2)
-    thin = manifest_to_bytes(replace(manifest, resumable=False))
-    (run / "checkpoints" / "step-000000002.json").write_bytes(thin)
+    thin(run, 2)
     done = send(run, there)
     assert (done.sent_steps, done.steps, done.found_damage) == ((), (1, 2, 3), False)
     assert parse_index((there / "backup.json").read_bytes(), "").checkpoints[1].resumable
     pruned = send(run, there, prune=True)
     assert pruned.sent_steps == (2,)
     assert not parse_index((there / "backup.json").read_bytes(), "").checkpoints[1].resumable
+
+
+@pytest.mark.parametrize("newest", [True, False])
+def test_a_prune_that_is_refused_keeps_the_whole_ones(run: Path, there: Path, newest: bool) -> None:
+    """Whether the damage is found before the thinned one or after it."""
+    send(run, there)
+    save_steps(run / "checkpoints", [4], keep=KEEP)
+    thin(run, 2)
+    flip(pack_of(run / "checkpoints", 4)) if newest else (run / "checkpoints" / "step-000000001.json").write_bytes(b"")
+    done = cli("backup", run, there, "--prune", "--json")
+    assert (done.code, done.json["checkpoints"][:3]) == (4, [1, 2, 3])
+    assert 2 not in done.json["sent"]
+    assert {"step": 2, "file": None, "reason": "the run thinned it; the target keeps the whole", "damaged": False} in (
+        done.json["left_out"]
+    )
+    assert parse_index((there / "backup.json").read_bytes(), "").checkpoints[1].resumable
 
 
 def test_the_lost_future_of_a_run_that_went_back_is_not_restored(tmp_path: Path, there: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 
 from dino_exp.backup.index import CHECKPOINTS, PARTIAL, Index, StoredCheckpoint, StoredFile
 from dino_exp.checkpoint.store import Identity
@@ -82,14 +83,17 @@ def plan_steps(here: Mapping[int, Identity | None], there: Mapping[int, StoredCh
 
 
 def sort_gone(
-    gone: Iterable[StoredCheckpoint], *, metrics_bytes: int
+    gone: Iterable[StoredCheckpoint], *, metrics_bytes: int | None
 ) -> tuple[list[StoredCheckpoint], list[StoredCheckpoint]]:
     """Of the checkpoints that only the target has: those that the run dropped, and those of a future it has left.
 
     A run that lost its newest checkpoint goes on from an older one, and its metrics.jsonl is cut there. With the
-    shorter file the lost one could not be resumed from, and it would hide those that can.
+    shorter file the lost one could not be resumed from, and it would hide those that can. None: how long the file is
+    nobody knows, so all stay.
     """
     rows = sorted(gone, key=lambda checkpoint: checkpoint.step)
+    if metrics_bytes is None:
+        return rows, []
     return (
         [checkpoint for checkpoint in rows if checkpoint.metrics_bytes <= metrics_bytes],
         [checkpoint for checkpoint in rows if checkpoint.metrics_bytes > metrics_bytes],
@@ -118,6 +122,22 @@ def lost_steps(
         for checkpoint in ([] if before is None else before.checkpoints)
         if checkpoint.step not in known and checkpoint.step not in here
         for file in [file for file in checkpoint.files if file.stored in bad][:1]
+    ]
+
+
+def keep_lost_files(before: Index | None, now: Iterable[StoredFile], good: Collection[str]) -> list[StoredFile]:
+    """Files of the last backup, good at the target, that the run has no more, or not as they should be.
+
+    One whose path is a folder now, or lies below what is a file now, was removed by whoever made that.
+    """
+    paths = {file.path for file in now}
+    folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
+    return [
+        file
+        for file in ([] if before is None else before.files)
+        if file.stored in good
+        and file.path not in paths | folders
+        and not paths & {str(parent) for parent in PurePosixPath(file.path).parents}
     ]
 
 

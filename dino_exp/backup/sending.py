@@ -14,6 +14,7 @@ from dino_exp.backup.index import INDEX, PARTIAL, Index, StoredCheckpoint, Store
 from dino_exp.backup.plan import (
     LeftOut,
     StepPlan,
+    keep_lost_files,
     lineage_problem,
     lost_steps,
     name_clash,
@@ -108,15 +109,22 @@ class _Backup:
         here = {step: self._store.identity(step) for step in self._store.steps()}
         plan = plan_steps(here, known)
         present, sent = self._bring_checkpoints(plan, known, prune=prune)
-        files = self._bring_others()
+        files = self._bring_others(present.values(), before)
+        lost = [
+            file
+            for file in keep_lost_files(before, files, self._courier.good)
+            if file.path != self._paths.failed.name  # a training that goes on removes it
+        ]
         self._left_out += lost_steps(before, known, here, bad)
-        why_not = self._why_not_pruned({**present, **self._thinned}.values()) if prune else None
+        told = self._lost_here(lost)
+        why_not = self._why_not_pruned({**present, **self._thinned}.values(), told) if prune else None
         may_prune = prune and why_not is None
         if may_prune:
             present.update(self._thinned)
             sent = sorted({*sent, *self._thinned})
         else:
-            self._left_out += [LeftOut(step=step, reason=_KEEPS_WHOLE) for step in self._thinned]
+            self._left_out += [*told, *(LeftOut(step=step, reason=_KEEPS_WHOLE) for step in self._thinned)]
+            files += lost
         kept = [] if may_prune else self._keep_gone(plan, known, files)
         now = self._index([*present.values(), *kept], files)
         self._commit(now, before, prune=may_prune)
@@ -246,7 +254,7 @@ class _Backup:
                 "name that another checkpoint there needs; the backup is left as it was. Back up to another folder"
             )
 
-    def _bring_others(self) -> list[StoredFile]:
+    def _bring_others(self, present: Iterable[StoredCheckpoint], before: Index | None) -> list[StoredFile]:
         paths, left_out = other_files(self._paths.directory)
         self._left_out += left_out
         brought = []
@@ -257,11 +265,39 @@ class _Backup:
                 self._left_out.append(LeftOut(file=path, reason="it was removed meanwhile"))
             except (DamagedFileError, OSError) as problem:
                 self._left_out.append(LeftOut(file=path, reason=str(problem), damaged=True))
-        return brought
+        return self._without_cut_rows(brought, present, before)
 
-    def _why_not_pruned(self, present: Iterable[StoredCheckpoint]) -> str | None:
+    def _without_cut_rows(
+        self, files: list[StoredFile], present: Iterable[StoredCheckpoint], before: Index | None
+    ) -> list[StoredFile]:
+        """All but a metrics.jsonl that lacks rows of a checkpoint beside it (no resume cuts it so short), if the target
+        has a longer one.
+        """
+        left = self._store.steps()
+        needed = max((one.metrics_bytes for one in present if one.resumable and one.step in left), default=0)
+        rows = next((file for file in files if file.path == self._paths.metrics.name and file.bytes < needed), None)
+        if rows is None:
+            return files
+        reason = f"has {rows.bytes} bytes in whole rows, and the checkpoints here need {needed}"
+        self._left_out.append(LeftOut(file=rows.path, reason=reason, damaged=True))
+        known = [] if before is None else before.files
+        good = [file for file in known if file.stored in self._courier.good]
+        longer = any(file.path == rows.path and file.bytes > rows.bytes for file in good)
+        return [file for file in files if file != rows or not longer]
+
+    def _lost_here(self, lost: Iterable[StoredFile]) -> list[LeftOut]:
+        """What there is to tell of files that only the target has, where nothing was told yet."""
+        told = {item.file for item in self._left_out}
+        needed = {path.name for path in self._paths.needed_to_resume}
+        return [
+            LeftOut(file=file.path, reason="the run has it no more; the backup keeps it", damaged=file.path in needed)
+            for file in lost
+            if file.path not in told
+        ]
+
+    def _why_not_pruned(self, present: Iterable[StoredCheckpoint], lost: Iterable[LeftOut]) -> str | None:
         """A backup is not made smaller on the word of a run that is not well."""
-        if any(item.damaged for item in self._left_out):
+        if any(item.damaged for item in [*self._left_out, *lost]):
             return "something is damaged"
         if not any(checkpoint.resumable for checkpoint in present):
             return "the run has no checkpoint that can be resumed from"
@@ -271,7 +307,7 @@ class _Backup:
         self, plan: StepPlan, known: Mapping[int, StoredCheckpoint], files: Iterable[StoredFile]
     ) -> list[StoredCheckpoint]:
         """What stays of the checkpoints that only the target has."""
-        metrics_bytes = next((file.bytes for file in files if file.path == self._paths.metrics.name), 0)
+        metrics_bytes = next((file.bytes for file in files if file.path == self._paths.metrics.name), None)
         kept, passed = sort_gone((known[step] for step in plan.gone), metrics_bytes=metrics_bytes)
         reason = "the run has gone back behind it; its files stay at the target, and the backup names them no more"
         self._left_out += [LeftOut(step=checkpoint.step, reason=reason) for checkpoint in passed]

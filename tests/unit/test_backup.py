@@ -236,6 +236,52 @@ def test_the_lost_future_of_a_run_that_went_back_is_not_restored(tmp_path: Path,
     assert [(item.step, "gone back" in item.reason) for item in done.left_out] == [(2, True)]
 
 
+def test_files_that_the_run_lost_stay_in_the_backup_and_are_told(run: Path, there: Path, tmp_path: Path) -> None:
+    for name in ("config.canonical.json", "config.yaml", "code/git.json", "notes.txt"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text(name)
+    send(run, there)
+    (run / "notes.txt").unlink()
+    (run / "code" / "git.json").unlink()
+    (run / "code").rmdir()
+    unneeded = [send(run, there) for _ in range(3)]
+    assert [(done.found_damage, len(done.left_out)) for done in unneeded] == [(False, 2)] * 3
+    (run / "config.canonical.json").unlink()
+    for number in range(3):
+        (run / "train.log").write_text(f"{number}")
+        done = cli("backup", run, there, "--prune", "--json")
+        assert (done.code, done.json["pruned"]) == (4, [])
+        assert sorted((item["file"], item["damaged"]) for item in done.json["left_out"]) == [
+            ("code/git.json", False), ("config.canonical.json", True), ("notes.txt", False),
+        ]  # fmt: skip
+    fetch(there, tmp_path / "back")
+    for name in ("config.canonical.json", "config.yaml", "code/git.json", "notes.txt"):
+        assert (tmp_path / "back" / name).read_text() == name
+    (run / "config.canonical.json").write_text("config.canonical.json")
+    (run / "code").write_text("a file now")
+    send(run, there, prune=True)
+    fetch(there, tmp_path / "after")
+    assert not (tmp_path / "after" / "notes.txt").exists()
+    assert (tmp_path / "after" / "code").read_text() == "a file now"
+
+
+@pytest.mark.parametrize("harm", ["lost", "cut"])
+def test_checkpoints_stay_whatever_becomes_of_the_rows(there: Path, tmp_path: Path, harm: str) -> None:
+    run, rows = make_run(tmp_path, 1), '{"step": 1}\n{"step": 2}\n'
+    (run / "metrics.jsonl").write_text(rows)
+    save_with_rows(run, 2, num_bytes=24)
+    save_with_rows(run, 3, num_bytes=24)
+    send(run, there)
+    (run / "checkpoints" / "step-000000002.json").unlink()
+    (run / "metrics.jsonl").unlink() if harm == "lost" else (run / "metrics.jsonl").write_text(rows[:12])
+    for _ in range(2):
+        done = cli("backup", run, there, "--json")
+        assert (done.code, done.json["checkpoints"], done.json["kept"]) == (4, [1, 2, 3], [2])
+        assert [(item["file"], item["damaged"]) for item in done.json["left_out"]] == [("metrics.jsonl", True)]
+    fetch(there, tmp_path / "back")
+    assert (tmp_path / "back" / "metrics.jsonl").read_text() == rows
+
+
 def test_another_run_is_refused(run: Path, there: Path, tmp_path: Path) -> None:
     send(run, there)
     before = contents(there)

@@ -24,6 +24,7 @@ from dino_exp.backup.index import (
 )
 from dino_exp.backup.plan import (
     Remote,
+    keep_lost_files,
     lineage_problem,
     plan_garbage,
     plan_steps,
@@ -187,6 +188,15 @@ def test_steps_to_send() -> None:
 def test_what_the_run_has_gone_back_behind() -> None:
     kept, passed = sort_gone([checkpoint(9, metrics_bytes=31), checkpoint(4, metrics_bytes=30)], metrics_bytes=30)
     assert ([one.step for one in kept], [one.step for one in passed]) == ([4], [9])
+    kept, passed = sort_gone([checkpoint(9, metrics_bytes=31)], metrics_bytes=None)
+    assert ([one.step for one in kept], passed) == ([9], [])
+
+
+def test_what_the_run_lost_is_kept_unless_something_else_is_in_its_place() -> None:
+    before = replace(index(), files=tuple(map(file, ("a", "b/c", "d", "e", "f"))))
+    now = [file("a", 2), file("b"), file("d/x")]
+    assert keep_lost_files(before, now, {*before.stored()} - {file("f").stored}) == [file("e")]
+    assert keep_lost_files(None, now, ()) == []
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,11 @@ class BackupReport:
 
 
 def back_up(
-    paths: RunPaths, target: Target, *, prune: bool, clock: Callable[[], float], progress: Progress
+    paths: RunPaths, target: Target, *, prune: bool, reread: bool, clock: Callable[[], float], progress: Progress
 ) -> BackupReport:
     """Bring the backup at `target` up to date with a run, which may be in use.
 
+    With `reread` everything there is read back, not only what is new or was written anew.
     With `prune` the target keeps no checkpoint that the run dropped, and no file of earlier backups of it.
     Raises RefusedError where the target holds another run's backup, LockedError while another backup of this run is
     under way, CorruptCheckpointError where an index or `run.json` is damaged, BackupError, OSError.
@@ -82,7 +83,7 @@ def back_up(
         if record is None:
             raise UsageError(f"{paths.directory}: no run.json, so no run began here")
         courier = Courier(paths.directory, target, progress)
-        return _Backup(paths, record, courier, clock, progress).run(prune=prune)
+        return _Backup(paths, record, courier, clock, progress).run(prune=prune, reread=reread)
 
 
 class _Backup:
@@ -99,12 +100,13 @@ class _Backup:
         self._thinned: dict[int, StoredCheckpoint] = {}  # brought, to take the place of whole ones if we may prune
         self._named: dict[str, StoredFile] = {}  # by the indexes that were found at the target
 
-    def run(self, *, prune: bool) -> BackupReport:
+    def run(self, *, prune: bool, reread: bool) -> BackupReport:
         """Everything, in order. The checkpoints first: the logs are then at least as long as those need them."""
         before, unfinished = self._read_index(), self._read_partial()
         indexes = [index for index in (before, unfinished) if index is not None]
         self._named = {stored: file for index in indexes for stored, file in index.named().items()}
-        bad = self._courier.check({stored: file for index in indexes for stored, file in index.stored().items()})
+        needed = {stored: file for index in indexes for stored, file in index.stored().items()}
+        bad = self._courier.check(needed, reread=reread)
         known = whole_checkpoints(indexes, self._courier.good)
         here = {step: self._store.identity(step) for step in self._store.steps()}
         plan = plan_steps(here, known)
@@ -241,7 +243,7 @@ class _Backup:
             step=manifest.step,
             seal=read[1],
             resumable=manifest.resumable,
-            metrics_bytes=_metrics_bytes(manifest),
+            metrics_bytes=metrics_bytes(manifest),
             manifest=self._courier.bring(manifest_path(manifest.step)),
             packs=packs,
         )
@@ -331,7 +333,7 @@ class _Backup:
             self._courier.target.remove(path)
 
 
-def _metrics_bytes(manifest: Manifest) -> int:
+def metrics_bytes(manifest: Manifest) -> int:
     """How much of metrics.jsonl belongs to a checkpoint; 0 where it does not say."""
     found = manifest.aside.get("metrics_bytes")
     return found if isinstance(found, int) and 0 <= found <= _MAX_METRICS_BYTES else 0

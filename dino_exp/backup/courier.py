@@ -62,12 +62,17 @@ class Courier:
                 "The same command finds out what is there and goes on"
             )
 
-    def check(self, files: dict[str, StoredFile]) -> dict[str, str]:
-        """Find out which files at the target are as they were; what ails each of the others."""
+    def check(self, files: dict[str, StoredFile], *, reread: bool) -> dict[str, str]:
+        """Find out which files at the target are as they were; what ails each of the others.
+
+        Those that were written anew since they were read back are read again; with `reread` all are.
+        """
         stock = take_stock(files, self.there)
-        self.good.update(stock.good)
+        doubtful = {**stock.good, **stock.doubtful} if reread else stock.doubtful
+        self.good.update({} if reread else stock.good)
+        self._progress.expect(sum(file.bytes for file in doubtful.values()))
         bad = dict(stock.bad)
-        for stored, file in stock.doubtful.items():
+        for stored, file in doubtful.items():
             if not self._is_there(file.path, file.bytes, file.sha256):
                 bad[stored] = "was changed"
         return bad

@@ -33,7 +33,6 @@ _MAX_PARTS = 16
 _MAX_NAME_BYTES = 200  # the digest comes on top of it, and a file system takes 255
 _DIGITS = 16
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_STORED_NAME = re.compile(rf".+\.[0-9a-f]{{{_DIGITS}}}(?:\.[^.]*)?", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +95,18 @@ class StoredCheckpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """A whole backup. `attempts` name the processes that had worked on the run, oldest first."""
+    """A whole backup. `attempts` name the processes that had worked on the run, oldest first.
+
+    `retired`: what earlier backups of the run have brought and this one does not need. Only a file that an index
+    names is ever removed, since others may keep theirs at the address.
+    """
 
     run_key: str
     attempts: tuple[str, ...]
     made_at: str
     checkpoints: tuple[StoredCheckpoint, ...]
     files: tuple[StoredFile, ...]
+    retired: tuple[StoredFile, ...] = ()
 
     def __post_init__(self) -> None:
         if parse_run_key(self.run_key) is None:
@@ -116,8 +120,9 @@ class Index:
         folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
         if clash := folders & paths.keys():
             raise ValueError(f"{min(clash)[:80]!r} is a file and a folder")
-        if len(paths) > MAX_FILES:
-            raise ValueError(f"{len(paths)} files, expected at most {MAX_FILES}")
+        num_files = len(paths) + len(self.retired)
+        if num_files > MAX_FILES:
+            raise ValueError(f"{num_files} files, expected at most {MAX_FILES}")
 
     def all_files(self) -> list[StoredFile]:
         """Every file, some more than once: checkpoints may share packs. Packs come before manifests."""
@@ -126,6 +131,10 @@ class Index:
     def stored(self) -> dict[str, StoredFile]:
         """The files by where they lie at the target, each once."""
         return {file.stored: file for file in self.all_files()}
+
+    def named(self) -> dict[str, StoredFile]:
+        """The files and those that are retired, by where they lie."""
+        return {**{file.stored: file for file in self.retired}, **self.stored()}
 
 
 def manifest_path(step: int) -> str:
@@ -148,11 +157,6 @@ def stored_path(path: str, sha256: str) -> str:
     if not stem:
         stem, dot, extension = name, "", ""
     return f"{folder}{slash}{stem}.{sha256[:_DIGITS]}{dot}{extension}"
-
-
-def is_stored_path(path: str) -> bool:
-    """Whether a file at the target may be one of ours, which `stored_path` named."""
-    return path_problem(path) is None and _STORED_NAME.fullmatch(path.rpartition("/")[2]) is not None
 
 
 def path_problem(path: str) -> str | None:
@@ -226,6 +230,6 @@ _INDEX = record_of(
     Index,
     {
         "run_key": text, "attempts": list_of(text), "made_at": text, "checkpoints": list_of(_CHECKPOINT),
-        "files": list_of(_FILE),
+        "files": list_of(_FILE), "retired": list_of(_FILE),
     },
 )  # fmt: skip

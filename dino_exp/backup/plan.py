@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 
-from dino_exp.backup.index import CHECKPOINTS, PARTIAL, Index, StoredCheckpoint, StoredFile, is_stored_path
+from dino_exp.backup.index import CHECKPOINTS, PARTIAL, Index, StoredCheckpoint, StoredFile
 from dino_exp.checkpoint.store import Identity
 
 
@@ -82,14 +83,17 @@ def plan_steps(here: Mapping[int, Identity | None], there: Mapping[int, StoredCh
 
 
 def sort_gone(
-    gone: Iterable[StoredCheckpoint], *, metrics_bytes: int
+    gone: Iterable[StoredCheckpoint], *, metrics_bytes: int | None
 ) -> tuple[list[StoredCheckpoint], list[StoredCheckpoint]]:
     """Of the checkpoints that only the target has: those that the run dropped, and those of a future it has left.
 
     A run that lost its newest checkpoint goes on from an older one, and its metrics.jsonl is cut there. With the
-    shorter file the lost one could not be resumed from, and it would hide those that can.
+    shorter file the lost one could not be resumed from, and it would hide those that can. None: how long the file is
+    nobody knows, so all stay.
     """
     rows = sorted(gone, key=lambda checkpoint: checkpoint.step)
+    if metrics_bytes is None:
+        return rows, []
     return (
         [checkpoint for checkpoint in rows if checkpoint.metrics_bytes <= metrics_bytes],
         [checkpoint for checkpoint in rows if checkpoint.metrics_bytes > metrics_bytes],
@@ -121,24 +125,51 @@ def lost_steps(
     ]
 
 
+def keep_lost_files(before: Index | None, now: Iterable[StoredFile], good: Collection[str]) -> list[StoredFile]:
+    """Files of the last backup, good at the target, that the run has no more, or not as they should be.
+
+    One whose path is a folder now, or lies below what is a file now, was removed by whoever made that.
+    """
+    paths = {file.path for file in now}
+    folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
+    return [
+        file
+        for file in ([] if before is None else before.files)
+        if file.stored in good
+        and file.path not in paths | folders
+        and not paths & {str(parent) for parent in PurePosixPath(file.path).parents}
+    ]
+
+
 def name_clash(checkpoint: StoredCheckpoint, others: Iterable[StoredCheckpoint]) -> str | None:
     """A pack that another checkpoint has under the same name with other content; None where there is none."""
     content = {file.path: file.sha256 for other in others for file in other.packs}
     return next((file.path for file in checkpoint.packs if content.get(file.path, file.sha256) != file.sha256), None)
 
 
-def plan_garbage(there: Iterable[str], now: Index, before: Index | None, *, prune: bool) -> list[str]:
-    """Which files at the target may go once `now` is in place. Files that we did not name are never among them.
+def retire(now: Index, named: Mapping[str, StoredFile], there: Collection[str]) -> Index:
+    """`now`, with those of the named files as retired that are there and that it does not need."""
+    gone = sorted((named.keys() & set(there)) - now.stored().keys())
+    return replace(now, retired=tuple(named[stored] for stored in gone))
+
+
+def plan_garbage(there: Collection[str], now: Index, before: Index | None, *, prune: bool) -> list[str]:
+    """Which files at the target may go once `now` is in place: of those only that an index of this run has named.
 
     Without `prune` that is what logs and records were two backups ago: the versions of the last one stay, for whoever
     is restoring it at this moment. Packs and manifests go with `prune` only.
     """
-    wanted = now.stored().keys() | (set() if before is None or prune else before.stored().keys())
-    unwanted = [path for path in sorted(there) if path not in wanted and is_stored_path(path)]
+    last = set() if before is None or prune else before.stored().keys()
+    unwanted = [file for file in now.retired if file.stored not in last]
     partial = [PARTIAL] if PARTIAL in there else []
-    return partial + [path for path in unwanted if prune or not path.startswith(f"{CHECKPOINTS}/")]
+    return partial + [file.stored for file in unwanted if prune or not file.path.startswith(f"{CHECKPOINTS}/")]
 
 
 def same_content(one: Index, other: Index | None) -> bool:
-    """Whether two indexes differ in nothing but the time when they were made."""
-    return other is not None and replace(one, made_at=other.made_at) == other
+    """Whether two indexes say the same, whenever they were made.
+
+    One that names retired files which are removed by now is as good: it need not be written anew.
+    """
+    if other is None or not set(one.retired) <= set(other.retired):
+        return False
+    return replace(one, made_at=other.made_at, retired=other.retired) == other

@@ -14,11 +14,13 @@ from dino_exp.backup.index import INDEX, PARTIAL, Index, StoredCheckpoint, Store
 from dino_exp.backup.plan import (
     LeftOut,
     StepPlan,
+    keep_lost_files,
     lineage_problem,
     lost_steps,
     name_clash,
     plan_garbage,
     plan_steps,
+    retire,
     same_content,
     sort_gone,
     whole_checkpoints,
@@ -39,6 +41,7 @@ from dino_exp.runs.record import RunRecord, load_record
 _NUM_TRIES = 3  # of a checkpoint that is replaced while it is copied
 _UNREADABLE = (CorruptCheckpointError, UnsupportedFormatError, DamagedFileError, OSError)
 _MAX_METRICS_BYTES = 2**62
+_KEEPS_WHOLE = "the run thinned it; the target keeps the whole"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +66,12 @@ class BackupReport:
 
 
 def back_up(
-    paths: RunPaths, target: Target, *, prune: bool, clock: Callable[[], float], progress: Progress
+    paths: RunPaths, target: Target, *, prune: bool, reread: bool, clock: Callable[[], float], progress: Progress
 ) -> BackupReport:
     """Bring the backup at `target` up to date with a run, which may be in use.
 
-    With `prune` the target keeps no checkpoint that the run dropped, and no file that the backup does not name.
+    With `reread` everything there is read back, not only what is new or was written anew.
+    With `prune` the target keeps no checkpoint that the run dropped, and no file of earlier backups of it.
     Raises RefusedError where the target holds another run's backup, LockedError while another backup of this run is
     under way, CorruptCheckpointError where an index or `run.json` is damaged, BackupError, OSError.
     """
@@ -79,7 +83,7 @@ def back_up(
         if record is None:
             raise UsageError(f"{paths.directory}: no run.json, so no run began here")
         courier = Courier(paths.directory, target, progress)
-        return _Backup(paths, record, courier, clock, progress).run(prune=prune)
+        return _Backup(paths, record, courier, clock, progress).run(prune=prune, reread=reread)
 
 
 class _Backup:
@@ -93,20 +97,36 @@ class _Backup:
         self._store = Store(paths.checkpoints)
         self._store.refuse_links()
         self._left_out: list[LeftOut] = []
+        self._thinned: dict[int, StoredCheckpoint] = {}  # brought, to take the place of whole ones if we may prune
+        self._named: dict[str, StoredFile] = {}  # by the indexes that were found at the target
 
-    def run(self, *, prune: bool) -> BackupReport:
+    def run(self, *, prune: bool, reread: bool) -> BackupReport:
         """Everything, in order. The checkpoints first: the logs are then at least as long as those need them."""
         before, unfinished = self._read_index(), self._read_partial()
         indexes = [index for index in (before, unfinished) if index is not None]
-        bad = self._courier.check({stored: file for index in indexes for stored, file in index.stored().items()})
+        self._named = {stored: file for index in indexes for stored, file in index.named().items()}
+        needed = {stored: file for index in indexes for stored, file in index.stored().items()}
+        bad = self._courier.check(needed, reread=reread)
         known = whole_checkpoints(indexes, self._courier.good)
         here = {step: self._store.identity(step) for step in self._store.steps()}
         plan = plan_steps(here, known)
         present, sent = self._bring_checkpoints(plan, known, prune=prune)
-        files = self._bring_others()
+        files = self._bring_others(present.values(), before)
+        lost = [
+            file
+            for file in keep_lost_files(before, files, self._courier.good)
+            if file.path != self._paths.failed.name  # a training that goes on removes it
+        ]
         self._left_out += lost_steps(before, known, here, bad)
-        why_not = self._why_not_pruned(present.values()) if prune else None
+        told = self._lost_here(lost)
+        why_not = self._why_not_pruned({**present, **self._thinned}.values(), told) if prune else None
         may_prune = prune and why_not is None
+        if may_prune:
+            present.update(self._thinned)
+            sent = sorted({*sent, *self._thinned})
+        else:
+            self._left_out += [*told, *(LeftOut(step=step, reason=_KEEPS_WHOLE) for step in self._thinned)]
+            files += lost
         kept = [] if may_prune else self._keep_gone(plan, known, files)
         now = self._index([*present.values(), *kept], files)
         self._commit(now, before, prune=may_prune)
@@ -127,7 +147,6 @@ class _Backup:
 
     def _read_index(self) -> Index | None:
         """The index that is in place. Raises RefusedError when it is not of this run, CorruptCheckpointError."""
-        shown = self._courier.target.shown
         try:
             index = self._courier.read_index(INDEX)
         except CorruptCheckpointError as damage:
@@ -136,23 +155,30 @@ class _Backup:
                 "names those that the run still has"
             )
             raise
+        return self._ours(index, "")
+
+    def _read_partial(self) -> Index | None:
+        """What an unfinished backup has brought. It only saves work, so one that cannot be read is none."""
+        try:
+            index = self._courier.read_index(PARTIAL)
+        except CorruptCheckpointError as damage:
+            self._left_out.append(LeftOut(file=PARTIAL, reason=f"{damage}; what it spoke for is read back"))
+            return None
+        return self._ours(
+            index, f". That backup did not come to its end: remove {PARTIAL} to give its place to this run"
+        )
+
+    def _ours(self, index: Index | None, or_else: str) -> Index | None:
+        """The same index. Raises RefusedError when it is of another run, or of another copy of this one."""
         if index is None:
             return None
         problem = lineage_problem(index, run_key=self._record.run_key, attempts=attempts_of(self._record))
         if problem is not None:
             raise RefusedError(
-                f"{shown}: {problem}; nothing was sent. Back up to another folder: one for each run, and for each copy "
-                "of a run that goes on by itself"
+                f"{self._courier.target.shown}: {problem}; nothing was sent. Back up to another folder: one for each "
+                f"run, and for each copy of a run that goes on by itself{or_else}"
             )
         return index
-
-    def _read_partial(self) -> Index | None:
-        """What an unfinished backup has brought. It only saves work, so one that cannot be read is none."""
-        try:
-            return self._courier.read_index(PARTIAL)
-        except CorruptCheckpointError as damage:
-            self._left_out.append(LeftOut(file=PARTIAL, reason=f"{damage}; what it spoke for is read back"))
-            return None
 
     def _bring_checkpoints(
         self, plan: StepPlan, known: Mapping[int, StoredCheckpoint], *, prune: bool
@@ -186,7 +212,7 @@ class _Backup:
             try:
                 manifest, read = self._store.read(step)
                 if older is not None and older.resumable and not manifest.resumable and not prune:
-                    self._left_out.append(LeftOut(step=step, reason="the run thinned it; the target keeps the whole"))
+                    self._left_out.append(LeftOut(step=step, reason=_KEEPS_WHOLE))
                     return older
                 made = self._copy(manifest, read)
             except _UNREADABLE as damage:
@@ -199,7 +225,10 @@ class _Backup:
             else:
                 self._refuse_clash(made, others)
                 if self._store.identity(step) in (read, None):  # None: dropped just now, and it is whole there
-                    return made
+                    if older is None or made.resumable or not older.resumable:
+                        return made
+                    self._thinned[step] = made
+                    return older
         kept = "" if older is None else "; the target keeps the good one of before"
         self._left_out.append(LeftOut(step=step, reason=f"{problem}{kept}", damaged=True))
         return older
@@ -214,7 +243,7 @@ class _Backup:
             step=manifest.step,
             seal=read[1],
             resumable=manifest.resumable,
-            metrics_bytes=_metrics_bytes(manifest),
+            metrics_bytes=metrics_bytes(manifest),
             manifest=self._courier.bring(manifest_path(manifest.step)),
             packs=packs,
         )
@@ -227,7 +256,7 @@ class _Backup:
                 "name that another checkpoint there needs; the backup is left as it was. Back up to another folder"
             )
 
-    def _bring_others(self) -> list[StoredFile]:
+    def _bring_others(self, present: Iterable[StoredCheckpoint], before: Index | None) -> list[StoredFile]:
         paths, left_out = other_files(self._paths.directory)
         self._left_out += left_out
         brought = []
@@ -238,11 +267,39 @@ class _Backup:
                 self._left_out.append(LeftOut(file=path, reason="it was removed meanwhile"))
             except (DamagedFileError, OSError) as problem:
                 self._left_out.append(LeftOut(file=path, reason=str(problem), damaged=True))
-        return brought
+        return self._without_cut_rows(brought, present, before)
 
-    def _why_not_pruned(self, present: Iterable[StoredCheckpoint]) -> str | None:
+    def _without_cut_rows(
+        self, files: list[StoredFile], present: Iterable[StoredCheckpoint], before: Index | None
+    ) -> list[StoredFile]:
+        """All but a metrics.jsonl that lacks rows of a checkpoint beside it (no resume cuts it so short), if the target
+        has a longer one.
+        """
+        left = self._store.steps()
+        needed = max((one.metrics_bytes for one in present if one.resumable and one.step in left), default=0)
+        rows = next((file for file in files if file.path == self._paths.metrics.name and file.bytes < needed), None)
+        if rows is None:
+            return files
+        reason = f"has {rows.bytes} bytes in whole rows, and the checkpoints here need {needed}"
+        self._left_out.append(LeftOut(file=rows.path, reason=reason, damaged=True))
+        known = [] if before is None else before.files
+        good = [file for file in known if file.stored in self._courier.good]
+        longer = any(file.path == rows.path and file.bytes > rows.bytes for file in good)
+        return [file for file in files if file != rows or not longer]
+
+    def _lost_here(self, lost: Iterable[StoredFile]) -> list[LeftOut]:
+        """What there is to tell of files that only the target has, where nothing was told yet."""
+        told = {item.file for item in self._left_out}
+        needed = {path.name for path in self._paths.needed_to_resume}
+        return [
+            LeftOut(file=file.path, reason="the run has it no more; the backup keeps it", damaged=file.path in needed)
+            for file in lost
+            if file.path not in told
+        ]
+
+    def _why_not_pruned(self, present: Iterable[StoredCheckpoint], lost: Iterable[LeftOut]) -> str | None:
         """A backup is not made smaller on the word of a run that is not well."""
-        if any(item.damaged for item in self._left_out):
+        if any(item.damaged for item in [*self._left_out, *lost]):
             return "something is damaged"
         if not any(checkpoint.resumable for checkpoint in present):
             return "the run has no checkpoint that can be resumed from"
@@ -252,20 +309,21 @@ class _Backup:
         self, plan: StepPlan, known: Mapping[int, StoredCheckpoint], files: Iterable[StoredFile]
     ) -> list[StoredCheckpoint]:
         """What stays of the checkpoints that only the target has."""
-        metrics_bytes = next((file.bytes for file in files if file.path == self._paths.metrics.name), 0)
+        metrics_bytes = next((file.bytes for file in files if file.path == self._paths.metrics.name), None)
         kept, passed = sort_gone((known[step] for step in plan.gone), metrics_bytes=metrics_bytes)
         reason = "the run has gone back behind it; its files stay at the target, and the backup names them no more"
         self._left_out += [LeftOut(step=checkpoint.step, reason=reason) for checkpoint in passed]
         return kept
 
     def _index(self, checkpoints: Iterable[StoredCheckpoint], files: Iterable[StoredFile]) -> Index:
-        return Index(
+        made = Index(
             run_key=self._record.run_key,
             attempts=attempts_of(self._record),
             made_at=utc_text(self._clock()),
             checkpoints=tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.step)),
             files=tuple(files),
         )
+        return retire(made, {**self._named, **self._courier.good}, self._courier.there)
 
     def _commit(self, now: Index, before: Index | None, *, prune: bool) -> None:
         """Put the index in place, and remove what is of no use any more."""
@@ -275,7 +333,7 @@ class _Backup:
             self._courier.target.remove(path)
 
 
-def _metrics_bytes(manifest: Manifest) -> int:
+def metrics_bytes(manifest: Manifest) -> int:
     """How much of metrics.jsonl belongs to a checkpoint; 0 where it does not say."""
     found = manifest.aside.get("metrics_bytes")
     return found if isinstance(found, int) and 0 <= found <= _MAX_METRICS_BYTES else 0

@@ -67,6 +67,11 @@ class Target:
         self._say, self._sleep = say, sleep
         self._draw = random.Random().random  # of no seed: two clients must not draw alike
         self._made: set[str] = set()
+        if not url.partition("://")[2 if "://" in url else 0].strip(" /"):
+            raise UsageError(
+                f"{self.shown!r}: names no place, expected a folder, s3://bucket/run or the like; "
+                "is a variable empty in the command?"
+            )
         if "::" in url:
             raise UsageError(f"{self.shown}: found a chain of addresses, expected one, such as s3://bucket/run")
         self._fs, self._root = self._insist("open it", lambda: self._open(url))

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, RunArgument, named_run
 from dino_exp.cli.owning import own
 from dino_exp.cli.progress import progress
 from dino_exp.cli.show import count_text, plain, print_json, size_text
+from dino_exp.cli.verify import is_finished
 from dino_exp.config.typed import override, train_command
 from dino_exp.errors import DinoExpError
+from dino_exp.fsio import LOCAL
 from dino_exp.runs.events import EventLog
 from dino_exp.runs.layout import RunPaths
 
@@ -36,6 +39,9 @@ def backup(
     prune: Annotated[
         bool, typer.Option("--prune", help="Also remove there what the run has dropped. Else it is kept there.")
     ] = False,
+    reread: Annotated[
+        bool, typer.Option("--reread", help="Read back all that is there, and send again what has rotted.")
+    ] = False,
     outputs: OutputsOption = OUTPUTS,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,6 +56,7 @@ def backup(
     Examples:
       dino-exp checkpoints backup last /mnt/backup/digits
       dino-exp checkpoints backup vit_nano-67b8 s3://bucket/runs/digits --json
+      dino-exp checkpoints backup last /mnt/backup/digits --reread   # after a restore found damage
     """
     wanted = named_run(run, outputs, "backup")
     from dino_exp.backup.sending import back_up  # here and below: what other verbs need not wait for
@@ -57,7 +64,7 @@ def backup(
 
     with progress("backing up", quiet=as_json) as bar:
         target = Target(url, say=bar.say)
-        done = back_up(wanted.paths, target, prune=prune, clock=time.time, progress=bar)
+        done = back_up(wanted.paths, target, prune=prune, reread=reread, clock=time.time, progress=bar)
     if done.sent_steps or done.pruned_steps:
         _record(wanted.paths, target.shown, done)
     if as_json:
@@ -164,6 +171,9 @@ def _tell_backup(paths: RunPaths, shown: str, done: BackupReport) -> None:
 
 def _tell_restore(directory: Path, shown: str, done: RestoreReport) -> None:
     _tell_list("damaged at the target, and left out", _texts(done.left_out))
+    if done.left_out:
+        mend = f"dino-exp checkpoints backup <run> {shlex.quote(shown)} --reread"
+        print(f"  to mend it from the run, if that is still there: {plain(mend)}")
     fetched = f"{size_text(done.bytes_fetched)} fetched"
     if done.bytes_skipped:
         fetched += f", {size_text(done.bytes_skipped)} were here"
@@ -173,8 +183,31 @@ def _tell_restore(directory: Path, shown: str, done: RestoreReport) -> None:
             f"{count_text(done.num_files, 'file')}, every byte checked; {fetched}"
         )
     )
-    print(f"  next: {plain(train_command(override('resume', directory)))}")
-    print(f"        {plain(f'dino-exp checkpoints list {shlex.quote(str(directory))}')}")
+    lost = {item.file for item in done.left_out if item.file is not None}
+    lines = [*_going_on(RunPaths(directory), lost), f"dino-exp checkpoints list {shlex.quote(str(directory))}"]
+    print(f"  next: {plain(lines[0])}")
+    for line in lines[1:]:
+        print(f"        {plain(line)}")
+
+
+def _going_on(paths: RunPaths, lost: set[str]) -> list[str]:
+    """The command that goes on with a run that was restored without the files `lost`, if there is one."""
+    from dino_exp.backup.sending import metrics_bytes
+
+    reader = CheckpointReader(paths.checkpoints)
+    manifests = [reader.manifest(step) for step in reader.steps()]
+    newest = next((manifest for manifest in reversed(manifests) if manifest.resumable), None)
+    if lost & {paths.config_yaml.name, paths.canonical_json.name} or (manifests and newest is None):
+        return []
+    resume = train_command(override("resume", paths.directory))
+    if newest is None:
+        return [resume]
+    fork = train_command(override("fork", f"{paths.directory}@{newest.step}"))
+    if is_finished(paths):
+        return [f"{fork}   # a new run from its newest good one: it is finished"]
+    if (LOCAL.size(paths.metrics) or 0) < metrics_bytes(newest):
+        return [f"{fork}   # a new run: {paths.metrics.name} lacks rows of this checkpoint"]
+    return [resume]
 
 
 def _texts(left_out: Iterable[LeftOut]) -> list[str]:

@@ -81,6 +81,11 @@ class RunPaths:
         return self.directory / "checkpoints"
 
     @property
+    def needed_to_resume(self) -> tuple[Path, ...]:
+        """What no training goes on without, beside a checkpoint."""
+        return self.run_json, self.config_yaml, self.canonical_json, self.metrics
+
+    @property
     def report(self) -> Path:
         """The self-contained report of the run."""
         return self.directory / "report.html"

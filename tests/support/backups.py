@@ -37,10 +37,12 @@ def target_of(url: object, said: list[str] | None = None, patience: Patience = N
     return Target(str(url), say=(said if said is not None else []).append, patience=patience)
 
 
-def send(run: Path, url: object, *, prune: bool = False, target: Target | None = None) -> BackupReport:
+def send(
+    run: Path, url: object, *, prune: bool = False, reread: bool = False, target: Target | None = None
+) -> BackupReport:
     """Back up without the command line. `target` for one that was prepared."""
     made = target or target_of(url)
-    return back_up(RunPaths(run), made, prune=prune, clock=lambda: 1.7e9, progress=Counted())
+    return back_up(RunPaths(run), made, prune=prune, reread=reread, clock=lambda: 1.7e9, progress=Counted())
 
 
 def fetch(url: object, directory: Path, *, target: Target | None = None) -> RestoreReport:

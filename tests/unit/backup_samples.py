@@ -38,3 +38,9 @@ def save_with_rows(run: Path, step: int, num_bytes: int) -> None:
     manifest = CheckpointReader(run / "checkpoints").manifest(step)
     aside = {**manifest.aside, "metrics_rows": 2, "metrics_bytes": num_bytes}
     (run / "checkpoints" / f"step-{step:09d}.json").write_bytes(manifest_to_bytes(replace(manifest, aside=aside)))
+
+
+def thin(run: Path, step: int) -> None:
+    """As `prune --thin` leaves it: it cannot be resumed from any more."""
+    manifest = CheckpointReader(run / "checkpoints").manifest(step)
+    (run / "checkpoints" / f"step-{step:09d}.json").write_bytes(manifest_to_bytes(replace(manifest, resumable=False)))

@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from backup_samples import LOGS, copied, save_with_rows, with_logs
+from backup_samples import LOGS, copied, save_with_rows, thin, with_logs
 from cli_samples import KEEP, cli, contents, make_run
 from runs_samples import sample_attempt, sample_record
 from support.backups import fetch, send, with_faults
@@ -162,13 +162,27 @@ def test_files_that_are_not_ours_are_never_removed(run: Path, there: Path) -> No
     (there / "notes.txt").write_text("mine")
     (there / "sub").mkdir()
     (there / "sub" / "data.bin").write_bytes(b"mine")
+    (there / "sub" / "main.0123456789abcdef.js").write_bytes(b"mine")  # named as ours are
+    before = contents(there / "sub")
     for number in range(4):
         (run / "train.log").write_text(f"{number}")
         send(run, there, prune=number == 3)
         logs = len(list(there.glob("train.*.log")))
         assert logs == (1 if number == 3 else 2)  # this version and the one before
     assert (there / "notes.txt").read_text() == "mine"
-    assert (there / "sub" / "data.bin").read_bytes() == b"mine"
+    assert contents(there / "sub") == before
+
+
+def test_a_backup_below_another_is_left_alone(run: Path, there: Path, tmp_path: Path) -> None:
+    second = make_run(tmp_path, 1, 2, variant="second")
+    send(run, there)
+    send(second, there / "second")
+    before = contents(there / "second")
+    for prune in (False, True):
+        (run / "train.log").write_text(f"{prune}")
+        send(run, there, prune=prune)
+        assert contents(there / "second") == before
+    assert fetch(there / "second", tmp_path / "back").steps == (1, 2)
 
 
 def test_a_manifest_that_was_replaced_by_another_of_the_same_step(run: Path, there: Path, tmp_path: Path) -> None:
@@ -184,15 +198,29 @@ def test_a_manifest_that_was_replaced_by_another_of_the_same_step(run: Path, the
 
 def test_a_thinned_checkpoint_does_not_take_the_place_of_the_whole_one(run: Path, there: Path) -> None:
     send(run, there)
-    manifest = CheckpointReader(run / "checkpoints").manifest(2)
-    thin = manifest_to_bytes(replace(manifest, resumable=False))
-    (run / "checkpoints" / "step-000000002.json").write_bytes(thin)
+    thin(run, 2)
     done = send(run, there)
     assert (done.sent_steps, done.steps, done.found_damage) == ((), (1, 2, 3), False)
     assert parse_index((there / "backup.json").read_bytes(), "").checkpoints[1].resumable
     pruned = send(run, there, prune=True)
     assert pruned.sent_steps == (2,)
     assert not parse_index((there / "backup.json").read_bytes(), "").checkpoints[1].resumable
+
+
+@pytest.mark.parametrize("newest", [True, False])
+def test_a_prune_that_is_refused_keeps_the_whole_ones(run: Path, there: Path, newest: bool) -> None:
+    """Whether the damage is found before the thinned one or after it."""
+    send(run, there)
+    save_steps(run / "checkpoints", [4], keep=KEEP)
+    thin(run, 2)
+    flip(pack_of(run / "checkpoints", 4)) if newest else (run / "checkpoints" / "step-000000001.json").write_bytes(b"")
+    done = cli("backup", run, there, "--prune", "--json")
+    assert (done.code, done.json["checkpoints"][:3]) == (4, [1, 2, 3])
+    assert 2 not in done.json["sent"]
+    assert {"step": 2, "file": None, "reason": "the run thinned it; the target keeps the whole", "damaged": False} in (
+        done.json["left_out"]
+    )
+    assert parse_index((there / "backup.json").read_bytes(), "").checkpoints[1].resumable
 
 
 def test_the_lost_future_of_a_run_that_went_back_is_not_restored(tmp_path: Path, there: Path) -> None:
@@ -206,6 +234,52 @@ def test_the_lost_future_of_a_run_that_went_back_is_not_restored(tmp_path: Path,
     done = send(run, there)
     assert (done.steps, done.kept_steps, done.found_damage) == ((1,), (), False)
     assert [(item.step, "gone back" in item.reason) for item in done.left_out] == [(2, True)]
+
+
+def test_files_that_the_run_lost_stay_in_the_backup_and_are_told(run: Path, there: Path, tmp_path: Path) -> None:
+    for name in ("config.canonical.json", "config.yaml", "code/git.json", "notes.txt"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text(name)
+    send(run, there)
+    (run / "notes.txt").unlink()
+    (run / "code" / "git.json").unlink()
+    (run / "code").rmdir()
+    unneeded = [send(run, there) for _ in range(3)]
+    assert [(done.found_damage, len(done.left_out)) for done in unneeded] == [(False, 2)] * 3
+    (run / "config.canonical.json").unlink()
+    for number in range(3):
+        (run / "train.log").write_text(f"{number}")
+        done = cli("backup", run, there, "--prune", "--json")
+        assert (done.code, done.json["pruned"]) == (4, [])
+        assert sorted((item["file"], item["damaged"]) for item in done.json["left_out"]) == [
+            ("code/git.json", False), ("config.canonical.json", True), ("notes.txt", False),
+        ]  # fmt: skip
+    fetch(there, tmp_path / "back")
+    for name in ("config.canonical.json", "config.yaml", "code/git.json", "notes.txt"):
+        assert (tmp_path / "back" / name).read_text() == name
+    (run / "config.canonical.json").write_text("config.canonical.json")
+    (run / "code").write_text("a file now")
+    send(run, there, prune=True)
+    fetch(there, tmp_path / "after")
+    assert not (tmp_path / "after" / "notes.txt").exists()
+    assert (tmp_path / "after" / "code").read_text() == "a file now"
+
+
+@pytest.mark.parametrize("harm", ["lost", "cut"])
+def test_checkpoints_stay_whatever_becomes_of_the_rows(there: Path, tmp_path: Path, harm: str) -> None:
+    run, rows = make_run(tmp_path, 1), '{"step": 1}\n{"step": 2}\n'
+    (run / "metrics.jsonl").write_text(rows)
+    save_with_rows(run, 2, num_bytes=24)
+    save_with_rows(run, 3, num_bytes=24)
+    send(run, there)
+    (run / "checkpoints" / "step-000000002.json").unlink()
+    (run / "metrics.jsonl").unlink() if harm == "lost" else (run / "metrics.jsonl").write_text(rows[:12])
+    for _ in range(2):
+        done = cli("backup", run, there, "--json")
+        assert (done.code, done.json["checkpoints"], done.json["kept"]) == (4, [1, 2, 3], [2])
+        assert [(item["file"], item["damaged"]) for item in done.json["left_out"]] == [("metrics.jsonl", True)]
+    fetch(there, tmp_path / "back")
+    assert (tmp_path / "back" / "metrics.jsonl").read_text() == rows
 
 
 def test_another_run_is_refused(run: Path, there: Path, tmp_path: Path) -> None:
@@ -264,6 +338,9 @@ def test_wrong_words(run: Path, there: Path, tmp_path: Path) -> None:
         (("backup", f"{run}@2", there), 2, f"backup {run}"),
         (("backup", run, run / "inside"), 2, "inside the run"),
         (("backup", run, "nonsense://x/y"), 2, "expected a folder"),
+        (("backup", run, ""), 2, "names no place"),
+        (("backup", run, "s3://"), 2, "names no place"),
+        (("restore", "/", tmp_path / "back"), 2, "names no place"),
         (("backup", run, "simplecache::s3://bucket/x"), 2, "a chain"),
         (("backup", run, "dropbox://x"), 2, "install"),
         (("restore", there, tmp_path / "back"), 4, "no backup.json"),

@@ -349,6 +349,21 @@ def test_an_unfinished_backup_is_told_from_none(run: Path, tmp_path: Path) -> No
     assert "backup.partial.json" not in target.listing()
 
 
+def test_a_backup_of_another_run_that_was_killed_is_in_the_way(run: Path, there: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path, 7, variant="other")
+    send(other, there)
+    (there / "backup.json").rename(there / "backup.partial.json")  # as after a kill before the first index
+    before = contents(there)
+    done = cli("backup", run, there)
+    assert (done.code, "remove backup.partial.json to" in done.err) == (3, True)
+    assert f"holds the backup of {other.name}" in done.err
+    assert contents(there) == before
+    (there / "backup.partial.json").unlink()
+    assert cli("backup", run, there, "--prune").code == 0
+    assert fetch(there, tmp_path / "back").steps == (1, 2, 3)
+    assert {path for path in before if not path.exists()} == {there / "backup.partial.json"}
+
+
 def test_verify_of_a_hostile_but_consistent_backup(run: Path, there: Path, tmp_path: Path) -> None:
     """Its digests fit its files, and the checkpoint in them is damaged: nothing is put in place."""
     flip(pack_of(run / "checkpoints", 3))

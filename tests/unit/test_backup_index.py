@@ -10,22 +10,29 @@ from typing import Any
 
 import pytest
 from cli_samples import cli, contents, make_run
-from hypothesis import given
-from hypothesis import strategies as st
 from support.backups import send
-from support.hostile import BOUNDED, agrees, amounts, fuzz, sealed
+from support.hostile import agrees, amounts, fuzz, sealed
 
 from dino_exp.backup.index import (
     Index,
     StoredCheckpoint,
     StoredFile,
     index_to_bytes,
-    is_stored_path,
     parse_index,
     path_problem,
     stored_path,
 )
-from dino_exp.backup.plan import Remote, lineage_problem, plan_garbage, plan_steps, sort_gone, take_stock
+from dino_exp.backup.plan import (
+    Remote,
+    keep_lost_files,
+    lineage_problem,
+    plan_garbage,
+    plan_steps,
+    retire,
+    same_content,
+    sort_gone,
+    take_stock,
+)
 from dino_exp.checkpoint.canonical import seal
 from dino_exp.checkpoint.types import UnsupportedFormatError
 from dino_exp.errors import CorruptCheckpointError
@@ -163,18 +170,6 @@ def test_names_at_the_target(path: str, expected: str) -> None:
     assert stored_path(path, "0123456789abcdef" * 4) == expected.format("0123456789abcdef")
 
 
-@BOUNDED
-@given(st.text(max_size=30), st.integers(0, 15))
-def test_every_file_that_may_travel_is_known_again(path: str, digit: int) -> None:
-    if path_problem(path) is None:
-        assert is_stored_path(stored_path(path, f"{digit:x}" * 64))
-
-
-@pytest.mark.parametrize("path", ["run.json", "backup.json", "notes.txt", "a/b", "../run.0123456789abcdef.json"])
-def test_other_names_are_not_ours(path: str) -> None:
-    assert not is_stored_path(path)
-
-
 def test_stock_is_good_doubtful_or_bad() -> None:
     files = {f"f{n}": file(f"f{n}") for n in range(4)}
     there = {"f0": Remote(10, "mtime=1"), "f1": Remote(10, "mtime=2"), "f2": Remote(9, "mtime=1")}
@@ -193,6 +188,15 @@ def test_steps_to_send() -> None:
 def test_what_the_run_has_gone_back_behind() -> None:
     kept, passed = sort_gone([checkpoint(9, metrics_bytes=31), checkpoint(4, metrics_bytes=30)], metrics_bytes=30)
     assert ([one.step for one in kept], [one.step for one in passed]) == ([4], [9])
+    kept, passed = sort_gone([checkpoint(9, metrics_bytes=31)], metrics_bytes=None)
+    assert ([one.step for one in kept], passed) == ([9], [])
+
+
+def test_what_the_run_lost_is_kept_unless_something_else_is_in_its_place() -> None:
+    before = replace(index(), files=tuple(map(file, ("a", "b/c", "d", "e", "f"))))
+    now = [file("a", 2), file("b"), file("d/x")]
+    assert keep_lost_files(before, now, {*before.stored()} - {file("f").stored}) == [file("e")]
+    assert keep_lost_files(None, now, ()) == []
 
 
 @pytest.mark.parametrize(
@@ -211,13 +215,23 @@ def test_whose_backup_it_is(run_key: str, attempts: list[str], says: str | None)
     assert problem is None if says is None else says in str(problem)
 
 
-def test_garbage_is_what_no_backup_needs() -> None:
+def test_garbage_is_what_an_index_has_named_and_no_backup_needs() -> None:
     old, before, now = (replace(index(1), files=(file("run.json", content),)) for content in (1, 2, 3))
     dropped = checkpoint(9)
-    there = {*old.stored(), *before.stored(), *now.stored(), "mine.txt", "backup.json", "backup.partial.json"}
-    there |= {each.stored for each in dropped.files}
-    assert plan_garbage(there, now, before, prune=False) == ["backup.partial.json", old.files[0].stored]
+    named = {**old.stored(), **before.stored(), **{each.stored: each for each in dropped.files}}
+    there = {*named, *now.stored(), "dist/main.0123456789abcdef.js", "backup.json", "backup.partial.json"}
+    now = retire(now, named, there)
+    (first,), (second,) = old.files, before.files
+    assert plan_garbage(there, now, before, prune=False) == ["backup.partial.json", first.stored]
     assert set(plan_garbage(there, now, before, prune=True)) == {
-        "backup.partial.json", old.files[0].stored, before.files[0].stored, *(each.stored for each in dropped.files),
+        "backup.partial.json", first.stored, second.stored, *(each.stored for each in dropped.files),
     }  # fmt: skip
-    assert plan_garbage(now.stored(), now, None, prune=True) == []
+    assert plan_garbage(now.stored(), retire(now, named, now.stored()), None, prune=True) == []
+
+
+def test_an_index_that_names_what_was_removed_need_not_be_written_anew() -> None:
+    more = replace(SAMPLE, retired=(file("a", 1), file("b", 2)))
+    assert same_content(replace(SAMPLE, made_at="now"), more)
+    assert not same_content(more, SAMPLE)
+    assert not same_content(SAMPLE, None)
+    assert not same_content(replace(SAMPLE, attempts=()), SAMPLE)

@@ -1,0 +1,71 @@
+"""What to do next: after damage that no look at the list shows, and with a run that did not come back whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from backup_samples import save_with_rows, stored, with_logs
+from cli_samples import cli, make_run
+from support.backups import fetch, send
+from support.checkpoints import flip
+
+
+def rot(path: Path) -> None:
+    """Other content, of the same size and time."""
+    times = path.stat()
+    flip(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_what_rotted_without_a_trace_is_mended_by_reading_all_again(tmp_path: Path) -> None:
+    run, there = with_logs(make_run(tmp_path, 1, 2, 3)), tmp_path / "there"
+    send(run, there)
+    for pattern in ("step-000000002.a001*", "train.*.log"):
+        rot(stored(there, pattern))
+    back = cli("restore", there, tmp_path / "back")
+    assert back.code == 4
+    assert any(f"dino-exp checkpoints backup <run> {there} --reread" in line for line in back.lines)
+    assert cli("backup", run, there).code == 0  # it looks at the list only
+    done = cli("backup", run, there, "--reread", "--json")
+    assert (done.code, done.json["sent"], len(done.json["spoiled"])) == (4, [2], 2)
+    again = cli("backup", run, there, "--reread", "--json")
+    assert (again.code, again.json["sent"], again.json["spoiled"]) == (0, [], [])
+    assert not fetch(there, tmp_path / "whole").left_out
+
+
+def restored(tmp_path: Path, state: str, *harmed: str) -> list[str]:
+    """The last lines that `restore` prints of a run of two checkpoints, of which the later needs the second row."""
+    run, there = make_run(tmp_path, state=state), tmp_path / "there"
+    (run / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    (run / "config.yaml").write_text("seed: 0")
+    save_with_rows(run, 1, num_bytes=12)
+    save_with_rows(run, 2, num_bytes=24)
+    send(run, there)
+    for pattern in harmed:
+        rot(stored(there, pattern))
+    return [line.strip() for line in cli("restore", there, tmp_path / "back").lines[-2:]]
+
+
+@pytest.mark.parametrize("newest", ["good", "damaged"])
+def test_a_finished_run_goes_on_as_a_new_one(tmp_path: Path, newest: str) -> None:
+    step, harmed = (2, ()) if newest == "good" else (1, ("step-000000002.a001*",))
+    line, _ = restored(tmp_path, "completed", *harmed)
+    assert line.startswith(f"next: python -m dino_exp.train fork={tmp_path / 'back'}@{step} ")
+
+
+def test_a_stopped_run_goes_on_from_an_older_checkpoint(tmp_path: Path) -> None:
+    line, _ = restored(tmp_path, "stopped", "step-000000002.a001*")
+    assert line == f"next: python -m dino_exp.train resume={tmp_path / 'back'}"
+
+
+def test_a_run_without_its_rows_goes_on_as_a_new_one(tmp_path: Path) -> None:
+    line, _ = restored(tmp_path, "stopped", "metrics.*.jsonl")
+    assert "fork=" in line
+    assert "metrics.jsonl lacks rows" in line
+
+
+def test_a_run_without_its_settings_is_only_looked_at(tmp_path: Path) -> None:
+    _, line = restored(tmp_path, "stopped", "config.*.yaml")
+    assert line.startswith("next: dino-exp checkpoints list ")

@@ -191,7 +191,7 @@ def test_later_attempts_are_written_only_when_something_changed(repo, tmp_path):
     first, _ = record(repo, tmp_path)
     record_code(repo / "pkg", code, attempt=2)
     assert not (code / "attempts").exists()
-    (repo / "pkg" / "__init__.py").write_text("x = 9\n")
+    (repo / "pkg" / "__init__.py").write_text("x = 9  # of another length, whatever the clock says\n")
     third = record_code(repo / "pkg", code, attempt=3)
     record_code(repo / "pkg", code, attempt=4)
     assert [path.name for path in (code / "attempts").iterdir()] == ["003"]

@@ -103,6 +103,7 @@ class _Backup:
     def run(self, *, prune: bool, reread: bool) -> BackupReport:
         """Everything, in order. The checkpoints first: the logs are then at least as long as those need them."""
         before, unfinished = self._read_index(), self._read_partial()
+        self._courier.look()
         indexes = [index for index in (before, unfinished) if index is not None]
         self._named = {stored: file for index in indexes for stored, file in index.named().items()}
         needed = {stored: file for index in indexes for stored, file in index.stored().items()}
@@ -327,9 +328,16 @@ class _Backup:
 
     def _commit(self, now: Index, before: Index | None, *, prune: bool) -> None:
         """Put the index in place, and remove what is of no use any more."""
-        if not same_content(now, before):
+        garbage = plan_garbage(self._courier.there, now, before, prune=prune)
+        is_new = not same_content(now, before)
+        if (is_new or garbage) and self._courier.read_index(INDEX) != before:
+            raise RefusedError(
+                f"{self._courier.target.shown}: another backup was committed since this one began; its index is left "
+                "as it is, and nothing was removed. The same command goes on from there"
+            )
+        if is_new:
             self._courier.put_index(INDEX, now)
-        for path in plan_garbage(self._courier.there, now, before, prune=prune):
+        for path in garbage:
             self._courier.target.remove(path)
 
 

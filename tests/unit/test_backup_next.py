@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from backup_samples import save_with_rows, stored, with_logs
-from cli_samples import cli, make_run
-from support.backups import fetch, send
-from support.checkpoints import flip
+from cli_samples import KEEP, cli, make_run
+from support.backups import fetch, send, target_of
+from support.checkpoints import flip, save_steps
+
+from dino_exp.backup.plan import Remote
+from dino_exp.errors import RefusedError
 
 
 def rot(path: Path) -> None:
@@ -33,6 +37,33 @@ def test_what_rotted_without_a_trace_is_mended_by_reading_all_again(tmp_path: Pa
     again = cli("backup", run, there, "--reread", "--json")
     assert (again.code, again.json["sent"], again.json["spoiled"]) == (0, [], [])
     assert not fetch(there, tmp_path / "whole").left_out
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_copies_at_once_the_later_one_gives_way_and_goes_on(tmp_path: Path, first: bool) -> None:
+    """On two machines, where no lock keeps them apart: the other begins and ends before this one commits."""
+    run, there, other = make_run(tmp_path, 1), tmp_path / "there", tmp_path / "copy" / "run"
+    if not first:
+        send(run, there)
+    shutil.copytree(run, other)
+    save_steps(run / "checkpoints", [2], keep=KEEP)
+    for folder in (run, other):
+        (folder / "train.log").write_text(str(folder))
+    target = target_of(there)
+    listing = target.listing
+
+    def meanwhile() -> dict[str, Remote]:
+        found = listing()
+        send(other, there)
+        return found
+
+    target.listing = meanwhile  # type: ignore[method-assign]
+    with pytest.raises(RefusedError, match="another backup was committed since this one began"):
+        send(run, there, target=target)
+    fetch(there, tmp_path / "back")
+    assert (tmp_path / "back" / "train.log").read_text() == str(other)
+    assert send(run, there).steps == (1, 2)
+    assert fetch(there, tmp_path / "again").left_out == ()
 
 
 def restored(tmp_path: Path, state: str, *harmed: str) -> list[str]:

@@ -120,6 +120,8 @@ class _Backup:
         ]
         self._left_out += lost_steps(before, known, here, bad)
         told = self._lost_here(lost)
+        if prune:
+            self._check_here(plan.have)
         why_not = self._why_not_pruned({**present, **self._thinned}.values(), told) if prune else None
         may_prune = prune and why_not is None
         if may_prune:
@@ -297,6 +299,21 @@ class _Backup:
             for file in lost
             if file.path not in told
         ]
+
+    def _check_here(self, steps: Iterable[int]) -> None:
+        """Check every byte of checkpoints that need not be sent: the target has what the run had once."""
+        self._progress.expect(CheckpointReader(self._paths.checkpoints).num_bytes(steps))
+        for step in steps:
+            try:
+                manifest, _ = self._store.read(step)
+                folder, heard = self._store.packs_folder, self._progress.heard
+                damage = next(find_damage(manifest, self._store.files, folder, heard), None)
+                problem = None if damage is None else damage.reason
+            except _UNREADABLE as unreadable:
+                problem = str(unreadable)
+            if problem is not None and step in self._store.steps():
+                reason = f"{problem}; the target keeps the good one of before"
+                self._left_out.append(LeftOut(step=step, reason=reason, damaged=True))
 
     def _why_not_pruned(self, present: Iterable[StoredCheckpoint], lost: Iterable[LeftOut]) -> str | None:
         """A backup is not made smaller on the word of a run that is not well."""

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from backup_samples import save_with_rows, stored, with_logs
 from cli_samples import KEEP, cli, make_run
+from runs_samples import sample_record
 from support.backups import fetch, send, target_of
 from support.checkpoints import flip, save_steps
 
 from dino_exp.backup.plan import Remote
 from dino_exp.errors import RefusedError
+
+HORIZON = sample_record().schedule.horizon_steps
 
 
 def rot(path: Path) -> None:
@@ -83,7 +86,14 @@ def restored(tmp_path: Path, state: str, *harmed: str) -> list[str]:
 def test_a_finished_run_goes_on_as_a_new_one(tmp_path: Path, newest: str) -> None:
     step, harmed = (2, ()) if newest == "good" else (1, ("step-000000002.a001*",))
     line, _ = restored(tmp_path, "completed", *harmed)
-    assert line.startswith(f"next: python -m dino_exp.train fork={tmp_path / 'back'}@{step} ")
+    assert line.startswith(f"next: python -m dino_exp.train fork={tmp_path / 'back'}@{step}   #")
+
+
+def test_one_that_has_all_its_steps_goes_on_if_there_are_to_be_more(tmp_path: Path) -> None:
+    run, there = make_run(tmp_path, HORIZON, state="completed"), tmp_path / "there"
+    send(run, there)
+    line = cli("restore", there, tmp_path / "back").lines[1]
+    assert f"fork={tmp_path / 'back'}@{HORIZON} train.epochs=<more>   #" in line
 
 
 def test_a_stopped_run_goes_on_from_an_older_checkpoint(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class Courier:
 
     def __init__(self, run: Path, target: Target, progress: Progress) -> None:
         self._run, self.target, self._progress = run, target, progress
-        self.there: dict[str, Remote] = target.listing()
+        self.there: dict[str, Remote] = {}
         self.good: dict[str, StoredFile] = {}
         self.bytes_sent = self.content_sent = 0
 
@@ -44,9 +44,11 @@ class Courier:
 
         Raises CorruptCheckpointError, UnsupportedFormatError, BackupError.
         """
-        if path not in self.there:
+        try:
+            data = self.target.read_small(path, MAX_INDEX_BYTES)
+        except GoneError:
             return None
-        return parse_index(self.target.read_small(path, MAX_INDEX_BYTES), f"{self.target.shown}/{path}")
+        return parse_index(data, f"{self.target.shown}/{path}")
 
     def put_index(self, path: str, index: Index) -> None:
         """Write an index and read it back. Raises BackupError."""
@@ -61,6 +63,10 @@ class Courier:
                 f"{self.target.shown}/{path}: not what was sent; is another backup under way? "
                 "The same command finds out what is there and goes on"
             )
+
+    def look(self) -> None:
+        """List what is there: after the indexes were read, or it may lack what they name."""
+        self.there = self.target.listing()
 
     def check(self, files: dict[str, StoredFile], *, reread: bool) -> dict[str, str]:
         """Find out which files at the target are as they were; what ails each of the others.

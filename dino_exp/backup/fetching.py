@@ -208,13 +208,14 @@ class _Restore:
         """Look at what was fetched as a run: its record, and every byte of its checkpoints by their own digests."""
         shown = self._target.shown
         what = "; ".join(item.reason for item in left_out[:3])
+        mend = f"To mend it from the run, if that is still there: dino-exp checkpoints backup <run> {shown} --reread"
         record = load_record(RunPaths(self._building).run_json)
         if record is None or record.run_key != self._index.run_key:
             raise CorruptCheckpointError(
-                f"{shown}: no run.json of {self._index.run_key} in this backup. {what}".strip()
+                f"{shown}: no run.json of {self._index.run_key} in this backup. {what}. {mend}"
             )
         if self._index.checkpoints and not steps:
-            raise CorruptCheckpointError(f"{shown}: no checkpoint of this backup is good. {what}")
+            raise CorruptCheckpointError(f"{shown}: no checkpoint of this backup is good. {what}. {mend}")
         done = 0
 
         def heard(now: int, _: int) -> None:

@@ -103,6 +103,7 @@ class _Backup:
     def run(self, *, prune: bool, reread: bool) -> BackupReport:
         """Everything, in order. The checkpoints first: the logs are then at least as long as those need them."""
         before, unfinished = self._read_index(), self._read_partial()
+        self._courier.look()
         indexes = [index for index in (before, unfinished) if index is not None]
         self._named = {stored: file for index in indexes for stored, file in index.named().items()}
         needed = {stored: file for index in indexes for stored, file in index.stored().items()}
@@ -119,6 +120,8 @@ class _Backup:
         ]
         self._left_out += lost_steps(before, known, here, bad)
         told = self._lost_here(lost)
+        if prune:
+            self._check_here(plan.have)
         why_not = self._why_not_pruned({**present, **self._thinned}.values(), told) if prune else None
         may_prune = prune and why_not is None
         if may_prune:
@@ -297,6 +300,21 @@ class _Backup:
             if file.path not in told
         ]
 
+    def _check_here(self, steps: Iterable[int]) -> None:
+        """Check every byte of checkpoints that need not be sent: the target has what the run had once."""
+        self._progress.expect(CheckpointReader(self._paths.checkpoints).num_bytes(steps))
+        for step in steps:
+            try:
+                manifest, _ = self._store.read(step)
+                folder, heard = self._store.packs_folder, self._progress.heard
+                damage = next(find_damage(manifest, self._store.files, folder, heard), None)
+                problem = None if damage is None else damage.reason
+            except _UNREADABLE as unreadable:
+                problem = str(unreadable)
+            if problem is not None and step in self._store.steps():
+                reason = f"{problem}; the target keeps the good one of before"
+                self._left_out.append(LeftOut(step=step, reason=reason, damaged=True))
+
     def _why_not_pruned(self, present: Iterable[StoredCheckpoint], lost: Iterable[LeftOut]) -> str | None:
         """A backup is not made smaller on the word of a run that is not well."""
         if any(item.damaged for item in [*self._left_out, *lost]):
@@ -327,9 +345,16 @@ class _Backup:
 
     def _commit(self, now: Index, before: Index | None, *, prune: bool) -> None:
         """Put the index in place, and remove what is of no use any more."""
-        if not same_content(now, before):
+        garbage = plan_garbage(self._courier.there, now, before, prune=prune)
+        is_new = not same_content(now, before)
+        if (is_new or garbage) and self._courier.read_index(INDEX) != before:
+            raise RefusedError(
+                f"{self._courier.target.shown}: another backup was committed since this one began; its index is left "
+                "as it is, and nothing was removed. The same command goes on from there"
+            )
+        if is_new:
             self._courier.put_index(INDEX, now)
-        for path in plan_garbage(self._courier.there, now, before, prune=prune):
+        for path in garbage:
             self._courier.target.remove(path)
 
 

@@ -16,12 +16,12 @@ from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, RunArgume
 from dino_exp.cli.owning import own
 from dino_exp.cli.progress import progress
 from dino_exp.cli.show import count_text, plain, print_json, size_text
-from dino_exp.cli.verify import is_finished
 from dino_exp.config.typed import override, train_command
 from dino_exp.errors import DinoExpError
 from dino_exp.fsio import LOCAL
 from dino_exp.runs.events import EventLog
 from dino_exp.runs.layout import RunPaths
+from dino_exp.runs.record import load_record
 
 if TYPE_CHECKING:
     from dino_exp.backup.fetching import RestoreReport
@@ -203,8 +203,10 @@ def _going_on(paths: RunPaths, lost: set[str]) -> list[str]:
     if newest is None:
         return [resume]
     fork = train_command(override("fork", f"{paths.directory}@{newest.step}"))
-    if is_finished(paths):
-        return [f"{fork}   # a new run from its newest good one: it is finished"]
+    record = load_record(paths.run_json)
+    if record is not None and record.state == "completed":
+        more = "" if newest.step < record.schedule.horizon_steps else " train.epochs=<more>"
+        return [f"{fork}{more}   # a new run from its newest good one: it is finished"]
     if (LOCAL.size(paths.metrics) or 0) < metrics_bytes(newest):
         return [f"{fork}   # a new run: {paths.metrics.name} lacks rows of this checkpoint"]
     return [resume]

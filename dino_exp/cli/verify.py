@@ -150,7 +150,7 @@ def _advice(paths: RunPaths, damaged: list[int], good: list[int] | None) -> str:
         return f"dino-exp checkpoints verify {run}   # the other checkpoints"
     if not good:
         return "none of its checkpoints is good: put them back from a copy, or start anew with run.variant=<name>"
-    if is_finished(paths):
+    if _is_finished(paths):
         fork = train_command(override("fork", f"{paths.directory}@{good[-1]}"))
         return f"{fork}   # a new run from its newest good one: it is finished"
     resume = train_command(override("resume", paths.directory))
@@ -160,8 +160,7 @@ def _advice(paths: RunPaths, damaged: list[int], good: list[int] | None) -> str:
     return f"{resume}   # moves {bad} to quarantine/ and goes on from step {good[-1]}"
 
 
-def is_finished(paths: RunPaths) -> bool:
-    """Whether a run says that it came to its end, so that no resume goes on with it."""
+def _is_finished(paths: RunPaths) -> bool:
     try:
         record = load_record(paths.run_json)
     except (DinoExpError, OSError):

@@ -124,6 +124,7 @@ def test_nothing_good_is_not_put_in_place(run: Path, there: Path, tmp_path: Path
     back = cli("restore", there, tmp_path / "back")
     assert back.code == 4
     assert "no checkpoint of this backup is good" in back.err
+    assert f"dino-exp checkpoints backup <run> {there} --reread" in back.err
     assert not (tmp_path / "back").exists()
 
 
@@ -362,6 +363,15 @@ def test_a_backup_of_another_run_that_was_killed_is_in_the_way(run: Path, there:
     assert cli("backup", run, there, "--prune").code == 0
     assert fetch(there, tmp_path / "back").steps == (1, 2, 3)
     assert {path for path in before if not path.exists()} == {there / "backup.partial.json"}
+
+
+def test_damage_here_of_what_the_target_has_keeps_a_prune_from_it(run: Path, there: Path) -> None:
+    send(run, there)
+    (run / "checkpoints" / "step-000000001.json").unlink()
+    flip(pack_of(run / "checkpoints", 3))
+    done = cli("backup", run, there, "--prune", "--json")
+    assert (done.code, done.json["checkpoints"], done.json["pruned"]) == (4, [1, 2, 3], [])
+    assert [(item["step"], item["damaged"]) for item in done.json["left_out"]] == [(3, True)]
 
 
 def test_verify_of_a_hostile_but_consistent_backup(run: Path, there: Path, tmp_path: Path) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from backup_samples import save_with_rows, stored, with_logs
-from cli_samples import cli, make_run
-from support.backups import fetch, send
-from support.checkpoints import flip
+from cli_samples import KEEP, cli, make_run
+from runs_samples import sample_record
+from support.backups import fetch, send, target_of
+from support.checkpoints import flip, save_steps
+
+from dino_exp.backup.plan import Remote
+from dino_exp.errors import RefusedError
+
+HORIZON = sample_record().schedule.horizon_steps
 
 
 def rot(path: Path) -> None:
@@ -35,6 +42,33 @@ def test_what_rotted_without_a_trace_is_mended_by_reading_all_again(tmp_path: Pa
     assert not fetch(there, tmp_path / "whole").left_out
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_copies_at_once_the_later_one_gives_way_and_goes_on(tmp_path: Path, first: bool) -> None:
+    """On two machines, where no lock keeps them apart: the other begins and ends before this one commits."""
+    run, there, other = make_run(tmp_path, 1), tmp_path / "there", tmp_path / "copy" / "run"
+    if not first:
+        send(run, there)
+    shutil.copytree(run, other)
+    save_steps(run / "checkpoints", [2], keep=KEEP)
+    for folder in (run, other):
+        (folder / "train.log").write_text(str(folder))
+    target = target_of(there)
+    listing = target.listing
+
+    def meanwhile() -> dict[str, Remote]:
+        found = listing()
+        send(other, there)
+        return found
+
+    target.listing = meanwhile  # type: ignore[method-assign]
+    with pytest.raises(RefusedError, match="another backup was committed since this one began"):
+        send(run, there, target=target)
+    fetch(there, tmp_path / "back")
+    assert (tmp_path / "back" / "train.log").read_text() == str(other)
+    assert send(run, there).steps == (1, 2)
+    assert fetch(there, tmp_path / "again").left_out == ()
+
+
 def restored(tmp_path: Path, state: str, *harmed: str) -> list[str]:
     """The last lines that `restore` prints of a run of two checkpoints, of which the later needs the second row."""
     run, there = make_run(tmp_path, state=state), tmp_path / "there"
@@ -52,7 +86,14 @@ def restored(tmp_path: Path, state: str, *harmed: str) -> list[str]:
 def test_a_finished_run_goes_on_as_a_new_one(tmp_path: Path, newest: str) -> None:
     step, harmed = (2, ()) if newest == "good" else (1, ("step-000000002.a001*",))
     line, _ = restored(tmp_path, "completed", *harmed)
-    assert line.startswith(f"next: python -m dino_exp.train fork={tmp_path / 'back'}@{step} ")
+    assert line.startswith(f"next: python -m dino_exp.train fork={tmp_path / 'back'}@{step}   #")
+
+
+def test_one_that_has_all_its_steps_goes_on_if_there_are_to_be_more(tmp_path: Path) -> None:
+    run, there = make_run(tmp_path, HORIZON, state="completed"), tmp_path / "there"
+    send(run, there)
+    line = cli("restore", there, tmp_path / "back").lines[1]
+    assert f"fork={tmp_path / 'back'}@{HORIZON} train.epochs=<more>   #" in line
 
 
 def test_a_stopped_run_goes_on_from_an_older_checkpoint(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_the_same_sweep_again_skips_continues_and_retries(lab: Lab) -> None:
     assert last_digest(lab.outputs / "runs" / run.name) == last_digest(run)
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_past_what_fails_and_says_how_to_go_on(lab: Lab) -> None:
     words = ("train.batch_size=100000,64", "train.stop_after_steps=2", "sweep.name=sizes")
     printed = lab.train("--multirun", *words, code=1)
@@ -86,6 +87,7 @@ def test_a_sweep_goes_past_what_fails_and_says_how_to_go_on(lab: Lab) -> None:
     assert record(lab.only_run())["step"] == 4
 
 
+@pytest.mark.slow
 def test_two_jobs_of_one_run_are_refused(lab: Lab) -> None:
     printed = lab.train("--multirun", "runtime.workers=0,1", "train.stop_after_steps=2", code=3)
     assert "2 jobs of this sweep are the same run" in printed

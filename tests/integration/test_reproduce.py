@@ -69,6 +69,7 @@ def git(*words: str, cwd: Path) -> None:
     subprocess.run(["git", *words], cwd=cwd, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_code_that_was_changed_and_not_committed_is_made_again(tmp_path: Path) -> None:
     """The program that reproduces is another version than the one that trained."""
     clone = tmp_path / "clone"

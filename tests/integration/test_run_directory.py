@@ -194,6 +194,7 @@ def test_collapse_is_named_and_says_what_to_change(lab: Lab) -> None:
     assert record(lab.only_run())["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_collapse_may_be_warned_about_only(lab: Lab) -> None:
     lab.settings = COLLAPSING
     printed = lab.train("train.on_collapse=warn", "train.stop_after_epochs=11")

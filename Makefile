@@ -45,5 +45,6 @@ bench: setup  ## the benchmarks, as ratios within one run
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.loop_overhead
 	$(BIN)/python -m benchmarks.checkpoint
+	$(BIN)/python -m benchmarks.storage
 	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.catalogue

@@ -36,6 +36,10 @@ class CheckpointError(DinoExpError):
     """A checkpoint could not be written, or was used wrongly."""
 
 
+class ManifestTooLargeError(CheckpointError):
+    """A checkpoint takes more words to describe than a reader would take in. Nothing was committed."""
+
+
 class SaveFailedError(CheckpointError):
     """The disk did not take a checkpoint: it is full, gives errors, or gave back other bytes.
 

@@ -231,7 +231,7 @@ class Ledger:
             dropped = self._drop(planned.plan, heed_pins=True)
         finally:
             self.renew_registry(schedule)
-        return replace(as_done(planned, dropped, rows), freed_bytes=before - self.num_bytes())
+        return as_done(planned, dropped, self.rows, before - self.num_bytes())
 
     def num_bytes(self) -> int:
         """What packs and manifests take on the disk."""

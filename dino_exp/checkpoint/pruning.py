@@ -131,10 +131,10 @@ def plan_prune(
     )
 
 
-def as_done(planned: PrunePlan, dropped: Collection[int], rows: Mapping[int, Row]) -> PrunePlan:
+def as_done(planned: PrunePlan, dropped: Collection[int], left: Mapping[int, Row], freed: int) -> PrunePlan:
     """The plan as it was carried out: what was to go and did not was pinned after the plan was made.
 
-    `rows` are those before.
+    `left` are the rows afterwards, `freed` the bytes that the disk has back.
     """
     late = {step: "keep: pinned just now" for step in planned.plan.drop if step not in dropped}
     plan = RetentionPlan(
@@ -143,8 +143,7 @@ def as_done(planned: PrunePlan, dropped: Collection[int], rows: Mapping[int, Row
         reasons={**planned.plan.reasons, **late},
         thin=planned.plan.thin,
     )
-    foreign = foreign_packs(without(rows, dropped))
-    return replace(planned, plan=plan, freed_bytes=freed_bytes(rows, dropped), foreign_bytes=sum(foreign.values()))
+    return replace(planned, plan=plan, freed_bytes=freed, foreign_bytes=sum(foreign_packs(left).values()))
 
 
 def without(rows: Mapping[int, Row], steps: Collection[int]) -> dict[int, Row]:

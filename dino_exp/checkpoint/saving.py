@@ -17,8 +17,7 @@ from torch import Tensor
 from dino_exp.checkpoint.base import UnusableBaseError
 from dino_exp.checkpoint.layout import PackName
 from dino_exp.checkpoint.ledger import Ledger
-from dino_exp.checkpoint.manifest import Manifest, manifest_to_bytes
-from dino_exp.checkpoint.manifest_parse import MAX_MANIFEST_BYTES
+from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.pace import Pace
 from dino_exp.checkpoint.pruning import foreign_packs
 from dino_exp.checkpoint.rewriting import check_content
@@ -26,7 +25,7 @@ from dino_exp.checkpoint.shrinking import Shrinker
 from dino_exp.checkpoint.storage import RAW_STORAGE
 from dino_exp.checkpoint.types import JSON, CheckpointInfo
 from dino_exp.checkpoint.writing import SaveRequest, Writer, bytes_needed, write_state
-from dino_exp.errors import CheckpointError, CorruptCheckpointError, SaveFailedError
+from dino_exp.errors import CheckpointError, CorruptCheckpointError, ManifestTooLargeError, SaveFailedError
 
 OnCommit: TypeAlias = Callable[[CheckpointInfo], None]
 Hook: TypeAlias = Callable[[], object]
@@ -106,9 +105,12 @@ class Saver:
 
     def _write_good(self, job: SaveJob) -> Manifest:
         """Write and read back. What turns out bad is written once more, as it is and without other checkpoints."""
-        self._write_with_room(job)
         try:
+            self._write_with_room(job)
             return self._read_back(job)
+        except ManifestTooLargeError:  # what it builds on takes too many words
+            if job.by.storage.codec == "raw":
+                raise
         except CorruptCheckpointError as damage:
             self._set_aside(job.request.step, damage)
             if job.by.storage.codec == "raw":
@@ -184,10 +186,7 @@ class Saver:
         storage = job.by.storage
         base = self._ledger.newest_base(job.request.step, storage.max_chain) if storage.codec == "delta" else None
         try:
-            manifest = write(base=base)
-            if base is None or len(manifest_to_bytes(manifest)) <= MAX_MANIFEST_BYTES:
-                return manifest
-            return write()  # what it builds on takes too many words
+            return write(base=base)
         except UnusableBaseError as problem:
             if problem.is_damage:
                 self._ledger.note_damage(problem.step, problem.reason)

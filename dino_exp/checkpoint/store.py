@@ -25,7 +25,7 @@ from dino_exp.checkpoint.layout import (
 )
 from dino_exp.checkpoint.manifest import Manifest, manifest_to_bytes
 from dino_exp.checkpoint.manifest_parse import MAX_MANIFEST_BYTES, parse_manifest
-from dino_exp.errors import CheckpointError, CorruptCheckpointError
+from dino_exp.errors import CheckpointError, CorruptCheckpointError, ManifestTooLargeError
 from dino_exp.fsio import LOCAL, DamagedFileError, Files
 
 Identity = tuple[int, str]  # size of a manifest's file and the digest at its end: which version of it this is
@@ -113,7 +113,7 @@ class Store:
         temporary = self.folder / temporary_name(target.name)
         data = manifest_to_bytes(manifest)
         if len(data) > MAX_MANIFEST_BYTES:
-            raise CheckpointError(f"{target.name}: {len(data)} bytes, expected at most {MAX_MANIFEST_BYTES}")
+            raise ManifestTooLargeError(f"{target.name}: {len(data)} bytes, expected at most {MAX_MANIFEST_BYTES}")
         self.files.sync_dir(self.packs_folder)
         try:
             self._write_manifest(temporary, data)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.checkpoints import COMPANIONS, KINDS, Kind, flip, open_manager, pack_of, quick_files, request
+from support.checkpoints import COMPANIONS, KINDS, Kind, Named, bits, flip, open_manager, pack_of, quick_files, request
 
 from dino_exp.checkpoint.dtypes import DTYPES
 from dino_exp.checkpoint.reader import CheckpointReader
@@ -19,21 +18,6 @@ from dino_exp.errors import CorruptCheckpointError
 
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-class Named:
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.tensors = tensors
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self.tensors)
-
-    def load_state_dict(self, state: Any) -> None:
-        self.tensors = {name: state[name] for name in self.tensors}
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def of_bits(dtype: str, shape: tuple[int, ...], seed: int, special: bool) -> torch.Tensor:

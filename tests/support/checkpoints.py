@@ -63,6 +63,23 @@ class ToyState:
         return same and self.values == other.values
 
 
+class Named:
+    """A state that is nothing but tensors, which it takes back as they are."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.tensors)
+
+    def load_state_dict(self, state: Any) -> None:
+        self.tensors = {name: state[name] for name in self.tensors}
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
 class CodedState(ToyState):
     """The same, with tensors for which the codecs pay: some that move a little, one that never does."""
 

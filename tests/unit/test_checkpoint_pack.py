@@ -9,24 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.checkpoints import open_manager, request
+from support.checkpoints import Named, bits, open_manager, request
 
 from dino_exp.checkpoint.dtypes import DTYPES
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.fsio import Files
 
 SHAPES = [(), (1,), (0,), (3, 0, 2), (5,), (2, 3, 4)]
-
-
-class AnyState:
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.tensors = tensors
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self.tensors)
-
-    def load_state_dict(self, state: Any) -> None:
-        self.tensors = {name: state[name] for name in self.tensors}
 
 
 def of_bytes(dtype: torch.dtype, shape: tuple[int, ...], data: bytes) -> torch.Tensor:
@@ -43,12 +32,8 @@ def of_bytes(dtype: torch.dtype, shape: tuple[int, ...], data: bytes) -> torch.T
     )
 
 
-def bits(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
 def save(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    open_manager(folder).save(AnyState(tensors), request(1))
+    open_manager(folder).save(Named(tensors), request(1))
     return next((folder / "packs").iterdir())
 
 
@@ -56,7 +41,7 @@ def save(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
 def test_every_type_and_shape_comes_back_bit_for_bit(tmp_path: Path, shape: tuple[int, ...]) -> None:
     tensors = {name: of_bytes(getattr(torch, name), shape, bytes(range(1, 250, 7))) for name in DTYPES}
     path = save(tmp_path, tensors)
-    state = AnyState({name: torch.zeros_like(tensor) for name, tensor in tensors.items()})
+    state = Named({name: torch.zeros_like(tensor) for name, tensor in tensors.items()})
     open_manager(tmp_path).restore(state)
     loaded = CheckpointReader(tmp_path).load_tensors()
     others = load_file(path)
@@ -129,7 +114,7 @@ def test_a_torn_pack_has_no_header(tmp_path: Path) -> None:
             super().unlink(path)
 
     with pytest.raises(TornError):
-        open_manager(tmp_path, files=Tearing()).save(AnyState({"a": torch.ones(9)}), request(1))
+        open_manager(tmp_path, files=Tearing()).save(Named({"a": torch.ones(9)}), request(1))
     (path,) = (tmp_path / "packs").iterdir()
     assert path.read_bytes()[:8] == bytes(8)
 
@@ -137,7 +122,7 @@ def test_a_torn_pack_has_no_header(tmp_path: Path) -> None:
 def test_memory_of_a_restore_is_that_of_one_tensor(tmp_path: Path) -> None:
     """The state sees a mapping that reads on demand."""
 
-    class Watching(AnyState):
+    class Watching(Named):
         def load_state_dict(self, state: Any) -> None:
             one, two = state["a"], state["a"]
             assert one is not two

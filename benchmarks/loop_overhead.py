@@ -53,7 +53,7 @@ def bare_script() -> float:
         state.center_1K.copy_(updated_center(state.center_1K, teacher, 0.9))
         state.optimizer.zero_grad()
         terms.loss.backward()
-        clip_per_parameter_(params, 3.0)
+        clip_per_parameter_([p.grad for p in params if p.grad is not None], 3.0)
         set_hyper(state.optimizer, lr=1e-3, weight_decay=0.04)
         state.optimizer.step()
         ema_update_(averages, params, 0.99)

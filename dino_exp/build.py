@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from dino_exp.checkpoint import policies
 from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.storage import Storage
+from dino_exp.checkpoint.writers import Writers
 from dino_exp.config.schema import (
     AdamWConfig,
     CheckpointConfig,
@@ -40,13 +41,22 @@ from dino_exp.dino.multicrop import MultiCropModel
 from dino_exp.dino.optim import build_optimizer
 from dino_exp.dino.parts import COMPANIONS, THIN_PARTS
 from dino_exp.dino.schedules import ScheduleName, Schedules
+from dino_exp.dist.council import Council
+from dino_exp.dist.place import ALONE, Place
+from dino_exp.dist.ranks import ONE_RANK, Ranks
+from dino_exp.errors import ConfigError
 from dino_exp.models.head import DINOHead
 from dino_exp.models.init import Scheme, materialise
 from dino_exp.models.vit import VisionTransformer
+from dino_exp.training import parallel
 from dino_exp.training.evaluator import Evaluator
+from dino_exp.training.parallel import Parallel
 from dino_exp.training.plan import TrainingPlan, plan_stop
 from dino_exp.training.state import TrainState
 from dino_exp.training.step import StepRule
+
+if TYPE_CHECKING:
+    from dino_exp.checkpoint.sharding.member import Member
 
 
 @dataclass(frozen=True)
@@ -176,6 +186,45 @@ def build_state(config: Config, channels: int, device: torch.device) -> TrainSta
     return TrainState(student, teacher, _build_optimizer(config.optimizer, student), center)
 
 
+def spread(config: Config, state: TrainState, ranks: Ranks) -> Parallel:
+    """Lay a state that is whole on every rank over the ranks, as `runtime.parallel` says.
+
+    Raises ConfigError for a batch that leaves a rank without an image.
+    """
+    place, train = ranks.place, config.train
+    if place.size == 1:
+        return parallel.ALONE
+    least = place.size * train.accumulate
+    if train.batch_size < least:
+        parts = f" in {train.accumulate} parts each" if train.accumulate > 1 else ""
+        raise ConfigError(
+            f"train.batch_size={train.batch_size} on {place.size} processes{parts}: expected at least {least}, an "
+            "image for each; start fewer processes"
+        )
+    if parallel_name(config.runtime.parallel, state) == "ddp":
+        return parallel.Replicated(state.student, state.teacher, ranks)
+    from dino_exp.training.sharded import Sharded  # FSDP takes a while to import
+
+    spread_out = Sharded(state.student, state.teacher, ranks, precision=train.precision)
+    state.optimizer = _build_optimizer(config.optimizer, state.student)
+    return spread_out
+
+
+_BYTES_PER_PARAMETER = 20  # student, teacher, two moments and gradients, in float32
+_SHARE_OF_DEVICE = 0.5  # the other half is for activations
+
+
+def parallel_name(asked: str, state: TrainState) -> str:
+    """How models lie over several ranks: whole on each, unless asked otherwise or too large for the device."""
+    if asked != "auto":
+        return asked
+    device = state.center_1K.device
+    if device.type != "cuda":
+        return "ddp"
+    needed = _BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in state.student.parameters())
+    return "fsdp" if needed > _SHARE_OF_DEVICE * torch.cuda.get_device_properties(device).total_memory else "ddp"
+
+
 def _build_optimizer(config: OptimizerConfig, student: MultiCropModel) -> torch.optim.Optimizer:
     if isinstance(config, SgdConfig):
         return build_optimizer("sgd", student, momentum=config.momentum)
@@ -187,6 +236,8 @@ def build_rule(config: Config) -> StepRule:
     """The constants of a step."""
     return StepRule(
         seed=config.seed,
+        batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
         student_temp=config.loss.student_temp,
         center_momentum=config.loss.center_momentum,
         drop_path_rate=config.model.drop_path_rate,
@@ -197,7 +248,7 @@ def build_rule(config: Config) -> StepRule:
 
 
 def build_evaluator(
-    config: Config, data: Data, augment: DigitsAugment | DinoAugment, schedules: Schedules
+    config: Config, data: Data, augment: DigitsAugment | DinoAugment, schedules: Schedules, ranks: Ranks = ONE_RANK
 ) -> Evaluator:
     """Evaluation during training; not needed where `evaluation.every_epochs` is null."""
     return Evaluator(
@@ -209,17 +260,19 @@ def build_evaluator(
         rule=build_rule(config),
         seed=config.seed,
         batch_size=config.evaluation.batch_size,
+        ranks=ranks,
     )
 
 
-def build_batches(config: Config, dataset: Dataset, start_step: int) -> BatchStream:
-    """The loader, continuing after `start_step`; its workers start here."""
+def build_batches(config: Config, dataset: Dataset, start_step: int, place: Place = ALONE) -> BatchStream:
+    """The loader of this process's shares, continuing after `start_step`; its workers start here."""
     return BatchStream(
         dataset,
         seed=config.seed,
         batch_size=config.train.batch_size,
         start_step=start_step,
         num_workers=config.runtime.workers,
+        place=place,
     )
 
 
@@ -278,8 +331,9 @@ def build_manager(
     guard: Callable[[], None],
     on_event: Callable[..., None],
     on_commit: Callable[..., None],
+    writers: Writers | None = None,
 ) -> CheckpointManager | None:
-    """The run's checkpoints; None when nothing is ever saved and nothing was."""
+    """The run's checkpoints; None when nothing is ever saved and nothing was. `writers`: those who write them."""
     policy = build_save_policy(config)
     if not policy.policies and not directory.exists():
         return None
@@ -289,8 +343,9 @@ def build_manager(
         keep=build_keep_policy(config),
         attempt=attempt,
         background=config.storage.background,
-        max_bytes_per_sec=None if config.storage.max_mb_per_sec is None else config.storage.max_mb_per_sec * 1e6,
+        max_bytes_per_sec=_bytes_per_sec(config),
         require_finite=True,
+        writers=writers,
         guard=guard,
         on_event=on_event,
         on_commit=on_commit,
@@ -301,4 +356,24 @@ def build_manager(
             threads=config.storage.threads,
             companions=COMPANIONS,
         ),
+    )
+
+
+def _bytes_per_sec(config: CheckpointConfig) -> float | None:
+    return None if config.storage.max_mb_per_sec is None else config.storage.max_mb_per_sec * 1e6
+
+
+def build_member(config: CheckpointConfig, directory: Path, council: Council, side: Council, *, attempt: int) -> Member:
+    """What the other ranks have in place of the manager of rank 0."""
+    from dino_exp.checkpoint.sharding.member import Member
+
+    return Member(
+        directory,
+        council,
+        side,
+        save=build_save_policy(config),
+        attempt=attempt,
+        background=config.storage.background,
+        max_bytes_per_sec=_bytes_per_sec(config),
+        require_finite=True,
     )

@@ -5,6 +5,7 @@ Light on purpose: `--help`, a finished run and a refused command must not wait f
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from hydra.types import RunMode
 
 from dino_exp.config.compose import JobEnd, LauncherLeavesError, compose, hydra_main, touched_keys
 from dino_exp.config.multirun import options_of
+from dino_exp.dist.place import Place, place_of
+from dino_exp.errors import UsageError
 
 if TYPE_CHECKING:
     from dino_exp.attempts.target import Target
@@ -52,16 +55,31 @@ def train(composed: Mapping[str, Any], overrides: Sequence[str]) -> JobEnd:
     from dino_exp.runs.record import load_record
 
     if HydraConfig.get().mode is RunMode.MULTIRUN:
+        refuse_ranks(place_of(os.environ))
         target = find_target(composed, overrides)
         code = 0 if is_done(target, SteadyConsole(highlight=False)) else train_apart(overrides)
         record = load_record(target.paths.run_json)
         return JobEnd(code, None if record is None or record.best is None else record.best.value)
     command = Command(overrides=overrides, composed=composed, options=options_of(HydraConfig.get()))
+    place, console = place_of(os.environ), SteadyConsole(highlight=False)
     try:
-        return JobEnd(run_attempt(lambda: find_target(composed, overrides), command, SteadyConsole(highlight=False)))
+        if place.size > 1:
+            from dino_exp.attempts.together import run_together
+
+            return JobEnd(run_together(place, lambda: find_target(composed, overrides), command, console))
+        return JobEnd(run_attempt(lambda: find_target(composed, overrides), command, console))
     except KeyboardInterrupt:
         sys.stderr.write("aborted by a second interrupt; the last checkpoint stands\n")
         return JobEnd(128 + signal.SIGINT)
+
+
+def refuse_ranks(place: Place) -> None:
+    """Raises UsageError where several processes would each run the same sweep."""
+    if place.size > 1:
+        raise UsageError(
+            f"--multirun in rank {place.rank} of {place.size}: every rank would run the whole sweep. Start the sweep "
+            "without torchrun, or each of its jobs with one"
+        )
 
 
 def find_target(composed: Mapping[str, Any], overrides: Sequence[str]) -> Target:

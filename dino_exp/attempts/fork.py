@@ -102,12 +102,10 @@ def _resolve(directory: Path, config: Config, at: str | None, asked: str) -> Par
     reader = CheckpointReader(RunPaths(directory).checkpoints)
     manifest = reader.manifest(at or "latest")
     check_whole(reader, manifest, override("fork", asked))
-    if manifest.state_digest is None:
-        raise NoCheckpointError(f"{asked}: this checkpoint has no digest of its state; fork from another one")
     return Parent(
         run_key=directory.name,
         step=manifest.step,
-        state_digest=manifest.state_digest,
+        state_digest=reader.state_digest(manifest.step),
         asked=asked,
         settings=config_hash(config),
     )
@@ -156,7 +154,7 @@ def parent_checkpoints(target: Target) -> tuple[CheckpointReader, int] | None:
     reader = CheckpointReader(checkpoints)
     manifest = reader.manifest(parent["step"])
     check_whole(reader, manifest, override("fork", parent["asked"]))
-    if manifest.state_digest != parent["state_digest"]:
+    if reader.state_digest(manifest.step) != parent["state_digest"]:
         raise RefusedError(
             f"{directory}: its step {parent['step']} is not the state that {target.paths.directory} began with"
         )

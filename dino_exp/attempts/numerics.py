@@ -14,34 +14,54 @@ import numpy as np
 import torch
 
 from dino_exp.config.schema import RuntimeConfig
+from dino_exp.dist.place import ALONE, Place
 from dino_exp.errors import ConfigError
 
 MAX_THREADS = 16  # chosen unasked: more do not help models of the sizes that fit a CPU
 MAX_RECORDED_THREADS = 1024  # as many as the setting allows
 
 
-def choose_device(asked: str) -> torch.device:
-    """The device to train on. Raises ConfigError where cuda is asked for and torch sees none."""
+def choose_device(asked: str, place: Place = ALONE) -> torch.device:
+    """The device to train on; of several processes on a host each has its own.
+
+    Raises ConfigError where cuda is asked for and torch sees none, or fewer devices than processes.
+    """
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
         raise ConfigError(f"runtime.device=cuda: torch {torch.__version__} sees no CUDA device; use runtime.device=cpu")
-    return torch.device("cuda" if available and asked != "cpu" else "cpu")
+    if asked == "cpu" or not available:
+        return torch.device("cpu")
+    if place.size == 1:
+        return torch.device("cuda")
+    num_devices = torch.cuda.device_count()
+    if place.local_rank >= num_devices:
+        raise ConfigError(
+            f"rank {place.rank} is process {place.local_rank} of this host, which has {num_devices} CUDA devices; "
+            f"start as many processes as devices: torchrun --nproc-per-node {num_devices}"
+        )
+    return torch.device("cuda", place.local_rank)
 
 
-def choose_threads(asked: int | None, recorded: Any) -> int:
-    """Threads of torch: what is asked for, else what the first attempt had, else the cores of this machine."""
+def choose_threads(asked: int | None, recorded: Any, place: Place = ALONE) -> int:
+    """Threads of torch: what is asked for, else what the first attempt had, else the cores of this machine.
+
+    Several processes on a host share its cores. `recorded` is None where they were not as many.
+    """
     if asked is not None:
         return asked
     if type(recorded) is int and 1 <= recorded <= MAX_RECORDED_THREADS:
         return recorded
     # Also for a record of nonsense, which is then told as a difference.
-    return min(len(os.sched_getaffinity(0)), MAX_THREADS)
+    return max(min(len(os.sched_getaffinity(0)) // place.local_size, MAX_THREADS), 1)
 
 
-def apply_numerics(runtime: RuntimeConfig, recorded: Mapping[str, Any]) -> tuple[torch.device, dict[str, Any]]:
+def apply_numerics(
+    runtime: RuntimeConfig, recorded: Mapping[str, Any], place: Place = ALONE
+) -> tuple[torch.device, dict[str, Any]]:
     """Set up torch, and describe the setting for `run.json`."""
-    device = choose_device(runtime.device)
-    threads = choose_threads(runtime.threads, recorded.get("threads"))
+    device = choose_device(runtime.device, place)
+    same_size = recorded.get("world_size", 1) == place.size
+    threads = choose_threads(runtime.threads, recorded.get("threads") if same_size else None, place)
     torch.set_num_threads(threads)
     # The same switch as use_deterministic_algorithms, which also imports the compiler (1.3 s that nothing here needs).
     torch.set_deterministic_debug_mode("error" if runtime.deterministic else "default")
@@ -58,14 +78,17 @@ def apply_numerics(runtime: RuntimeConfig, recorded: Mapping[str, Any]) -> tuple
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "world_size": 1,
+        "world_size": place.size,
     }
 
 
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Why bits may differ from here on, one sentence a value; empty when nothing changed."""
-    return [
+    found = [
         f"{name} was {recorded.get(name)}, is {value}" for name, value in now.items() if recorded.get(name) != value
+    ]
+    return [
+        f"{text} (every step still sees the same images)" if text.startswith("world_size") else text for text in found
     ]
 
 

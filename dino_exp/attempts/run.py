@@ -27,13 +27,18 @@ from dino_exp.runs.signals import SignalFlags
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dino_exp.dist.ranks import ManyRanks
     from dino_exp.training.loop import Outcome
 
 log = logging.getLogger("dino_exp")
 
 
-def run_attempt(find_target: Callable[[], Target], command: Command, console: Console) -> int:
+def run_attempt(
+    find_target: Callable[[], Target], command: Command, console: Console, ranks: ManyRanks | None = None
+) -> int:
     """Carry out one attempt at the run that `find_target` finds, or say that there is nothing to do; the exit code.
+
+    `ranks`: the other processes that it is carried out with (see `together`); this one is their first.
 
     Raises LockedError, RefusedError, NoCheckpointError and other errors of the user's or the disk's.
     """
@@ -49,11 +54,11 @@ def run_attempt(find_target: Callable[[], Target], command: Command, console: Co
             )
         if is_done(found, console):
             return 0
-        outcome = carry_out(Attempt(found, command, console, lock, signals))
+        outcome = carry_out(Attempt(found, command, console, lock, signals), ranks)
         if outcome.signum is None:
             return 0
         signals.call_previous(outcome.signum)
-        return signals.exit_code
+        return 128 + outcome.signum
 
 
 def is_done(target: Target, console: Console) -> bool:
@@ -65,9 +70,13 @@ def is_done(target: Target, console: Console) -> bool:
     return True
 
 
-def carry_out(attempt: Attempt) -> Outcome:
+def carry_out(attempt: Attempt, ranks: ManyRanks | None = None) -> Outcome:
     """Record, train, and record how it ended; the exception of a failed attempt is passed on."""
     refuse_links(attempt)
+    if ranks is not None:
+        from dino_exp.attempts.together import tell_to_train
+
+        tell_to_train(attempt, ranks)
     attempt.lock.set_attempt(attempt.number)
     events = EventLog(attempt.paths.events, time.time)
     with contextlib.closing(events), logging_to(attempt.paths.log(), attempt.console):
@@ -77,7 +86,7 @@ def carry_out(attempt: Attempt) -> Outcome:
             code = attempt.write_settings()
             from dino_exp.attempts.work import Work  # torch and everything heavy, after the lock is ours
 
-            work = Work(attempt, code, events)
+            work = Work(attempt, code, events) if ranks is None else Work(attempt, code, events, ranks)
             outcome = work.train()
         except LockedError:
             raise  # the run is another's now: nothing in it may be written
@@ -174,11 +183,11 @@ class ConsoleHandler(logging.Handler):
 
 
 @contextlib.contextmanager
-def logging_to(path: Path, console: Console) -> Iterator[None]:
-    """Write the program's log to the run's `train.log`, and its warnings to the console as well."""
+def logging_to(path: Path, console: Console | None) -> Iterator[None]:
+    """Write the program's log to a file in the run's directory, and its warnings to the console, if there is one."""
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handlers = (to_file, ConsoleHandler(console))
+    handlers: list[logging.Handler] = [to_file, *([] if console is None else [ConsoleHandler(console)])]
     before = log.level
     log.setLevel(logging.INFO)
     for handler in handlers:

@@ -9,6 +9,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,11 @@ from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.checkpoint.types import CheckpointInfo
+from dino_exp.checkpoint.writers import Writers
 from dino_exp.checkpoint.writing import NonFiniteStateError
 from dino_exp.config.canonical import config_hash, group_hash
 from dino_exp.config.typed import override, train_command
+from dino_exp.dist.ranks import ONE_RANK, ManyRanks, Ranks, connect
 from dino_exp.errors import CorruptCheckpointError, NoCheckpointError, RefusedError, SaveFailedError
 from dino_exp.loggers.console import ConsoleProgress
 from dino_exp.runs.code_identity import CodeRecord
@@ -37,6 +40,8 @@ from dino_exp.runs.jsonl import read_lines
 from dino_exp.runs.jsontext import utc_text
 from dino_exp.runs.record import FailedSave
 from dino_exp.runs.rows import RowWriter
+from dino_exp.runs.signals import SignalFlags
+from dino_exp.training.agreement import AgreedSignals, Signals
 from dino_exp.training.loop import FORK, WEIGHTS, Outcome, Training, run_training
 from dino_exp.training.plan import TrainingPlan
 from dino_exp.training.saving import CollapseError
@@ -51,26 +56,28 @@ OPTIONAL = ("optimizer.",)  # a fresh optimizer has no moments, and a frozen lay
 class Work:
     """Everything that one attempt needs torch for."""
 
-    def __init__(self, attempt: Attempt, code: CodeRecord, events: EventLog) -> None:
-        self.attempt, self.code, self.events = attempt, code, events
+    def __init__(self, attempt: Attempt, code: CodeRecord, events: EventLog, ranks: Ranks = ONE_RANK) -> None:
+        self.attempt, self.code, self.events, self.ranks = attempt, code, events, ranks
         self.config, self.paths = attempt.config, attempt.paths
         self.forked_metrics: dict[str, float] | None = None
         self.weights: dict[str, Any] | None = None
         self.manager: CheckpointManager | None = None
         self.latest: dict[str, float] = {} if attempt.record is None else dict(attempt.record.metrics)
+        self._leader: Writers | None = None
 
     def train(self) -> Outcome:
         """Build, restore, train to the stop, and print how it went."""
-        recorded = self.attempt.record
-        self.device, numerics = apply_numerics(self.config.runtime, recorded.numerics if recorded else {})
+        recorded, ranks = self.attempt.record, self.ranks
+        self.device, numerics = apply_numerics(self.config.runtime, recorded.numerics if recorded else {}, ranks.place)
         self.data = build.build_data(self.config.data)
         self.attempt.lock.beat()
-        fingerprint = self.data.train.fingerprint()
+        fingerprint = ranks.from_first(self.data.train.fingerprint())
         plan = build.build_plan(self.config, len(self.data.train))
         state = build.build_state(self.config, self.data.train.channels, self.device)
-        self.weights = self.take_weights(
-            state
-        )  # before run.json: what does not fit leaves settings and a log, and no run
+        # Before run.json: what does not fit leaves settings and a log, and no run.
+        self.weights = self.take_weights(state)
+        ranks.from_first(self.weights is not None)
+        self.parallel = build.spread(self.config, state, ranks)
         self.attempt.begin(
             self.code,
             schedule={"horizon_steps": plan.horizon_steps, "steps_per_epoch": plan.steps_per_epoch},
@@ -86,16 +93,18 @@ class Work:
             guard=self.attempt.lock.check,
             on_event=self.note_event,
             on_commit=self.note_commit,
+            writers=self.writers,
         )
+        ranks.from_first(manager is not None)
         rows = RowWriter(self.paths.metrics)
         with contextlib.ExitStack() as stack:
             self.attempt.lock.beat()
             restored = self.restore(manager, state, rows)
             self.attempt.lock.beat()
             stack.callback(rows.close)
-            batches = stack.enter_context(build.build_batches(self.config, self.data.train, state.step))
+            batches = stack.enter_context(build.build_batches(self.config, self.data.train, state.step, ranks.place))
             self.attempt.lock.start_heartbeat()  # a thread: only after the workers have been started
-            self.set_generators(restored)
+            set_generators(restored, self.config.seed)
             opening(self.attempt, self.code, plan, self.device, state.step, self.weights)
             progress = stack.enter_context(self.progress(plan, state.step))
             training = self.assemble(state, plan, batches, rows, manager, progress)
@@ -103,10 +112,9 @@ class Work:
                 training.begun_with, training.latest = FORK, {"step": state.step, **self.forked_metrics}
             elif self.weights is not None:
                 training.begun_with = WEIGHTS
+            ranks.from_first(Beginning(rows.num_rows, training.begun_with, training.latest))
             self.manager = manager
-            gc.collect()
-            gc.freeze()  # a million objects of imported modules, which no later collection has to look at
-            gc.enable()
+            freeze_objects()
             return self.run(training)
 
     def tell_end(self, outcome: Outcome) -> None:
@@ -118,17 +126,16 @@ class Work:
         """The step of the newest checkpoint."""
         return None if self.manager is None else self.manager.latest_step()
 
-    def set_generators(self, manifest: Manifest | None) -> None:
-        """Library generators, for code that draws from them: as they were, or seeded at the first start."""
-        if manifest is not None:
-            try:
-                restore_generators(manifest)
-            except CorruptCheckpointError as problem:
-                log.warning("%s; library generators start anew (training itself draws from none)", problem)
-            return
-        random.seed(self.config.seed)
-        np.random.seed(self.config.seed % 2**32)
-        torch.manual_seed(self.config.seed)
+    @property
+    def writers(self) -> Writers | None:
+        """The processes that write checkpoints; None where this one does alone."""
+        if not isinstance(self.ranks, ManyRanks):
+            return None
+        if self._leader is None:
+            from dino_exp.checkpoint.sharding.team import Leader
+
+            self._leader = Leader(self.ranks.council, connect(self.ranks.council))
+        return self._leader
 
     def why_not_exact(self, numerics: Mapping[str, Any], fingerprint: str) -> list[str]:
         """What changed since the first attempt that may change bits. Raises RefusedError for other data."""
@@ -154,7 +161,8 @@ class Work:
 
     def restore(self, manager: CheckpointManager | None, state: TrainState, rows: RowWriter) -> Manifest | None:
         """Bring state and rows to the newest good checkpoint, to a fork's origin, or to the start."""
-        if manager is not None and manager.latest_step() is not None:
+        if self.ranks.from_first(manager is not None and manager.latest_step() is not None):
+            assert manager is not None
             restored = manager.restore(state, optional=OPTIONAL, check=self.check_origin)
             rows.open_at(*position_of(restored.manifest))
             self.events.append("resumed", step=state.step, lost_steps=restored.lost_steps)
@@ -163,13 +171,14 @@ class Work:
             self.check_nothing_lost()
             rows.open_at(0, 0)
             found = parent_checkpoints(self.attempt.target)
+            self.ranks.from_first(found is not None)
             if found is None:
                 if self.weights is not None:
                     self.events.append("weights_loaded", **self.weights)
                     log.info("began with %s: %s", self.weights["path"], self.weights["text"])
                 return None
             reader, step = found
-            manifest, reasons = reader.restore(state, step, optional=OPTIONAL), []
+            manifest, reasons = reader.restore(state, step, optional=OPTIONAL, writers=self.writers), []
             self.forked_metrics = dict(manifest.metrics)
             state.collapse_rows, state.healthy = 0, True  # other settings get the full patience of the alarm
             self.events.append("forked", step=state.step)
@@ -244,7 +253,7 @@ class Work:
         augment = build.build_augment(self.config)
         evaluator = None
         if self.config.evaluation.every_epochs is not None:
-            evaluator = build.build_evaluator(self.config, self.data, augment, schedules)
+            evaluator = build.build_evaluator(self.config, self.data, augment, schedules, self.ranks)
         return Training(
             state=state,
             batches=batches,
@@ -255,13 +264,14 @@ class Work:
             evaluator=evaluator,
             rows=rows,
             manager=manager,
-            signals=self.attempt.signals,
+            signals=signals_of(self.attempt.signals, self.ranks),
             progress=progress,
             record=self.manifest_record(),
             guard=self.attempt.lock.check,
             on_row=self.note_row,
             on_trouble=self.note_trouble,
             secs_left=self.countdown(),
+            parallel=self.parallel,
         )
 
     def countdown(self) -> Callable[[], float | None]:
@@ -297,7 +307,7 @@ class Work:
 
     def advice(self, training: Training) -> str:
         """The last healthy checkpoint and the line that goes on from it with other settings."""
-        healthy = [] if training.manager is None else [info.step for info in training.manager.infos() if info.healthy]
+        healthy = [] if training.manager is None else training.manager.healthy_steps()
         if not healthy:
             return "no healthy checkpoint exists: start again with a lower optimizer.lr or a longer warm-up"
         fork = override("fork", f"{self.paths.directory}@{healthy[-1]}")
@@ -329,6 +339,41 @@ class Work:
             self.events.append(kind, **fields)
         except OSError as problem:
             log.warning("events.jsonl could not be written (%s); training goes on", problem)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What the other ranks must know of the state that rank 0 begins with: rows so far, and what was begun with."""
+
+    num_rows: int
+    begun_with: str | None
+    latest: dict[str, Any]
+
+
+def set_generators(manifest: Manifest | None, seed: int, rank: int = 0) -> None:
+    """Library generators, for code that draws from them: as this rank had them, or seeded where it had none."""
+    if manifest is not None:
+        try:
+            if restore_generators(manifest, rank):
+                return
+        except CorruptCheckpointError as problem:
+            log.warning("%s; library generators start anew (training itself draws from none)", problem)
+            return
+    random.seed(seed + rank)
+    np.random.seed((seed + rank) % 2**32)
+    torch.manual_seed(seed + rank)
+
+
+def signals_of(flags: SignalFlags, ranks: Ranks) -> Signals:
+    """Signals as the loop sees them: those of this process, or of all ranks."""
+    return flags if ranks.place.size == 1 else AgreedSignals(flags, ranks)
+
+
+def freeze_objects() -> None:
+    """From now on garbage is collected again, but for the million objects of imported modules."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def position_of(manifest: Manifest) -> tuple[int, int]:

@@ -46,6 +46,10 @@ class Background(Generic[T]):
             self._ended = None
             raise
 
+    def wait(self, secs: float) -> bool:
+        """Whether the work under way, if there is any, ends within so many seconds."""
+        return self._ended is None or self._ended.wait(secs)
+
     def take(self) -> T | None:
         """Wait for the work to end, and take its result; raises its error. None when there was none.
 

@@ -7,14 +7,15 @@ from types import TracebackType
 
 from dino_exp.checkpoint.blocks import read_blocks
 from dino_exp.checkpoint.dtypes import DTYPES
-from dino_exp.checkpoint.manifest import Chunk, Manifest
-from dino_exp.checkpoint.pack import Key, PackReader
+from dino_exp.checkpoint.manifest import Chunk, Manifest, chunks_of
+from dino_exp.checkpoint.pack import PackReader
 from dino_exp.checkpoint.planes import Words
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.types import UnsupportedFormatError
 from dino_exp.errors import CheckpointError, CorruptCheckpointError
 
-Content = tuple[str, tuple[int, ...], str]  # dtype, shape, digest: what makes two tensors equal
+Content = tuple[str, tuple[int, ...], tuple[int, ...], str]  # dtype, offset, shape, digest: equal parts of tensors
+Box = tuple[str, str, tuple[int, ...], tuple[int, ...]]  # name of the tensor, dtype, offset, shape
 
 
 class UnusableBaseError(CheckpointError):
@@ -31,19 +32,18 @@ class Base:
     def __init__(self, manifest: Manifest, store: Store) -> None:
         self.manifest = manifest
         self._packs = PackReader(store.files, store.packs_folder, manifest.packs)
-        self._whole = {name: entry for name, entry in manifest.tensors.items() if len(entry.chunks) == 1}
-        self._by_content: dict[Content, Chunk] = {
-            (entry.dtype, entry.shape, entry.chunks[0].content_digest): entry.chunks[0]
-            for entry in self._whole.values()
-        }
+        self._by_box: dict[Box, Chunk] = {}
+        self._by_content: dict[Content, Chunk] = {}
+        for name, entry, chunk in chunks_of(manifest):
+            self._by_box[name, entry.dtype, chunk.offset, chunk.shape] = chunk
+            self._by_content[entry.dtype, chunk.offset, chunk.shape, chunk.content_digest] = chunk
 
-    def chunk(self, key: Key) -> Chunk | None:
-        """Where it has a tensor of this name and kind in one piece."""
-        entry = self._whole.get(key.name)
-        return None if entry is None or (entry.dtype, entry.shape) != (key.dtype, key.shape) else entry.chunks[0]
+    def chunk(self, box: Box) -> Chunk | None:
+        """Where it has just this part of a tensor."""
+        return self._by_box.get(box)
 
     def same(self, content: Content) -> Chunk | None:
-        """Where it has exactly this content, under whatever name."""
+        """Where it has exactly this content, of whatever tensor the same part."""
         return self._by_content.get(content)
 
     def read(self, wanted: Sequence[Chunk], dtype: str) -> Iterator[list[Words]]:

@@ -29,16 +29,17 @@ Buffers: TypeAlias = list[bytes | memoryview]
 
 @dataclass(frozen=True)
 class Plain:
-    """One tensor, or a part of one that begins at `offset`, as it is: its key and its row-major bytes."""
+    """A box of the tensor `name`, all of it or not, as it is: its key in the pack and its row-major bytes."""
 
+    name: str
     key: Key
     content: memoryview
-    offset: tuple[int, ...] | None = None
+    offset: tuple[int, ...]
 
     @property
-    def place(self) -> tuple[int, ...]:
-        """Where in the tensor it begins."""
-        return (0,) * len(self.key.shape) if self.offset is None else self.offset
+    def box(self) -> tuple[str, str, tuple[int, ...], tuple[int, ...]]:
+        """Of which tensor it is which part: the same in another checkpoint may be much like it."""
+        return self.name, self.key.dtype, self.offset, self.key.shape
 
     def block(self, at: int) -> Words:
         """The block of its content that begins at a byte."""
@@ -50,7 +51,7 @@ class _Plan:
     """What becomes of one tensor.
 
     `twin` has the same content in this checkpoint; `old` is where the base has it. Otherwise it is encoded against
-    `sources`: chunks of the base, or names of this checkpoint's tensors. `digest` is empty where the pack finds it out.
+    `sources`: chunks of the base, or keys of this pack. `digest` is empty where the pack finds it out.
     """
 
     tensor: Plain
@@ -62,7 +63,7 @@ class _Plan:
 
 
 class Encoder:
-    """Writes tensors into one pack, and knows afterwards where each is.
+    """Writes tensors into one pack, and knows afterwards by their keys in `chunks` where they are.
 
     Without a `base` the checkpoint is self-contained. Raises UnusableBaseError where that cannot be read, OSError.
     """
@@ -73,7 +74,7 @@ class Encoder:
         self._storage, self._base, self._pool = storage, base, pool
         self._planned: dict[Content, str] = {}
         self._companion: Plain | None = None
-        self.entries: dict[str, TensorEntry] = {}
+        self.chunks: dict[str, Chunk] = {}
         self.bases = BaseList() if bases is None else bases
 
     def write(self, pack: PackWriter, tensors: Iterator[Plain]) -> None:
@@ -81,9 +82,7 @@ class Encoder:
         blocks = _ahead(self._blocks(tensors), 0 if self._pool is None else self._storage.threads + 1)
         for plan, parts in groupby(blocks, key=lambda block: block[0]):
             pieces = (block.result() for _, block in parts if block is not None)
-            chunk = self._place(plan, pack, chain.from_iterable(pieces))
-            key = plan.tensor.key
-            self.entries[key.name] = TensorEntry(dtype=key.dtype, shape=key.shape, chunks=(chunk,))
+            self.chunks[plan.tensor.key.name] = self._place(plan, pack, chain.from_iterable(pieces))
 
     def _blocks(self, tensors: Iterator[Plain]) -> Iterator[tuple[_Plan, _Block | None]]:
         """Encoded blocks of one tensor after the other; None for one that needs none."""
@@ -92,11 +91,11 @@ class Encoder:
                 yield _Plan(tensor=tensor), _Done([tensor.content])
                 continue
             digest = content_digest(tensor.content)
-            if self._storage.is_companion(tensor.key.name):
+            if self._storage.is_companion(tensor.name):
                 self._companion = tensor
-            content = (tensor.key.dtype, tensor.key.shape, digest)
+            content = (tensor.key.dtype, tensor.offset, tensor.key.shape, digest)
             old = None if self._base is None else self._base.same(content)
-            if content in self._planned and tensor.offset is None:
+            if content in self._planned:
                 yield _Plan(tensor=tensor, twin=self._planned[content]), None
             elif old is not None:
                 yield _Plan(tensor=tensor, old=old), None
@@ -129,17 +128,14 @@ class Encoder:
 
     def _sources(self, tensor: Plain) -> tuple[list[Chunk | str], list[tuple[int, ...]]]:
         """What may say something about a tensor, and which of that together."""
-        key, near = tensor.key, self._companion
-        before = None if self._base is None else self._base.chunk(key)
-        if (
-            near is None
-            or near.offset != tensor.offset
-            or near.key != Key(self._storage.companion_of(key.name) or "", key.dtype, key.shape)
-        ):
+        _, dtype, offset, shape = tensor.box
+        near = self._companion
+        before = None if self._base is None else self._base.chunk(tensor.box)
+        if near is None or near.box != (self._storage.companion_of(tensor.name), dtype, offset, shape):
             return ([], []) if before is None else ([before], [(0,)])
         if self._base is None or before is None:
             return [near.key.name], [(0,)]
-        near_before = self._base.chunk(near.key)
+        near_before = self._base.chunk(near.box)
         if near_before is None:
             return [before, near.key.name], [(0,), (1,)]
         return [before, near.key.name, near_before], [(0,), (1,), (0, 1, 2)]
@@ -169,14 +165,14 @@ class Encoder:
     def _place(self, plan: _Plan, pack: PackWriter, pieces: Iterator[bytes | memoryview]) -> Chunk:
         """Write a tensor's blocks, or find where it is already."""
         if plan.twin is not None:
-            return self.entries[plan.twin].chunks[0]
+            return self.chunks[plan.twin]
         if plan.old is not None:
             return self._adopt(plan.old)
         key, bases = plan.tensor.key, tuple(map(self._place_of, plan.sources))
         raw = self._storage.codec == "raw"
         start, num_bytes, digest = pack.add(key, pieces) if raw else pack.add_bytes(key.name, pieces)
         return Chunk(
-            offset=plan.tensor.place,
+            offset=plan.tensor.offset,
             shape=key.shape,
             pack=pack.name,
             key=key.name,
@@ -189,7 +185,7 @@ class Encoder:
         )
 
     def _place_of(self, source: Chunk | str) -> int:
-        return self.bases.place(self.entries[source].chunks[0] if isinstance(source, str) else self._adopt(source))
+        return self.bases.place(self.chunks[source] if isinstance(source, str) else self._adopt(source))
 
     def _adopt(self, old: Chunk) -> Chunk:
         assert self._base is not None
@@ -219,10 +215,10 @@ def _ahead(blocks: Iterator[tuple[_Plan, _Block | None]], num: int) -> Iterator[
     yield from begun
 
 
-def order(key: Key, storage: Storage) -> tuple[int, str, bool]:
+def order(name: str, dtype: str, offset: tuple[int, ...], storage: Storage) -> tuple[int, str, tuple[int, ...], bool]:
     """To sort by: falling element size, which aligns them; then by name, and what resembles another just after it."""
-    companion = None if storage.codec == "raw" else storage.companion_of(key.name)
-    return -DTYPES[key.dtype].item_bytes, companion or key.name, companion is not None
+    companion = None if storage.codec == "raw" else storage.companion_of(name)
+    return -DTYPES[dtype].item_bytes, companion or name, offset, companion is not None
 
 
 def packs_reached(entries: Mapping[str, TensorEntry], bases: Sequence[Chunk]) -> set[str]:

@@ -331,6 +331,15 @@ class Ledger:
             return [info.step for info in self.ranked() if info.resumable]
         return [step for step in {*self.rows, *self.damaged} if step == at]
 
+    def read(self, step: int) -> Manifest:
+        """A step's manifest, sealed and well formed. Raises CorruptCheckpointError, OSError."""
+        if step in self.damaged:
+            raise CorruptCheckpointError(self.damaged[step])
+        try:
+            return self.store.read(step)[0]
+        except FileNotFoundError as problem:
+            raise CorruptCheckpointError(f"the manifest of step {step} is gone") from problem
+
     def read_good(self, step: int) -> Manifest:
         """A step's manifest, every byte that it names checked. Raises CorruptCheckpointError, OSError."""
         if step in self.damaged:

@@ -19,12 +19,22 @@ from dino_exp.checkpoint.generators import capture_generators
 from dino_exp.checkpoint.ledger import Ledger
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.pace import Pace
+from dino_exp.checkpoint.pieces import Piece
 from dino_exp.checkpoint.policies import KeepAny, SavePolicy, may_skip, retention_to_json
-from dino_exp.checkpoint.restoring import Restored, load_into, nothing_to_load, too_much_lost
-from dino_exp.checkpoint.saving import OnCommit, SaveJob, Saver
+from dino_exp.checkpoint.restoring import Restored, nothing_to_load, too_much_lost
+from dino_exp.checkpoint.saving import OnCommit, Saver
 from dino_exp.checkpoint.snapshot import HostBuffers
 from dino_exp.checkpoint.storage import RAW_STORAGE, Storage
-from dino_exp.checkpoint.types import CheckpointInfo, OnEvent, RetentionPlan, SaveContext, Schedule, Stateful
+from dino_exp.checkpoint.types import (
+    CheckpointInfo,
+    OnEvent,
+    RetentionPlan,
+    SaveContext,
+    SaveProgress,
+    Schedule,
+    Stateful,
+)
+from dino_exp.checkpoint.writers import OneWriter, SaveJob, Writers
 from dino_exp.checkpoint.writing import SaveRequest, Writer, split_state
 from dino_exp.errors import CorruptCheckpointError
 from dino_exp.fsio import LOCAL, Files
@@ -36,7 +46,8 @@ class CheckpointManager:
     Opening sweeps what dead attempts left and reconciles the registry. `attempt` tells this process from earlier
     ones of the run. With `background`, `save` returns as soon as the state is copied, and the copy is written by a
     thread, at `max_bytes_per_sec` if given; else `save` writes the state itself and returns when all is done.
-    `require_finite` refuses to commit NaN and infinities. `storage` says how states are encoded.
+    `require_finite` refuses to commit NaN and infinities. `storage` says how states are encoded. `writers` are the
+    processes that do it together with this one, none where it is None.
 
     From the thread that writes: `guard` is called just before each commit and may raise to prevent it;
     `on_event(kind, **fields)` hears of saved, skipped, dropped, quarantined, swept and trouble; `on_commit(info)`
@@ -61,35 +72,32 @@ class CheckpointManager:
         on_event: OnEvent | None = None,
         max_lost_steps: int | None = None,
         storage: Storage = RAW_STORAGE,
+        writers: Writers | None = None,
         files: Files = LOCAL,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._ledger = Ledger(Path(directory), keep=keep, on_event=on_event, files=files)
         self._pace = Pace(max_bytes_per_sec if background else None)
-        self._saver = Saver(
-            self._ledger,
-            guard=guard,
-            on_commit=on_commit,
-            require_finite=require_finite,
-            pace=self._pace,
-        )
+        self._writers = OneWriter() if writers is None else writers
+        self._saver = Saver(self._ledger, writers=self._writers, guard=guard, on_commit=on_commit)
+        self._require_finite = require_finite
         self._save_policy, self._attempt, self._storage = save, attempt, storage
         self._max_lost_steps, self._clock = max_lost_steps, clock
         self._background: Background[Manifest] = Background(beside=background)
-        self._buffers = HostBuffers()
+        self._buffers: HostBuffers[Piece] = HostBuffers()
         self._latest_step = self._ledger.latest_step
         self._step_under_way: int | None = None
         self._told_skip = False
         self._last_save_secs = clock()
 
-    def due(self, context: SaveContext) -> tuple[str, ...]:
+    def due(self, context: SaveContext, *, is_saving: bool | None = None) -> tuple[str, ...]:
         """Why to save after this step; empty: do not.
 
-        While a save is under way, a save that is due only by an interval of steps or minutes is skipped, which is
-        told once for each save under way.
+        While a save is under way (at this moment, or as several processes have agreed), a save that is due only by an
+        interval of steps or minutes is skipped, which is told once for each save under way.
         """
         reasons = self._save_policy.should_save(context)
-        if not (self.is_saving and may_skip(reasons)):
+        if not ((self.is_saving if is_saving is None else is_saving) and may_skip(reasons)):
             return reasons
         if not self._told_skip:
             self._told_skip = True
@@ -114,6 +122,21 @@ class CheckpointManager:
     def is_saving(self) -> bool:
         """Whether a save is under way."""
         return self._background.is_busy
+
+    @property
+    def progress_of_save(self) -> SaveProgress:
+        """How far the last save has come."""
+        if self._step_under_way is None:
+            return SaveProgress.NONE
+        return SaveProgress.UNDER_WAY if self.is_saving else SaveProgress.ENDED
+
+    def reasons_of(self, step: int) -> tuple[str, ...]:
+        """Why a step was saved; nothing for one that is not there."""
+        return next((info.reasons for info in self.infos() if info.step == step), ())
+
+    def healthy_steps(self) -> list[int]:
+        """The steps whose checkpoints are of a healthy model, ascending."""
+        return [info.step for info in self.infos() if info.healthy]
 
     def latest_step(self) -> int | None:
         """The newest step that is on disk, damaged or not, or on its way there; None when there is none."""
@@ -160,6 +183,7 @@ class CheckpointManager:
         if self._ledger.holds(request.step) and not supersede:
             return
         tensors, values = split_state(state.state_dict())
+        pieces = self._writers.divide(tensors)
         writer = Writer(
             attempt=self._attempt,
             policy=retention_to_json(self._ledger.keep),
@@ -168,15 +192,17 @@ class CheckpointManager:
             storage=self._storage,
         )
         if self._background.beside:
-            tensors = self._buffers.copy(tensors, late)
+            pieces = self._buffers.copy(pieces, {piece for piece in pieces if piece.name in late})
         job = SaveJob(
-            tensors=tensors,
+            pieces=pieces,
             values=copy.deepcopy(values),
             request=copy.deepcopy(request),
             by=writer,
             supersede=supersede,
+            require_finite=self._require_finite,
             ready=self._buffers.wait_on_host,
             before_commit=before_commit,
+            wrote=self._pace.wrote,
         )
         self._told_skip = False
         self._pace.begin()  # here and not in the thread, which may only begin when somebody waits for it already
@@ -227,6 +253,17 @@ class CheckpointManager:
         nothing is moved), CheckpointError if the state does not fit, UnsupportedFormatError, OSError.
         """
         self.drain()
+        try:
+            restored = self._restore(state, at, optional, check)
+        except BaseException as problem:
+            self._writers.end_load(problem, None)
+            raise
+        self._writers.end_load(None, restored)
+        return restored
+
+    def _restore(
+        self, state: Stateful, at: str | int, optional: tuple[str, ...], check: Callable[[Manifest], None] | None
+    ) -> Restored:
         ledger, damaged = self._ledger, dict[int, str]()
         candidates = ledger.candidates(at)
         for step in candidates:
@@ -237,7 +274,7 @@ class CheckpointManager:
                     raise too_much_lost(ledger.store, damaged, step, lost_steps, self._max_lost_steps)
                 if check is not None:
                     check(manifest)
-                load_into(state, manifest, ledger.store, optional)
+                self._writers.load(state, manifest, ledger.store, optional)
             except CorruptCheckpointError as damage:
                 damaged[step] = ledger.damaged[step] = str(damage)
                 continue

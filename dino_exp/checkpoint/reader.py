@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dino_exp.checkpoint.assembly import read_state_digest
 from dino_exp.checkpoint.canonical import metrics_to_json
 from dino_exp.checkpoint.layout import parse_manifest_name
 from dino_exp.checkpoint.manifest import Manifest
@@ -27,6 +28,8 @@ from dino_exp.fsio import LOCAL, Files
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dino_exp.checkpoint.writers import Writers
 
 _MOST_LISTED = 20
 Loaded = TypeVar("Loaded")
@@ -86,12 +89,14 @@ class CheckpointReader:
     def show(self, at: str | int | Path) -> dict[str, JSON]:
         """What `checkpoints show` prints: the row, where the checkpoint comes from and why it was saved, its tensors.
 
-        `note` is that of its pin, None where there is none; `record` is the caller's, less the configuration's text.
+        `note` is that of its pin, None where there is none; `record` is the caller's, less the configuration's text. A
+        digest that was not known when several processes wrote the state is found by reading it.
         """
         manifest = self.manifest(at)
         row = next((row for row in self.rows() if row["step"] == manifest.step), {})
         return {
             **row,
+            "state_digest": read_state_digest(manifest, self._store),
             "parent": manifest.record.get("parent"),
             "reasons": list(manifest.reasons),
             "note": load_pins(self._store.folder, self._store.files).get(manifest.step),
@@ -137,6 +142,10 @@ class CheckpointReader:
         Raises NoCheckpointError, CorruptCheckpointError, UnsupportedFormatError.
         """
         return self._store.read(self.resolve(at))[0]
+
+    def state_digest(self, at: str | int | Path = "latest") -> str:
+        """The digest of a checkpoint's state: recorded, or found by reading it. Raises as `manifest`, OSError."""
+        return read_state_digest(self.manifest(at), self._store)
 
     def recorded_policy(self) -> KeepAny:
         """What the newest checkpoint records; no rules where there is none.
@@ -215,21 +224,38 @@ class CheckpointReader:
 
         return self._as_it_stands(self.resolve(at), load)
 
-    def restore(self, state: Stateful, at: str | int | Path = "latest", *, optional: tuple[str, ...] = ()) -> Manifest:
+    def restore(
+        self,
+        state: Stateful,
+        at: str | int | Path = "latest",
+        *,
+        optional: tuple[str, ...] = (),
+        writers: Writers | None = None,
+    ) -> Manifest:
         """Load one checkpoint into `state` without changing anything on disk: how a fork takes over its parent's.
 
-        Every byte is checked before the state is touched. Raises CorruptCheckpointError, NoCheckpointError,
-        CheckpointError if the state does not fit (names that begin with one of `optional` may be on one side only).
+        `writers`: the processes whose states are to have it, where they are several. Every byte is checked before the
+        state is touched. Raises CorruptCheckpointError, NoCheckpointError, CheckpointError if the state does not fit
+        (names that begin with one of `optional` may be on one side only).
         """
-        from dino_exp.checkpoint.restoring import load_into  # torch: only here and above
+        from dino_exp.checkpoint.restoring import Restored  # torch: only here and above
+        from dino_exp.checkpoint.writers import OneWriter
+
+        all_writers = OneWriter() if writers is None else writers
 
         def load(manifest: Manifest) -> Manifest:
-            load_into(state, manifest, self._store, optional)
+            all_writers.load(state, manifest, self._store, optional)
             return manifest
 
-        step = self.resolve(at)
-        read_verified(self._store, step)
-        return self._as_it_stands(step, load)
+        try:
+            step = self.resolve(at)
+            read_verified(self._store, step)
+            manifest = self._as_it_stands(step, load)
+        except BaseException as problem:
+            all_writers.end_load(problem, None)
+            raise
+        all_writers.end_load(None, Restored(manifest, 0, ()))
+        return manifest
 
     def _as_it_stands(self, step: int, load: Callable[[Manifest], Loaded]) -> Loaded:
         """What `load` makes of a step's manifest; again where a training wrote the checkpoint anew meanwhile."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
+from dino_exp.checkpoint.assembly import read_state_digest
 from dino_exp.checkpoint.bases import BaseList
 from dino_exp.checkpoint.blocks import buffer_of, load_content
 from dino_exp.checkpoint.codec_names import RAW
@@ -47,6 +48,10 @@ class _Part:
         """What it holds, and of which part of its tensor."""
         return _content(self.key.dtype, self.chunk)
 
+    def order(self, storage: Storage) -> tuple[int, str, tuple[int, ...], bool]:
+        """To sort by as the encoder wants it."""
+        return order(self.tensor, self.key.dtype, self.chunk.offset, storage)
+
 
 class Rewriter:
     """Rewrites some checkpoints of a folder, oldest first, without the packs in `doomed`, which grow on the way.
@@ -70,7 +75,7 @@ class Rewriter:
         A synced pack holds what it has anew; none is made where it only refers to others from now on.
         Raises CorruptCheckpointError, OSError.
         """
-        parts = sorted(_parts(manifest, prefixes), key=lambda part: order(part.key, self._storage))
+        parts = sorted(_parts(manifest, prefixes), key=lambda part: part.order(self._storage))
         bases = BaseList()
         if any(self._refer(part, manifest, BaseList()) is None for part in parts):
             own = (pack.name for pack in manifest.packs if pack_step(pack.name) == manifest.step)
@@ -105,8 +110,8 @@ class Rewriter:
             if found is None:
                 content = buffer_of(part.chunk, part.key.dtype)
                 load_content(packs, part.chunk, manifest.bases, part.key.dtype, content)
-                encoder.write(pack, iter([Plain(part.key, content, part.chunk.offset)]))
-                found = encoder.entries[part.key.name].chunks[0]
+                encoder.write(pack, iter([Plain(part.tensor, part.key, content, part.chunk.offset)]))
+                found = encoder.chunks[part.key.name]
             chunks[at] = found
             self._anew[part.content] = (chunks[at], bases.chunks)
 
@@ -163,7 +168,7 @@ class Rewriter:
         )
         if len(tensors) == len(manifest.tensors):
             return made
-        full = manifest.full_state_digest or manifest.state_digest
+        full = manifest.full_state_digest or read_state_digest(manifest, self._store)
         return replace(made, resumable=False, state_digest=whole_state_digest(made), full_state_digest=full)
 
 

@@ -7,46 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
-
-from torch import Tensor
 
 from dino_exp.checkpoint.base import UnusableBaseError
 from dino_exp.checkpoint.layout import PackName
 from dino_exp.checkpoint.ledger import Ledger
 from dino_exp.checkpoint.manifest import Manifest
-from dino_exp.checkpoint.pace import Pace
 from dino_exp.checkpoint.pruning import foreign_packs
-from dino_exp.checkpoint.rewriting import check_content
 from dino_exp.checkpoint.shrinking import Shrinker
 from dino_exp.checkpoint.storage import RAW_STORAGE
-from dino_exp.checkpoint.types import JSON, CheckpointInfo
-from dino_exp.checkpoint.writing import SaveRequest, Writer, bytes_needed, write_state
+from dino_exp.checkpoint.types import CheckpointInfo
+from dino_exp.checkpoint.writers import Hook, SaveJob, Writers
+from dino_exp.checkpoint.writing import SaveRequest, bytes_needed
 from dino_exp.errors import CheckpointError, CorruptCheckpointError, ManifestTooLargeError, SaveFailedError
 
 OnCommit: TypeAlias = Callable[[CheckpointInfo], None]
-Hook: TypeAlias = Callable[[], object]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SaveJob:
-    """One save: named tensors and JSON, what to say of them, by whom, and what must happen around it.
-
-    `ready` returns when the tensors hold the state. `before_commit` is called before the manifest is written.
-    """
-
-    tensors: Mapping[str, Tensor]
-    values: Mapping[str, JSON]
-    request: SaveRequest
-    by: Writer
-    supersede: bool
-    ready: Hook
-    before_commit: Hook | None
 
 
 class Saver:
@@ -56,13 +35,11 @@ class Saver:
         self,
         ledger: Ledger,
         *,
+        writers: Writers,
         guard: Hook | None,
         on_commit: OnCommit | None,
-        require_finite: bool,
-        pace: Pace,
     ) -> None:
-        self._ledger, self._guard, self._on_commit = ledger, guard, on_commit
-        self._require_finite, self._pace = require_finite, pace
+        self._ledger, self._writers, self._guard, self._on_commit = ledger, writers, guard, on_commit
 
     def save(self, job: SaveJob) -> Manifest:
         """Write, commit, read back, and let retention follow.
@@ -71,6 +48,21 @@ class Saver:
         Raises SaveFailedError where the disk does not take it, CheckpointError for a state that cannot be written,
         and what the hooks raise: then nothing was committed, and what may be left of it is swept at the next start.
         """
+        ledger, step = self._ledger, job.request.step
+        try:
+            manifest = self._commit(job)
+        except BaseException as problem:
+            self._writers.end_save(problem, None, ledger.latest_step)
+            raise
+        self._writers.end_save(None, manifest, ledger.latest_step)
+        ledger.tell("saved", step=step, reasons=list(manifest.reasons), bytes=manifest.stored_bytes)
+        if self._on_commit is not None:
+            self._on_commit(ledger.rows[step].info)
+        self._retain(job)
+        return manifest
+
+    def _commit(self, job: SaveJob) -> Manifest:
+        """Write, commit and read back. Raises SaveFailedError where the disk does not take it."""
         ledger, step = self._ledger, job.request.step
         try:
             job.ready()
@@ -83,10 +75,6 @@ class Saver:
         except OSError as problem:
             ledger.doubt(step)
             raise SaveFailedError(step, str(problem)) from problem
-        ledger.tell("saved", step=step, reasons=list(manifest.reasons), bytes=manifest.stored_bytes)
-        if self._on_commit is not None:
-            self._on_commit(ledger.rows[step].info)
-        self._retain(job)
         return manifest
 
     def _retain(self, job: SaveJob) -> None:
@@ -95,7 +83,7 @@ class Saver:
         plan = ledger.retain(schedule)
         if plan is None or not (plan.thin or foreign_packs(ledger.rows)):
             return
-        shrinker = Shrinker(ledger, job.by.storage, self._guard, self._pace.wrote)
+        shrinker = Shrinker(ledger, job.by.storage, self._guard, job.wrote)
         try:
             shrinker.thin(plan.thin)
             shrinker.compact(everything=False)
@@ -164,35 +152,34 @@ class Saver:
         if found is not None and (known is None or known.identity != found):
             store.files.sync_dir(store.folder)
             return
-        name = PackName(step, job.by.attempt, 0)
-        if any(str(name) in row.packs for row in self._ledger.rows.values()):
-            raise CheckpointError(f"pack {name} belongs to another checkpoint; give each process its own `attempt`")
-        self._check_room(bytes_needed(job.tensors, job.by.storage))
+        names = {str(PackName(step, job.by.attempt, rank)) for rank in range(self._writers.num)}
+        for taken in (names.intersection(row.packs) for row in self._ledger.rows.values()):
+            if taken:
+                raise CheckpointError(
+                    f"pack {min(taken)} belongs to another checkpoint; give each attempt a number of its own"
+                )
+        self._check_room(bytes_needed(job.pieces.values(), job.by.storage))
         try:
-            manifest = self._write_state(name, job)
+            manifest = self._write_state(job)
             if job.before_commit is not None:
                 job.before_commit()
             store.commit(manifest, self._guard, supersede=job.supersede)
         except BaseException:
-            store.take_back(step, [str(name)])
+            store.take_back(step, names)
             raise
 
-    def _write_state(self, name: PackName, job: SaveJob) -> Manifest:
+    def _write_state(self, job: SaveJob) -> Manifest:
         """Against an earlier checkpoint where the storage says so, and where that can be read."""
-        write = partial(
-            write_state, self._ledger.store, name, job.tensors, job.values, job.request, job.by,
-            require_finite=self._require_finite, wrote=self._pace.wrote,
-        )  # fmt: skip
-        storage = job.by.storage
+        storage, store = job.by.storage, self._ledger.store
         base = self._ledger.newest_base(job.request.step, storage.max_chain) if storage.codec == "delta" else None
         try:
-            return write(base=base)
+            return self._writers.write(job, store, base)
         except UnusableBaseError as problem:
             if problem.is_damage:
                 self._ledger.note_damage(problem.step, problem.reason)
             else:
                 self._ledger.tell("trouble", action=f"read step {problem.step}", error=problem.reason)
-            return write()
+            return self._writers.write(job, store, None)
 
     def _check_room(self, num_bytes: int) -> None:
         """Fail at once, rather than after writing most of it, where the disk says that it has no room."""
@@ -211,7 +198,7 @@ class Saver:
         What was encoded is decoded as well. Raises CorruptCheckpointError, OSError.
         """
         ledger, step = self._ledger, job.request.step
-        manifest = ledger.read_good(step)
-        check_content(manifest, ledger.store, packs={str(PackName(step, job.by.attempt, 0))})
+        manifest = ledger.read(step)
+        self._writers.check(manifest, ledger.store)
         ledger.add(manifest)
         return manifest

@@ -8,8 +8,8 @@ copy runs on a stream of its own beside the next forward and backward pass.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Hashable, Mapping
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,18 +18,18 @@ _ALIGN = 64  # bytes: a cache line, and enough for every element type
 _PAGE = 4096  # bytes
 _PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
 
-Layout = tuple[tuple[str, torch.dtype, torch.Size], ...]
+K = TypeVar("K", bound=Hashable)  # what tells one tensor from another
 
 
-class HostBuffers:
+class HostBuffers(Generic[K]):
     """Reused host memory for one state. What `copy` returned is valid until its next call."""
 
     def __init__(self) -> None:
-        self._layout: Layout = ()
+        self._layout: tuple[tuple[K, torch.dtype, torch.Size], ...] = ()
         self._arena = torch.empty(0, dtype=torch.uint8)
-        self._views: dict[str, Tensor] = {}
+        self._views: dict[K, Tensor] = {}
         self._device_copies = _DeviceCopies()
-        self._unpin: weakref.finalize[..., HostBuffers] | None = None  # at the latest when this object goes
+        self._unpin: weakref.finalize[..., HostBuffers[K]] | None = None  # at the latest when this object goes
 
     @property
     def num_bytes(self) -> int:
@@ -37,7 +37,7 @@ class HostBuffers:
         return self._arena.numel()
 
     @torch.no_grad()
-    def copy(self, tensors: Mapping[str, Tensor], late: Collection[str] = ()) -> dict[str, Tensor]:
+    def copy(self, tensors: Mapping[K, Tensor], late: Collection[K] = ()) -> dict[K, Tensor]:
         """Copy every tensor, row-major. CPU tensors are copied when this returns.
 
         For tensors on a CUDA device the copy has only been ordered: `wait_on_host` waits for it. Those not in `late`
@@ -60,7 +60,7 @@ class HostBuffers:
         """Return when everything is in host memory."""
         self._device_copies.wait_on_host()
 
-    def _fit(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _fit(self, tensors: Mapping[K, Tensor]) -> dict[K, Tensor]:
         """Views into the buffer, made anew only when names, types or shapes have changed."""
         layout = tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
         pinned = any(tensor.is_cuda for tensor in tensors.values())
@@ -100,7 +100,7 @@ class _DeviceCopies:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._ends: list[tuple[torch.device, torch.cuda.Event]] = []
 
-    def order(self, tensors: Mapping[str, Tensor], views: Mapping[str, Tensor], late: Collection[str]) -> None:
+    def order(self, tensors: Mapping[K, Tensor], views: Mapping[K, Tensor], late: Collection[K]) -> None:
         """Order the copy of `tensors` into `views`; an earlier one must have ended."""
         self._ends = []
         for device in {tensor.device for tensor in tensors.values()}:
@@ -108,7 +108,7 @@ class _DeviceCopies:
             self._order_on(device, here, views, set(late))
 
     def _order_on(
-        self, device: torch.device, tensors: Mapping[str, Tensor], views: Mapping[str, Tensor], late: set[str]
+        self, device: torch.device, tensors: Mapping[K, Tensor], views: Mapping[K, Tensor], late: set[K]
     ) -> None:
         training = torch.cuda.current_stream(device)
         if device not in self._streams:
@@ -125,9 +125,7 @@ class _DeviceCopies:
                 self._ends.append((device, side.record_event(asleep)))
 
     @staticmethod
-    def _copy(
-        tensors: Mapping[str, Tensor], views: Mapping[str, Tensor], names: list[str], side: torch.cuda.Stream
-    ) -> None:
+    def _copy(tensors: Mapping[K, Tensor], views: Mapping[K, Tensor], names: list[K], side: torch.cuda.Stream) -> None:
         for name in names:
             views[name].copy_(tensors[name], non_blocking=True)
             tensors[name].record_stream(side)  # its memory is not given to others before it is copied

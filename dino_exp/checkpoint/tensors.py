@@ -39,20 +39,23 @@ def load_tensor(packs: PackReader, entry: TensorEntry, bases: Sequence[Chunk] = 
     Raises CorruptCheckpointError, UnsupportedFormatError, OSError.
     """
     dtype = getattr(torch, entry.dtype)
-    for chunk in entry.chunks:
+    for chunk in entry.chunks:  # before memory is taken for all of them
         check_codec(chunk.codec)
-        packs.handle(chunk.pack)  # as long as the manifest says, before memory is taken on its word
+        packs.handle(chunk.pack)
     if len(entry.chunks) == 1:
-        return _load_chunk(packs, entry.chunks[0], bases, entry.dtype)
+        return load_chunk(packs, entry.chunks[0], bases, entry.dtype)
     whole = _empty(entry.shape, dtype)
     for chunk in entry.chunks:
         sides = zip(chunk.offset, chunk.shape, strict=True)
         box = tuple(slice(start, start + size) for start, size in sides)
-        whole[box] = _load_chunk(packs, chunk, bases, entry.dtype)
+        whole[box] = load_chunk(packs, chunk, bases, entry.dtype)
     return whole
 
 
-def _load_chunk(packs: PackReader, chunk: Chunk, bases: Sequence[Chunk], dtype: str) -> Tensor:
+def load_chunk(packs: PackReader, chunk: Chunk, bases: Sequence[Chunk], dtype: str) -> Tensor:
+    """Read, decode and check one box of a tensor. Raises as `load_tensor`."""
+    check_codec(chunk.codec)
+    packs.handle(chunk.pack)  # as long as the manifest says, before memory is taken on its word
     content = _empty(chunk.shape, getattr(torch, dtype))
     into = tensor_bytes(content)  # shares memory: the tensor is contiguous and on the host
     load_content(packs, chunk, bases, dtype, into)

@@ -6,9 +6,10 @@ to tensors and JSON values, `load_state_dict(mapping)` takes it back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from enum import IntEnum
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from dino_exp.errors import CheckpointError, ConfigError
 
@@ -30,6 +31,22 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> Any:
         """Take back what `state_dict` gave: every name, in place. Tensors arrive on the CPU."""
+
+
+@runtime_checkable
+class ShardedStateful(Protocol):
+    """A state whose tensors may lie in parts over several processes, and are loaded part by part."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """As a `Stateful` has it."""
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> Any:
+        """As a `Stateful` has it."""
+
+    def load_parts(
+        self, names: Collection[str], values: Mapping[str, JSON], fill: Callable[[Mapping[str, Any]], None], /
+    ) -> None:
+        """Take over `values`, and the tensors of these names as `fill` puts their parts into those it is given."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,26 @@ class SaveContext:
     ending: bool = False
     signal: str | None = None
     secs_left: float | None = None
+
+
+class SaveProgress(IntEnum):
+    """How far the last save has come. `ENDED`: how it went is still to be heard."""
+
+    NONE = 0
+    UNDER_WAY = 1
+    ENDED = 2
+
+
+class Committed(Protocol):
+    """What is told of a checkpoint that was committed."""
+
+    @property
+    def step(self) -> int:
+        """The step."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it was saved."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,8 +36,11 @@ def find_damage(
     packs_folder: Path,
     progress: Callable[[int], None] | None = None,
     seen: Seen | None = None,
+    elsewhere: Collection[str] = (),
 ) -> Iterator[Damage]:
     """Each damaged pack and tensor, as it is found: also a tensor that builds on a damaged one.
+
+    Packs in `elsewhere` are not read: another process looks at them.
 
     Each chunk is read once, and not at all if `seen`, which is added to, knows it from another checkpoint. `progress`
     hears of bytes read.
@@ -49,12 +52,14 @@ def find_damage(
     if manifest.state_digest not in (None, whole_state_digest(manifest)):
         yield Damage(None, None, "the digest of the state does not fit the tensors and JSON that it covers")
     with PackReader(files, packs_folder, manifest.packs) as packs:
-        for pack in manifest.packs:
+        for pack in [pack for pack in manifest.packs if pack.name not in elsewhere]:
             problem = _problem(partial(packs.check_header, pack.name))
             if problem is not None:
                 yield Damage(None, pack.name, problem)
         for name, _, chunk in chunks_of(manifest):
             for part in (*(manifest.bases[place] for place in closure(chunk, manifest.bases)), chunk):
+                if part.pack in elsewhere:
+                    continue
                 place = (part.pack, part.start, part.stored_bytes, part.stored_digest)
                 if place not in known:
                     check_codec(part.codec)
@@ -76,13 +81,21 @@ def read_verified(store: Store, step: int) -> Manifest:
         manifest, identity = store.read(step)
     except FileNotFoundError as problem:
         raise CorruptCheckpointError(f"the manifest of step {step} is gone") from problem
-    damages = list(find_damage(manifest, store.files, store.packs_folder))
-    if damages and store.identity(step) not in (None, identity):  # it was written anew meanwhile
-        return read_verified(store, step)
+    try:
+        check_packs(manifest, store)
+    except CorruptCheckpointError:
+        if store.identity(step) in (None, identity):
+            raise
+        return read_verified(store, step)  # it was written anew meanwhile
+    return manifest
+
+
+def check_packs(manifest: Manifest, store: Store, elsewhere: Collection[str] = ()) -> None:
+    """Read every byte that a manifest names, but for those packs. Raises CorruptCheckpointError, OSError."""
+    damages = list(find_damage(manifest, store.files, store.packs_folder, elsewhere=elsewhere))
     if damages:
         places = few(damage.tensor or damage.pack or "manifest" for damage in damages)
-        raise CorruptCheckpointError(f"step {step} is damaged in {places}: {damages[0].reason}")
-    return manifest
+        raise CorruptCheckpointError(f"step {manifest.step} is damaged in {places}: {damages[0].reason}")
 
 
 def few(names: Iterable[str]) -> str:

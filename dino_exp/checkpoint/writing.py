@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -13,17 +13,19 @@ from typing import Any
 from torch import Tensor
 
 from dino_exp.checkpoint.base import Base
+from dino_exp.checkpoint.bases import BaseList
 from dino_exp.checkpoint.canonical import check_json
-from dino_exp.checkpoint.digests import state_digest
 from dino_exp.checkpoint.encoding import Encoder, Plain, order, packs_reached
 from dino_exp.checkpoint.finite import is_finite
 from dino_exp.checkpoint.layout import MAX_STEP, PackName
-from dino_exp.checkpoint.manifest import Manifest
+from dino_exp.checkpoint.manifest import Chunk, Manifest, PackEntry, TensorEntry
 from dino_exp.checkpoint.pack import Key, write_pack
+from dino_exp.checkpoint.pieces import Piece
 from dino_exp.checkpoint.storage import Storage
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.tensors import dtype_name, tensor_bytes
 from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule
+from dino_exp.checkpoint.verify import whole_state_digest
 from dino_exp.errors import CheckpointError
 
 _BYTES_PER_TENSOR = 1000  # of manifest and header: an estimate, for a look at the free space
@@ -99,70 +101,102 @@ def split_state(given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, 
     return tensors, values
 
 
-def bytes_needed(tensors: Mapping[str, Tensor], storage: Storage) -> int:
+def bytes_needed(tensors: Iterable[Tensor], storage: Storage) -> int:
     """How much room a checkpoint of these tensors takes on the disk at least; nobody knows what encoding leaves."""
-    content = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    return (content if storage.codec == "raw" else 0) + _BYTES_PER_TENSOR * len(tensors) + _BYTES_BESIDE
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
+    return (sum(sizes) if storage.codec == "raw" else 0) + _BYTES_PER_TENSOR * len(sizes) + _BYTES_BESIDE
 
 
-def write_state(
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one process wrote of a checkpoint: the tensors, or parts of them, of which it has the chunks."""
+
+    tensors: Mapping[str, TensorEntry]
+    bases: tuple[Chunk, ...]
+    packs: tuple[PackEntry, ...]
+    generators: JSON
+
+
+def write_share(
     store: Store,
     pack_name: PackName,
-    tensors: Mapping[str, Tensor],
-    values: Mapping[str, JSON],
-    request: SaveRequest,
+    pieces: Mapping[Piece, Tensor],
     by: Writer,
     *,
     base: Manifest | None = None,
     require_finite: bool = False,
     wrote: Callable[[int], None] | None = None,
-) -> Manifest:
-    """Write one synced pack with all tensors, and return the manifest to commit. `wrote` hears of bytes written.
+) -> Share:
+    """Write one synced pack with all pieces. `wrote` hears of bytes written.
 
     `base` is a checkpoint in the same folder that it may be written against. Where everything is there already, no
     pack is left.
 
     Raises NonFiniteStateError where a number must be finite and is not, UnusableBaseError, CheckpointError, OSError.
     """
-    keys = [Key(name, dtype_name(tensor, name), tuple(tensor.shape)) for name, tensor in tensors.items()]
-    keys.sort(key=lambda key: order(key, by.storage))
-    plain = (Plain(key, tensor_bytes(tensors[key.name])) for key in keys)  # one at a time: some are copied for it
+    keys = {
+        piece: Key(piece.label, dtype_name(tensor, piece.name), tuple(tensor.shape)) for piece, tensor in pieces.items()
+    }
+    ordered = sorted(keys, key=lambda piece: order(piece.name, keys[piece].dtype, piece.offset, by.storage))
+    plain = (  # one at a time: some are copied for it
+        Plain(piece.name, keys[piece], tensor_bytes(pieces[piece]), piece.offset) for piece in ordered
+    )
     checked = map(_check_finite, plain) if require_finite else plain
     with contextlib.ExitStack() as stack:
         opened = None if base is None else stack.enter_context(Base(base, store))
         pool = stack.enter_context(ThreadPoolExecutor(by.storage.threads)) if by.storage.threads else None
         encoder = Encoder(by.storage, opened, pool)
-        packs = write_pack(store, pack_name, keys, partial(encoder.write, tensors=checked), wrote)
-    bases = tuple(encoder.bases.chunks)
-    reached = packs_reached(encoder.entries, bases)
+        packs = write_pack(
+            store, pack_name, [keys[piece] for piece in ordered], partial(encoder.write, tensors=checked), wrote
+        )
+    tensors: dict[str, TensorEntry] = {}
+    for piece in ordered:
+        before = tensors[piece.name].chunks if piece.name in tensors else ()
+        chunks = (*before, encoder.chunks[piece.label])
+        tensors[piece.name] = TensorEntry(dtype=keys[piece].dtype, shape=piece.whole, chunks=chunks)
+    return Share(tensors=tensors, bases=tuple(encoder.bases.chunks), packs=tuple(packs), generators=by.generators)
+
+
+def describe(
+    shares: Sequence[Share], values: Mapping[str, JSON], request: SaveRequest, by: Writer, base: Manifest | None
+) -> Manifest:
+    """The manifest to commit: of what all processes wrote, in the order of their ranks."""
+    bases = BaseList()
+    tensors: dict[str, TensorEntry] = {}
+    for share in shares:
+        for name, entry in share.tensors.items():
+            before = tensors[name].chunks if name in tensors else ()
+            chunks = (*before, *(bases.adopt(chunk, share.bases) for chunk in entry.chunks))
+            tensors[name] = replace(entry, chunks=chunks)
+    reached = packs_reached(tensors, bases.chunks)
     earlier = () if base is None else (pack for pack in base.packs if pack.name in reached)
-    rows = ((name, entry.dtype, entry.shape, entry.chunks[0].content_digest) for name, entry in encoder.entries.items())
-    return Manifest(
+    made = Manifest(
         step=request.step,
         epoch=request.epoch,
         samples_seen=request.samples_seen,
         created_at=datetime.fromtimestamp(by.now_secs, UTC).isoformat(timespec="milliseconds"),
         reasons=request.reasons,
         attempt=by.attempt,
-        world_size=1,
-        tensors=encoder.entries,
-        bases=bases,
-        content_bytes=sum(entry.num_bytes for entry in encoder.entries.values()),
-        packs=(*packs, *earlier),
+        world_size=len(shares),
+        tensors=tensors,
+        bases=tuple(bases.chunks),
+        content_bytes=sum(entry.num_bytes for entry in tensors.values()),
+        packs=(*(pack for share in shares for pack in share.packs), *earlier),
         state=dict(values),
-        state_digest=state_digest(rows, values),
+        state_digest=None,
         record=dict(request.record),
         metrics=dict(request.metrics),
         health=dict(request.health),
         healthy=request.healthy,
         aside=dict(request.aside),
-        generators=(by.generators,),
+        generators=tuple(share.generators for share in shares),
         policy=by.policy,
         schedule=request.schedule,
     )
+    return replace(made, state_digest=whole_state_digest(made))
 
 
 def _check_finite(tensor: Plain) -> Plain:
     if not is_finite(tensor.content, tensor.key.dtype):
-        raise NonFiniteStateError(tensor.key.name)
+        raise NonFiniteStateError(tensor.name)
     return tensor

@@ -71,6 +71,13 @@ def _batch_rules(config: Config) -> Iterator[str]:
         )
     if config.loss.use_bn and batch < 2:
         yield "train.batch_size=1 with loss.use_bn=true: batch norm needs at least 2 images"
+    if config.train.accumulate > batch:
+        yield f"train.accumulate={config.train.accumulate} is more than train.batch_size={batch}: a part would be empty"
+    if config.loss.use_bn and config.train.accumulate > 1:
+        yield (
+            f"train.accumulate={config.train.accumulate} with loss.use_bn=true: batch norm needs the whole batch at "
+            "once. Use train.accumulate=1, more processes, or loss.use_bn=false"
+        )
 
 
 def _schedule_rules(config: Config) -> Iterator[str]:

@@ -176,6 +176,9 @@ class TrainConfig(Section):
     batch_size: int = setting(minimum=1, help="images of a step, over all devices")
     stop_after_steps: int | None = setting(minimum=1, role="budget", help="stop at this step of the run")
     stop_after_epochs: int | None = setting(minimum=1, role="budget", help="stop after this epoch of the run")
+    accumulate: int = setting(
+        minimum=1, legacy=1, help="parts in which each process takes its share of a batch, for small memories"
+    )
     precision: str = setting(choices=("fp32", "bf16"), help="numbers of the forward and backward pass")
     on_collapse: str = setting(role="runtime", choices=("stop", "warn"), help="when the model collapses")
 
@@ -293,6 +296,15 @@ class RuntimeConfig(Section):
     deterministic: bool = setting(role="numerics", help="only deterministic kernels")
     workers: int = setting(minimum=0, role="runtime", help="processes that load data; 0: none")
     lock_wait_secs: float = setting(minimum=0, role="runtime", help="wait for a run in other hands")
+    parallel: str = setting(
+        role="numerics",
+        legacy="auto",
+        choices=("auto", "ddp", "fsdp"),
+        help="of several processes: ddp: the whole model on each; fsdp: cut into shares; auto: what fits the device",
+    )
+    timeout_secs: float = setting(
+        above=0, role="runtime", legacy=600.0, help="how long one process waits for another before it gives up"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

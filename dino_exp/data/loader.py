@@ -15,7 +15,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from dino_exp.data.datasets import DataError, Dataset, Indices
 from dino_exp.data.order import batch_indices, epoch_of
+from dino_exp.dist.place import ALONE, Place, share
 from dino_exp.errors import ConfigError
 
 # Launchers send these to a whole process group. Only the training itself may answer.
@@ -37,12 +38,20 @@ _JOIN_SECS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The raw images of one optimizer step."""
+    """The raw images of one optimizer step, or a rank's share of them."""
 
     step: int
     epoch: int
     sample_ids_B: Tensor  # int64: their numbers in the data set
     images_BCHW: Tensor  # uint8
+
+    def part(self, number: int, num_parts: int) -> Batch:
+        """One of so many consecutive parts, which differ by at most one image."""
+        if num_parts == 1:
+            return self
+        places = share(len(self.sample_ids_B), number, num_parts)
+        here = slice(places.start, places.stop)
+        return replace(self, sample_ids_B=self.sample_ids_B[here], images_BCHW=self.images_BCHW[here])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +61,11 @@ class _Plan:
     dataset: Dataset
     seed: int
     batch_size: int
+    place: Place
 
     def indices(self, step: int) -> Indices:
-        return batch_indices(self.seed, step, self.batch_size, len(self.dataset))
+        ours = self.place.share_of(self.batch_size)
+        return batch_indices(self.seed, step, self.batch_size, len(self.dataset))[ours.start : ours.stop]
 
     def images(self, step: int) -> Tensor:
         """The images of `step`. Raises DataError that names the image which cannot be loaded."""
@@ -80,19 +91,27 @@ class _Plan:
 class BatchStream(Iterator[Batch]):
     """The batches of steps `start_step + 1`, `start_step + 2`, ... without end: to resume, pass the step.
 
+    `batch_size` images make up a step; each rank loads its share of them.
     With `num_workers` > 0 that many processes, all started here, load the images ahead. Call `close`, or use
     it as a context, when done. Raises DataError when an image cannot be loaded or a worker has died.
     """
 
     def __init__(
-        self, dataset: Dataset, *, seed: int, batch_size: int, start_step: int = 0, num_workers: int = 0
+        self,
+        dataset: Dataset,
+        *,
+        seed: int,
+        batch_size: int,
+        start_step: int = 0,
+        num_workers: int = 0,
+        place: Place = ALONE,
     ) -> None:
         if num_workers < 0:
             raise ConfigError(f"runtime.workers is {num_workers}; expected 0 or more: try runtime.workers=0")
         epoch_of(1, len(dataset), batch_size)  # refuses an impossible batch size before a process is started
-        self._plan = _Plan(dataset=dataset, seed=seed, batch_size=batch_size)
+        self._plan = _Plan(dataset=dataset, seed=seed, batch_size=batch_size, place=place)
         self._step = start_step
-        self._shape = (batch_size, dataset.channels, *dataset.size)
+        self._shape = (len(place.share_of(batch_size)), dataset.channels, *dataset.size)
         self._workers: list[_Worker] = []
         if num_workers:
             # Workers ignore SIGTERM, with which the interpreter would end them if the owner forgot to.

@@ -26,13 +26,16 @@ def dino_loss(
     *,
     student_temp: float,
     teacher_temp: float,
+    num_images: int | None = None,
 ) -> DINOLossTerms:
     """Mean cross-entropy, in nats, over the pairs of a teacher's view and any other view of the student.
+
+    `num_images`: of the whole batch, where these B are a part of it; the losses of its parts add up to its loss.
 
     The first T views of the student are the teacher's own, in the same order. Half-precision logits are
     taken to float32 first. No gradient reaches the teacher. The centre is read only: see `updated_center`.
     """
-    num_targets, (num_views, num_images, _) = len(teacher_TBK), student_VBK.shape
+    num_targets, (num_views, num_here, _) = len(teacher_TBK), student_VBK.shape
     assert num_views >= max(num_targets, 2), f"no pairs among {num_views} views and {num_targets} targets"
     with torch.no_grad():
         probs_TBK = torch.softmax((_precise(teacher_TBK) - center_1K) / teacher_temp, dim=-1)
@@ -45,6 +48,7 @@ def dino_loss(
     normalisers = num_targets * normaliser_VB.sum() - normaliser_VB[:num_targets].sum()
     total = normalisers - (probs_TBK * partners_TBK).sum()
     num_pairs = num_targets * (num_views - 1)
+    num_images = num_here if num_images is None else num_images
     return DINOLossTerms(loss=total / (num_pairs * num_images), teacher_probs_TBK=probs_TBK)
 
 
@@ -55,7 +59,19 @@ def updated_center(center_1K: Tensor, teacher_TBK: Tensor, momentum: float) -> T
     A new tensor: a step puts it in place together with the optimizer's update, or not at all. The loss of a
     step uses the centre of the steps before it, as in the official code.
     """
-    mean_1K = _precise(teacher_TBK).flatten(0, 1).sum(dim=0, keepdim=True) / teacher_TBK[..., 0].numel()
+    return moved_center(center_1K, logit_sum(teacher_TBK), teacher_TBK[..., 0].numel(), momentum)
+
+
+@torch.no_grad()
+def logit_sum(teacher_TBK: Tensor) -> Tensor:
+    """The sum (1, K) of raw teacher logits over views and images: parts of a batch add up to it."""
+    return _precise(teacher_TBK).flatten(0, 1).sum(dim=0, keepdim=True)
+
+
+@torch.no_grad()
+def moved_center(center_1K: Tensor, sum_1K: Tensor, num_rows: int, momentum: float) -> Tensor:
+    """See `updated_center`, from the sum over `num_rows` rows of logits."""
+    mean_1K = sum_1K / num_rows
     return center_1K * momentum + mean_1K.to(center_1K.dtype) * (1 - momentum)
 
 

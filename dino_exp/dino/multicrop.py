@@ -21,6 +21,11 @@ class MultiCropModel(nn.Module):
         self.backbone = backbone
         self.head = head
 
+    def features(self, images: Tensor) -> Tensor:
+        """Backbone features (B, D) of images (B, C, H, W) as they are."""
+        features: Tensor = self.backbone(images)
+        return features
+
     def forward(self, crops: Sequence[Tensor], drop_scales_L2VB: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (V, B, K) and backbone features (V, B, D) of V crops (B, C, H, W) of the same B images.
 
@@ -31,10 +36,11 @@ class MultiCropModel(nn.Module):
         features = []
         for first, end in _equal_widths(crops):
             drop = None if drop_scales_L2VB is None else drop_scales_L2VB[:, :, first:end].flatten(2)
-            features.append(self.backbone(torch.cat(list(crops[first:end])), drop))
-        features_RD = torch.cat(features)
-        views_and_images = (len(crops), len(crops[0]), -1)
-        return self.head(features_RD).reshape(views_and_images), features_RD.reshape(views_and_images)
+            rows = self.backbone(torch.cat(list(crops[first:end])), drop)
+            features.append(rows.unflatten(0, (end - first, -1)))
+        # Neither result is a view of something: FSDP hangs its hooks on them.
+        features_VBD = torch.cat(features)
+        return self.head(features_VBD), features_VBD
 
 
 def _equal_widths(crops: Sequence[Tensor]) -> Iterator[tuple[int, int]]:

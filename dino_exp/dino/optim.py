@@ -5,7 +5,7 @@ Shapes: P parameters with a gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -66,13 +66,16 @@ def set_hyper(optimizer: Optimizer, *, lr: float, weight_decay: float) -> None:
 
 
 @torch.no_grad()
-def clip_per_parameter_(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+def clip_per_parameter_(
+    gradients: list[Tensor], max_norm: float | None, whole_norms: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Scale each gradient on its own to an L2 norm of at most `max_norm`; None or 0 leaves them as they are.
 
-    Returns the norms before clipping (P,), on the device, of the parameters with a gradient in their order.
+    Returns their norms before clipping (P,), on the device. Where they are parts of gradients, `whole_norms` makes the
+    norms of whole ones from those of the parts.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms_P = torch.stack(torch._foreach_norm(gradients))
+    norms_P = norms_P if whole_norms is None else whole_norms(norms_P)
     if max_norm:
         # A factor of exactly 1 changes no bit, so nobody waits for the device to learn which ones are long.
         factors_P = (max_norm / (norms_P + _CLIP_EPS)).clamp(max=1.0)

@@ -30,9 +30,13 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def extract_features(
-    model: nn.Module, batches: Iterable[Tensor], *, should_stop: Callable[[], bool] = lambda: False
+    model: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[Tensor],
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Tensor:
-    """`model` of each batch of images, one after the other: (N, D) on the model's device.
+    """What `forward`, of the model, makes of each batch of images, one after the other: (N, D) on its device.
 
     Raises Interrupted as soon as `should_stop` holds, which is asked before each batch.
     """
@@ -41,5 +45,5 @@ def extract_features(
         for images in batches:
             if should_stop():
                 raise Interrupted("asked to stop while features were extracted")
-            features.append(model(images))
+            features.append(forward(images))
     return torch.cat(features)

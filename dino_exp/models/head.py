@@ -1,6 +1,6 @@
 """DINO's projection head: an MLP to a bottleneck, L2 normalisation, and weight-normalised prototypes.
 
-Shapes: R rows (crops x images), D width of the features, K prototypes.
+Shapes: R rows (views x images), D width of the features, K prototypes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dino_exp.errors import ConfigError
+from dino_exp.models.batch_norm import RankedBatchNorm
 
 
 class DINOHead(nn.Module):
-    """Features (R, D) to logits over K prototypes (R, K). Caron et al. 2021, appendix C.
+    """Features (..., D) to logits over K prototypes (..., K). Caron et al. 2021, appendix C.
 
     `norm_last_layer` keeps the length of every prototype at 1. Built without meaningful values:
     `dino_exp.models.init` gives every parameter one.
@@ -39,9 +40,11 @@ class DINOHead(nn.Module):
         self.mlp = _mlp(widths, use_bn=use_bn)
         self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, train_norms=not norm_last_layer)
 
-    def forward(self, features_RD: Tensor) -> Tensor:
-        """Logits (R, K). With batch norm in training mode this also updates its running statistics."""
-        return self.last_layer(functional.normalize(self.mlp(features_RD), dim=-1))  # type: ignore[no-any-return]
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (..., K). With batch norm in training mode this also updates its running statistics."""
+        rows_RD = features.flatten(0, -2)
+        bottleneck = functional.normalize(self.mlp(rows_RD), dim=-1).reshape((*features.shape[:-1], -1))
+        return self.last_layer(bottleneck)  # type: ignore[no-any-return]
 
 
 class WeightNormLinear(nn.Module):
@@ -71,6 +74,6 @@ def _mlp(widths: list[int], *, use_bn: bool) -> nn.Module:
     for width_in, width_out in hidden:
         layers.append(nn.Linear(width_in, width_out))
         if use_bn:
-            layers.append(nn.BatchNorm1d(width_out))
+            layers.append(RankedBatchNorm(width_out))
         layers.append(nn.GELU())
     return nn.Sequential(*layers, nn.Linear(*last))

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dino_exp.fsio import DamagedFileError, read_json_bounded, write_atomic
+from dino_exp.processes import process_start_ticks, this_boot_id
 from dino_exp.runs.jsontext import utc_text
 from dino_exp.runs.shape import WrongShapeError, optional, real, record_of, text, whole
 
 STALE_SECS = 60.0
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MAX_BYTES = 1 << 16
 
 
@@ -68,24 +68,6 @@ def load_owner(path: Path) -> Owner | None:
 def save_owner(path: Path, owner: Owner, *, durable: bool) -> None:
     """Replace `owner.json`. Raises OSError."""
     write_atomic(path, json.dumps(asdict(owner), indent=2) + "\n", durable=durable)
-
-
-def this_boot_id() -> str | None:
-    """The kernel's identity of this boot; None where there is no such file."""
-    try:
-        return _BOOT_ID.read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-
-
-def process_start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot (proc(5), field 22); None where nothing tells."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    fields = status.rpartition(")")[2].split()  # the name before the bracket may hold spaces and brackets
-    return int(fields[19])
 
 
 def _when(secs: float) -> str:

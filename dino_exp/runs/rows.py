@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from dino_exp.config.typed import override, train_command
 from dino_exp.fsio import LOCAL, DamagedFileError
@@ -28,6 +29,44 @@ class RowPosition:
 
 
 START = RowPosition(num_rows=0, num_bytes=0)
+
+
+class Rows(Protocol):
+    """Where the loop's rows go."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows so far, those of earlier attempts included."""
+
+    @property
+    def position(self) -> RowPosition:
+        """How much was written so far."""
+
+    def append(self, row: Mapping[str, object]) -> None:
+        """Write one row."""
+
+    def sync(self) -> RowPosition:
+        """Return the position once every row up to it is on the disk."""
+
+
+class RowCount:
+    """Rows that rank 0 writes, counted by another one, which goes by the same number."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+
+    @property
+    def position(self) -> RowPosition:
+        """Nothing of it goes into a manifest."""
+        return RowPosition(num_rows=self.num_rows, num_bytes=self.num_rows)
+
+    def append(self, row: Mapping[str, object]) -> None:
+        """Count one."""
+        self.num_rows += 1
+
+    def sync(self) -> RowPosition:
+        """Nothing is on a disk of this rank."""
+        return self.position
 
 
 class RowWriter:

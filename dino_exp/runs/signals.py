@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any, TypeAlias
 
@@ -52,6 +52,10 @@ class SignalFlags:
         """Whether USR1 came since the last call."""
         wanted, self._save_wanted = self._save_wanted, False
         return wanted
+
+    def agree(self, of_first: Sequence[float] = ()) -> Sequence[float]:
+        """One process has nothing to agree on: its own readings."""
+        return of_first
 
     def call_previous(self, number: int, frame: FrameType | None = None) -> bool:
         """After the save: call the handler that a launcher had installed (submitit's USR2 requeues the job).

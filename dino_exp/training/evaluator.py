@@ -15,8 +15,10 @@ from torch import Tensor
 from dino_exp.data.datasets import Dataset
 from dino_exp.dino.loss import dino_loss
 from dino_exp.dino.schedules import Schedules
+from dino_exp.dist.ranks import ONE_RANK, Ranks
 from dino_exp.evaluation.features import Interrupted, extract_features
 from dino_exp.evaluation.report import evaluate_features, prefixed
+from dino_exp.models.batch_norm import moments_of_each_rank
 from dino_exp.training.state import TrainState
 from dino_exp.training.step import NUM_GLOBAL, Augment, StepRule
 
@@ -27,7 +29,10 @@ ShouldStop = Callable[[], bool]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Measures a state on one data set. `clean` makes the deterministic view that features are taken from."""
+    """Measures a state on one data set. `clean` makes the deterministic view that features are taken from.
+
+    Several ranks measure together, and all have the same result, which does not depend on how many they are.
+    """
 
     train_set: Dataset
     val_set: Dataset
@@ -37,6 +42,7 @@ class Evaluator:
     rule: StepRule
     seed: int
     batch_size: int
+    ranks: Ranks = ONE_RANK
 
     def measure(self, state: TrainState, should_stop: ShouldStop) -> dict[str, float]:
         """`knn_*` of the teacher's features and `val_loss`. Raises Interrupted when `should_stop` says so."""
@@ -51,13 +57,18 @@ class Evaluator:
 
     def _knn(self, state: TrainState, should_stop: ShouldStop) -> dict[str, float]:
         train, val = (self._features(state, part, should_stop) for part in (self.train_set, self.val_set))
-        return evaluate_features(train, _labels(self.train_set), val, _labels(self.val_set), seed=self.seed)
+        if not self.ranks.place.is_first:
+            return self.ranks.from_first({})
+        labels = _labels(self.train_set), _labels(self.val_set)
+        return self.ranks.from_first(evaluate_features(train, labels[0], val, labels[1], seed=self.seed))
 
     def _features(self, state: TrainState, dataset: Dataset, should_stop: ShouldStop) -> Tensor:
-        device = state.center_1K.device
-        backbone = state.teacher.backbone
-        batches = (self.clean(dataset.images(ids).to(device)) for ids in self._chunks(dataset))
-        return extract_features(backbone, batches, should_stop=should_stop)
+        """Of all images, on every rank; each takes some of the batches."""
+        device, (chunks, num_own) = state.center_1K.device, self._share(dataset)
+        batches = (self.clean(dataset.images(ids).to(device)) for ids in chunks)
+        features = extract_features(state.teacher, state.teacher.features, batches, should_stop=should_stop)
+        num_images = sum(len(ids) for ids in chunks[:num_own])
+        return self.ranks.gather(features[:num_images], 0)
 
     def _pixels(self, dataset: Dataset) -> Tensor:
         return dataset.images(np.arange(len(dataset))).flatten(1).float()
@@ -66,22 +77,35 @@ class Evaluator:
         ids = np.arange(len(dataset))
         return [ids[start : start + self.batch_size] for start in range(0, len(ids), self.batch_size)]
 
+    def _share(self, dataset: Dataset) -> tuple[list[np.ndarray], int]:
+        """The batches that this rank takes, and how many of them are its own.
+
+        All ranks take equally many, because a sharded model needs all of them for each: some take one again for that.
+        """
+        chunks, place = self._chunks(dataset), self.ranks.place
+        own, most = place.share_of(len(chunks)), -(-len(chunks) // place.size)
+        return [chunks[min(own.start + at, len(chunks) - 1)] for at in range(most)], len(own)
+
     @torch.no_grad()
     def _val_loss(self, state: TrainState, should_stop: ShouldStop) -> float:
         """DINO's loss on held-out images under fixed crops, with the temperature of the last step."""
         temp = self.schedules.teacher_temp_at(max(state.step - 1, 0))
         buffers = [buffer for model in (state.student, state.teacher) for buffer in model.buffers()]
         kept = [buffer.clone() for buffer in buffers]
-        total = 0.0
+        chunks, num_own = self._share(self.val_set)
+        losses = []
         try:
-            for ids in self._chunks(self.val_set):
-                if should_stop():
-                    raise Interrupted("evaluation was interrupted")
-                total += len(ids) * self._batch_loss(state, ids, temp)
+            with moments_of_each_rank(state.student, state.teacher):
+                for ids in chunks:
+                    if should_stop():
+                        raise Interrupted("evaluation was interrupted")
+                    losses.append(len(ids) * self._batch_loss(state, ids, temp))
         finally:
             for buffer, old in zip(buffers, kept, strict=True):
                 buffer.copy_(old)
-        return total / len(self.val_set)
+        all_losses = self.ranks.gather(torch.tensor(losses[:num_own], dtype=torch.float64), 0)
+        in_order: list[float] = all_losses.tolist()  # added up one by one, however many ranks measured them
+        return sum(in_order) / len(self.val_set)
 
     def _batch_loss(self, state: TrainState, ids: np.ndarray, temp: float) -> float:
         device = state.center_1K.device

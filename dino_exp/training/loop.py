@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.data.loader import Batch
 from dino_exp.dino.health import collapse_kind, describe_collapse
 from dino_exp.dino.schedules import Schedules
 from dino_exp.errors import SaveFailedError
 from dino_exp.evaluation.features import Interrupted
-from dino_exp.runs.rows import RowWriter
-from dino_exp.runs.signals import SignalFlags
+from dino_exp.runs.rows import Rows
+from dino_exp.training.agreement import Signals, on_all
 from dino_exp.training.evaluator import Evaluator
+from dino_exp.training.parallel import ALONE, Parallel
 from dino_exp.training.plan import TrainingPlan
-from dino_exp.training.saving import CollapseError, emergency_save, end_saving, handle_save, hear_of_save, save
+from dino_exp.training.saving import CollapseError, Keeper, emergency_save, end_saving, handle_save, hear_of_save, save
 from dino_exp.training.state import Best, TrainState
 from dino_exp.training.step import Augment, StepMetrics, StepRule, train_step
 
@@ -49,7 +49,7 @@ class Progress(Protocol):
 
 @dataclass(kw_only=True)
 class Training:
-    """The parts of one attempt.
+    """The parts of one attempt, of each of its processes; what is written and printed is an affair of the first one.
 
     `batches` continues at `state.step`. `guard` raises when this process does not own the run any more; it is asked
     before each row. `begun_with`: why to save before the first step, FORK or WEIGHTS. `on_row` receives
@@ -66,14 +66,15 @@ class Training:
     rule: StepRule
     plan: TrainingPlan
     evaluator: Evaluator | None
-    rows: RowWriter
-    manager: CheckpointManager | None
-    signals: SignalFlags
+    rows: Rows
+    manager: Keeper | None
+    signals: Signals
     progress: Progress
     record: Mapping[str, Any]
     guard: Callable[[], None]
     on_row: Callable[[Mapping[str, Any], Best | None], None]
     on_trouble: Callable[[SaveFailedError], None]
+    parallel: Parallel = ALONE
     clock: Callable[[], float] = time.monotonic
     secs_left: Callable[[], float | None] = lambda: None
     latest: dict[str, Any] = field(default_factory=dict)
@@ -144,7 +145,9 @@ def run_training(t: Training) -> Outcome:
             one_step(t)
             handle_save(t)
     except Exception as error:
-        emergency_save(t, error)
+        agreed = emergency_save(t, error)
+        if agreed is not error:
+            raise agreed from error
         raise
     return end(t)
 
@@ -158,30 +161,37 @@ def begin(t: Training) -> None:
         t.state.pending_row = {"step": 0, "epoch": 0.0}
     settled = t.state.pending_row is not None and settle_row(t)
     if settled and t.manager is not None and t.manager.latest_step() == t.state.step:
-        earlier = next(info.reasons for info in t.manager.infos() if info.step == t.state.step)
-        save(t, (*earlier, EVALUATED), supersede=True)
-        hear_of_save(t, wait=True)
+        save(t, (*t.manager.reasons_of(t.state.step), EVALUATED), supersede=True)
+        hear_of_save(t)
     first = t.begun_with is not None and t.manager is not None and t.manager.latest_step() is None
     if first and t.state.pending_row is None:
         assert t.begun_with is not None
         save(t, (t.begun_with,))
+    t.signals.agree()
 
 
 def one_step(t: Training) -> None:
     """The next batch, the step, and the row of the step where one is due."""
     started = t.clock()
-    batch = next(t.batches)
+    batch = next_batch(t)
     waited = t.clock()
     row_due = t.plan.is_row_due(batch.step)
     metrics = train_step(
         t.state, batch, augment=t.augment, schedules=t.schedules, rule=t.rule, want_health=row_due,
-        before_update=None if t.manager is None else t.manager.before_update,
+        before_update=None if t.manager is None else t.manager.before_update, parallel=t.parallel,
     )  # fmt: skip
     t.meter.add(waited - started, t.clock() - waited)
     t.progress.advance(t.state.step, t.meter.images_per_sec)
     if row_due:
         t.state.pending_row = make_row(t, metrics)
         settle_row(t)
+
+
+def next_batch(t: Training) -> Batch:
+    """This process's share of the next batch. Raises DataError, on every rank, if one of them cannot load its own."""
+    batches: list[Batch] = []
+    on_all(t.parallel.ranks, lambda: batches.append(next(t.batches)))
+    return batches[0]
 
 
 def make_row(t: Training, metrics: StepMetrics) -> dict[str, Any]:
@@ -217,8 +227,7 @@ def settle_row(t: Training) -> bool:
         except Interrupted:
             log.info("evaluation of step=%d is put off: a stop was asked for", t.state.step)
             return False
-    t.guard()
-    t.rows.append(row | {"wall": t.meter.take_wall()})  # if this fails, the row is still owed
+    on_all(t.parallel.ranks, lambda: write_row(t, row))  # if this fails, the row is still owed
     t.state.pending_row = None
     note_best(t, row)
     t.latest = row
@@ -228,10 +237,17 @@ def settle_row(t: Training) -> bool:
     return True
 
 
+def write_row(t: Training, row: Mapping[str, Any]) -> None:
+    """Write a row, if this process still owns the run."""
+    t.guard()
+    t.rows.append({**row, "wall": t.meter.take_wall()})
+
+
 def evaluate(t: Training, evaluator: Evaluator) -> dict[str, float]:
     """Baselines at step 0, the measures of the present state later."""
 
     def asked_to_stop() -> bool:
+        t.signals.agree()
         return t.signals.stop_signal is not None
 
     return (

@@ -7,7 +7,7 @@ Only `train_step` and the loop change a `TrainState`. Its `state_dict` is flat: 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,25 +73,47 @@ class TrainState:
         Raises CheckpointError where a name is missing or unexpected, CorruptCheckpointError where a value is not of
         its kind, and then nothing has changed; CheckpointError where a shape or dtype differs, which leaves it torn.
         """
-        expected = {name for name in self.state_dict() if not name.startswith("optimizer.")}
-        given = {name for name in flat if not name.startswith("optimizer.")}
-        if expected != given:
-            raise CheckpointError(
-                f"the checkpoint's names are not this model's: missing {_some(expected - given)}, "
-                f"unexpected {_some(given - expected)}; was it written with another model?"
-            )
-        for name in JSON_FIELDS:
-            if not _KINDS[name](flat[name]):
-                raise CorruptCheckpointError(f"{name} is {str(flat[name])[:60]!r}, which no training has saved")
+        self._check(flat.keys(), flat)
         self.torn = True  # until every tensor is in place
         for name, live in self.state_dict().items():
             if isinstance(live, Tensor) and not name.startswith("optimizer."):
                 _copy_into(name, live, flat[name])
         moments = {name.removeprefix("optimizer."): flat[name] for name in flat if name.startswith("optimizer.")}
         load_moments(self.optimizer, dict(self.student.named_parameters()), moments)
+        self._take_values(flat)
+
+    def load_parts(
+        self, names: Collection[str], values: Mapping[str, Any], fill: Callable[[Mapping[str, Tensor]], None]
+    ) -> None:
+        """Take over a saved state of which this process holds parts: `fill` puts them into the tensors it is given.
+
+        Raises as `load_state_dict`, and what `fill` raises, which leaves the state torn.
+        """
+        self._check({*names, *values}, values)
+        parameters = dict(self.student.named_parameters())
+        moments = {name: _empty_moment(name, parameters) for name in names if name.startswith("optimizer.")}
+        live = {name: value for name, value in self.state_dict().items() if isinstance(value, Tensor)}
+        self.torn = True
+        fill({name: value for name, value in live.items() if not name.startswith("optimizer.")} | moments)
+        load_moments(self.optimizer, parameters, {name.removeprefix("optimizer."): moments[name] for name in moments})
+        self._take_values(values)
+
+    def _check(self, names: Collection[str], values: Mapping[str, Any]) -> None:
+        expected = {name for name in self.state_dict() if not name.startswith("optimizer.")}
+        given = {name for name in names if not name.startswith("optimizer.")}
+        if expected != given:
+            raise CheckpointError(
+                f"the checkpoint's names are not this model's: missing {_some(expected - given)}, "
+                f"unexpected {_some(given - expected)}; was it written with another model?"
+            )
         for name in JSON_FIELDS:
-            setattr(self, name, flat[name])
-        self.best = None if flat["best"] is None else Best(**flat["best"])
+            if not _KINDS[name](values[name]):
+                raise CorruptCheckpointError(f"{name} is {str(values[name])[:60]!r}, which no training has saved")
+
+    def _take_values(self, values: Mapping[str, Any]) -> None:
+        for name in JSON_FIELDS:
+            setattr(self, name, values[name])
+        self.best = None if values["best"] is None else Best(**values["best"])
         self.torn = False
 
     def changed_by_update(self) -> set[str]:
@@ -150,6 +172,19 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "collapse_rows": _is_count,
     "healthy": lambda value: type(value) is bool,
 }
+
+
+def _empty_moment(name: str, parameters: Mapping[str, Tensor]) -> Tensor:
+    """Where a saved moment goes: cut into shares as its parameter is. Raises CheckpointError."""
+    parameter_name, _, moment = name.removeprefix("optimizer.").rpartition(".")
+    parameter = parameters.get(parameter_name)
+    if parameter is None:
+        raise CheckpointError(
+            f"{name}: the model has no such parameter; was the checkpoint written with another model?"
+        )
+    if moment == "step":  # the same for all of a parameter
+        return torch.zeros((), dtype=torch.float32)
+    return torch.zeros_like(parameter, requires_grad=False)
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """One optimisation step of DINO as a transaction (Caron et al. 2021; in the order of the official code).
 
+Several ranks carry out a step together, each on its share of the images (`Parallel`).
+
 Shapes: B images, V crops an image (two global first), K prototypes, D features.
 """
 
@@ -15,11 +17,12 @@ from torch import Tensor, nn
 
 from dino_exp.data.loader import Batch
 from dino_exp.dino.drop_path import drop_scales
-from dino_exp.dino.health import Health, measure_health
-from dino_exp.dino.loss import dino_loss, updated_center
+from dino_exp.dino.health import Health, Outputs, measure_health
+from dino_exp.dino.loss import dino_loss, logit_sum, moved_center
 from dino_exp.dino.optim import clip_per_parameter_, ema_update_, freeze_last_layer_, set_hyper
 from dino_exp.dino.schedules import Schedules
 from dino_exp.errors import TrainingError
+from dino_exp.training.parallel import ALONE, Parallel, local_part
 from dino_exp.training.state import TrainState
 
 NUM_GLOBAL = 2
@@ -37,9 +40,14 @@ class NonFiniteError(TrainingError):
 
 @dataclass(frozen=True, kw_only=True)
 class StepRule:
-    """The constants of a step: temperatures, momenta, drop-path, clipping and precision."""
+    """The constants of a step: the global batch, temperatures, momenta, drop-path, clipping and precision.
+
+    `accumulate`: in how many parts each rank takes its share of the batch, one after the other.
+    """
 
     seed: int
+    batch_size: int
+    accumulate: int = 1
     student_temp: float
     center_momentum: float
     drop_path_rate: float
@@ -83,8 +91,9 @@ def train_step(
     rule: StepRule,
     want_health: bool = False,
     before_update: Callable[[], None] | None = None,
+    parallel: Parallel = ALONE,
 ) -> StepMetrics:
-    """Carry the state from `batch.step - 1` to `batch.step`.
+    """Carry the state from `batch.step - 1` to `batch.step`. `batch` is this rank's share.
 
     Nothing of the state changes before the loss and every gradient are known to be finite: batch-norm statistics
     that the forward pass moved are put back when anything raises. While the update itself is applied, `state.torn`
@@ -94,27 +103,59 @@ def train_step(
     Raises NonFiniteError, and whatever the model or the augmentation raises.
     """
     with _buffers_put_back_on_error(state.student, state.teacher):
-        gradients = _compute(state, batch, augment, schedules, rule, want_health)
+        gradients = _compute(state, batch, augment, schedules, rule, want_health, parallel)
         if not math.isfinite(gradients.loss):
             raise NonFiniteError(batch.step, f"the loss ({gradients.loss})")
         if not math.isfinite(gradients.norm):
             raise NonFiniteError(batch.step, f"the gradient's norm ({gradients.norm})")
-        before = [parameter.detach().clone() for parameter in state.student.parameters()] if want_health else None
+        before = [local_part(parameter).clone() for parameter in state.student.parameters()] if want_health else None
     if before_update is not None:
         before_update()
     state.torn = True
     _apply(state, batch.step, gradients.center_1K, schedules, rule)
     state.note_loss(gradients.loss)
     state.step = batch.step
-    ratio = None if before is None else _update_ratio(before, list(state.student.parameters()))
+    ratio = None if before is None else _update_ratio(before, list(state.student.parameters()), parallel)
     state.torn = False
     return StepMetrics(gradients.loss, gradients.norm, gradients.head_norm, gradients.health, ratio)
 
 
 def _compute(
-    state: TrainState, batch: Batch, augment: Augment, schedules: Schedules, rule: StepRule, want_health: bool
+    state: TrainState,
+    batch: Batch,
+    augment: Augment,
+    schedules: Schedules,
+    rule: StepRule,
+    want_health: bool,
+    parallel: Parallel,
 ) -> _Gradients:
     """Forward, loss and backward; gradients stay in `.grad`, the new centre is returned, not applied."""
+    state.optimizer.zero_grad(set_to_none=True)
+    sums, outputs = None, list[Outputs]()
+    for number in range(rule.accumulate):
+        part = batch.part(number, rule.accumulate)
+        is_last = number == rule.accumulate - 1
+        with parallel.backward(is_last=is_last):
+            own, seen = _forward_backward(state, part, augment, schedules, rule, want_health)
+        sums = own if sums is None else sums + own
+        outputs += [] if seen is None else [seen]
+    assert sums is not None
+    # The loss travels with the centre: one collective, and the same bits on every rank.
+    sum_K, loss = torch.split(parallel.ranks.add_(sums), [state.center_1K.shape[1], 1])
+    norm, head_norm = _clip(state.student, rule.clip_grad, parallel)
+    health = None
+    if want_health:
+        joined = Outputs(*(parallel.ranks.gather(piece, 1) for piece in Outputs.joined(outputs)))
+        health = measure_health(joined, loss=loss[0], center_1K=state.center_1K)
+    num_rows = NUM_GLOBAL * rule.batch_size
+    center_1K = moved_center(state.center_1K, sum_K[None], num_rows, rule.center_momentum)
+    return _Gradients(float(loss), center_1K, norm, head_norm, health)
+
+
+def _forward_backward(
+    state: TrainState, batch: Batch, augment: Augment, schedules: Schedules, rule: StepRule, want_health: bool
+) -> tuple[Tensor, Outputs | None]:
+    """One pass over some images of the batch: the sums of teacher logits and of the loss in one row (K + 1,)."""
     index = batch.step - 1  # schedules count the steps from 0
     device = state.center_1K.device
     crops = augment(batch.images_BCHW.to(device), batch.sample_ids_B, batch.epoch)
@@ -128,27 +169,17 @@ def _compute(
         student_VBK, student_VBD = state.student(crops, None if scales is None else scales.to(device))
     terms = dino_loss(
         student_VBK, teacher_TBK, state.center_1K,
-        student_temp=rule.student_temp, teacher_temp=schedules.teacher_temp_at(index),
+        student_temp=rule.student_temp, teacher_temp=schedules.teacher_temp_at(index), num_images=rule.batch_size,
     )  # fmt: skip
-    state.optimizer.zero_grad(set_to_none=True)
     terms.loss.backward()  # type: ignore[no-untyped-call]
-    norm, head_norm = _clip(state.student, rule.clip_grad)
-    health = None
-    if want_health:
-        health = measure_health(
-            terms,
-            center_1K=state.center_1K,
-            student_features_VBD=student_VBD,
-            teacher_features_TBD=teacher_TBD,
-        )
-    center = updated_center(state.center_1K, teacher_TBK, rule.center_momentum)
-    return _Gradients(float(terms.loss.detach()), center, norm, head_norm, health)
+    sums = torch.cat([logit_sum(teacher_TBK)[0], terms.loss.detach()[None]])
+    return sums, Outputs.of(terms.teacher_probs_TBK, student_VBD, teacher_TBD) if want_health else None
 
 
-def _clip(student: nn.Module, max_norm: float | None) -> tuple[float, float]:
+def _clip(student: nn.Module, max_norm: float | None, parallel: Parallel) -> tuple[float, float]:
     """Clip each parameter's gradient by itself; the norms of all gradients and of the head's, before clipping."""
-    named = [(name, p) for name, p in student.named_parameters() if p.grad is not None]
-    norms = clip_per_parameter_([p for _, p in named], max_norm).double().square()
+    named = [(name, local_part(p.grad)) for name, p in student.named_parameters() if p.grad is not None]
+    norms = clip_per_parameter_([gradient for _, gradient in named], max_norm, parallel.whole_norms).double().square()
     in_head = torch.tensor([name.startswith("head.") for name, _ in named], device=norms.device)
     total, head = torch.stack([norms.sum(), (norms * in_head).sum()]).sqrt().tolist()
     return total, head
@@ -162,8 +193,8 @@ def _apply(state: TrainState, step: int, center_1K: Tensor, schedules: Schedules
         freeze_last_layer_(dict(state.student.named_parameters()))
     state.optimizer.step()
     ema_update_(
-        list(state.teacher.parameters()),
-        list(state.student.parameters()),
+        [local_part(parameter) for parameter in state.teacher.parameters()],
+        [local_part(parameter) for parameter in state.student.parameters()],
         schedules.teacher_momentum_at(index),
     )
     state.center_1K.copy_(center_1K)
@@ -181,9 +212,9 @@ def _buffers_put_back_on_error(*models: nn.Module) -> Iterator[None]:
         raise
 
 
-def _update_ratio(before: list[Tensor], after: list[nn.Parameter]) -> float:
+def _update_ratio(before: list[Tensor], after: list[nn.Parameter], parallel: Parallel) -> float:
     """Norm of the update over the norm of the parameters."""
-    with torch.no_grad():
-        moved = torch.stack(torch._foreach_norm(torch._foreach_sub([p.detach() for p in after], before))).norm()
-        size = torch.stack(torch._foreach_norm(before)).norm()
-        return float(moved / size)
+    moves = torch._foreach_sub([local_part(parameter) for parameter in after], before)
+    moved = parallel.whole_norms(torch.stack(torch._foreach_norm(moves))).norm()
+    size = parallel.whole_norms(torch.stack(torch._foreach_norm(before))).norm()
+    return float(moved / size)

@@ -90,7 +90,7 @@ class CheckpointWeights:
             **{name: record.get(name) for name in named},
             "step": self.manifest.step,
             "epoch": self.manifest.epoch,
-            "state_digest": self.manifest.state_digest,
+            "state_digest": self.reader.state_digest(self.manifest.step),
         }
 
 

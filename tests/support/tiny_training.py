@@ -63,7 +63,14 @@ SCHEDULES = Schedules(
     freeze_last_layer_epochs=1,
 )
 RULE = StepRule(
-    seed=0, student_temp=0.1, center_momentum=0.9, drop_path_rate=0.2, depth=1, clip_grad=3.0, precision="fp32"
+    seed=0,
+    batch_size=BATCH,
+    student_temp=0.1,
+    center_momentum=0.9,
+    drop_path_rate=0.2,
+    depth=1,
+    clip_grad=3.0,
+    precision="fp32",
 )
 PLAN = TrainingPlan(
     steps_per_epoch=PER_EPOCH,
@@ -219,7 +226,7 @@ class QuickEvaluator:
     def measure(self, state: TrainState, should_stop: Callable[[], bool]) -> dict[str, float]:
         ids = np.arange(len(TRAIN)).reshape(-1, BATCH)
         batches = (self.clean(TRAIN.images(batch)) for batch in ids)
-        features_ND = extract_features(state.teacher.backbone, batches, should_stop=should_stop)
+        features_ND = extract_features(state.teacher, state.teacher.features, batches, should_stop=should_stop)
         return {"knn_top1": float(features_ND.sigmoid().mean())}
 
     def baselines(self, state: TrainState, should_stop: Callable[[], bool]) -> dict[str, float]:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dino_exp.dino.health import collapse_kind, describe_collapse, feature_std, measure_health
+from dino_exp.dino.health import Outputs, collapse_kind, describe_collapse, feature_std, measure_health
 from dino_exp.dino.loss import dino_loss
 
 K = 128
@@ -14,7 +14,8 @@ def health(student, teacher, *, features=None, student_features=None, center=Non
     terms = dino_loss(student, teacher, center, student_temp=0.1, teacher_temp=temp)
     features = torch.randn(2, student.shape[1], 16) if features is None else features
     student_features = torch.randn(len(student), student.shape[1], 16) if student_features is None else student_features
-    return measure_health(terms, center_1K=center, student_features_VBD=student_features, teacher_features_TBD=features)
+    outputs = Outputs.of(terms.teacher_probs_TBK, student_features, features)
+    return measure_health(outputs, loss=terms.loss, center_1K=center)
 
 
 def logits(views, images=32, seed=0):

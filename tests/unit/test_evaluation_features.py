@@ -27,17 +27,17 @@ def modes(module: nn.Module) -> list[bool]:
 
 def test_features_come_in_order_without_gradients() -> None:
     layers = model()
-    features = extract_features(layers, batches())
+    features = extract_features(layers, layers, batches())
     assert features.shape == (12, 5)
     assert not features.requires_grad
-    assert torch.equal(features[4:8], extract_features(layers, list(batches())[1:2]))
+    assert torch.equal(features[4:8], extract_features(layers, layers, list(batches())[1:2]))
 
 
 def test_modes_and_buffers_are_as_before() -> None:
     layers = model()
     before, buffers = modes(layers), {name: value.clone() for name, value in layers.state_dict().items()}
     generator = torch.get_rng_state()
-    extract_features(layers, batches())
+    extract_features(layers, layers, batches())
     assert modes(layers) == before
     assert all(torch.equal(value, buffers[name]) for name, value in layers.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)
@@ -48,7 +48,7 @@ def test_an_error_puts_the_modes_back_too() -> None:
     layers = model()
     before = modes(layers)
     with pytest.raises(RuntimeError, match="shapes"):
-        extract_features(layers, [torch.zeros(2, 5)])
+        extract_features(layers, layers, [torch.zeros(2, 5)])
     assert modes(layers) == before
     assert torch.is_grad_enabled()
 
@@ -67,7 +67,7 @@ def test_it_stops_between_batches_when_asked() -> None:
 
     before = modes(layers)
     with pytest.raises(Interrupted):
-        extract_features(layers, counted(), should_stop=should_stop)
+        extract_features(layers, layers, counted(), should_stop=should_stop)
     assert len(given) == 3
     assert modes(layers) == before
 

@@ -13,14 +13,16 @@ import pytest
 
 from dino_exp.errors import LockedError, RefusedError
 from dino_exp.fsio import DamagedFileError
+from dino_exp.processes import process_start_ticks, this_boot_id
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.lock import RunLock, probe
-from dino_exp.runs.owner import Owner, load_owner, process_start_ticks, this_boot_id
+from dino_exp.runs.owner import Owner, load_owner
 
 # Takes the lock, may fork a child that outlives it, says so, and waits for a kill or the end of its input.
 HOLDER = """
 import os, sys, time
 from pathlib import Path
+from dino_exp.processes import process_start_ticks, this_boot_id
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.lock import RunLock
 lock = RunLock.acquire(

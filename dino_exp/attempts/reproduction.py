@@ -28,6 +28,9 @@ from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import RunRecord, save_record
 
 
+MAX_RANKS = 64  # on one host, for a replay: a record may come from a stranger
+
+
 @dataclass(frozen=True, kw_only=True)
 class Span:
     """From which step to which; at `start` the run's checkpoint is taken, or its beginning for 0."""
@@ -104,16 +107,25 @@ def prepare_copy(paths: RunPaths, record: RunRecord, span: Span, outputs: Path) 
     return copy
 
 
-def replay(copy: RunPaths, span: Span, code: Path) -> int:
-    """Train the copy to the span's end by the code below `code`; the exit code. It prints to standard error."""
+def replay(copy: RunPaths, span: Span, code: Path, num_ranks: int = 1) -> int:
+    """Train the copy to the span's end by the code below `code`; the exit code. It prints to standard error.
+
+    By as many processes as the run's first attempt had, all of them on this host: another number gives other bits.
+    """
     places = [str(code), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), "PYTHONSAFEPATH": "1"}
     environment.pop("DINO_EXP_RUN_DIR", None)
     words = [override("resume", copy.directory), f"train.stop_after_steps={span.stop}", "train.stop_after_epochs=null"]
     words += [override("paths.outputs", copy.directory.parent.parent), "logger.console=plain"]
-    return subprocess.call(
-        [sys.executable, "-m", "dino_exp.train", *words], env=environment, cwd=copy.directory, stdout=sys.stderr
-    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    command = [sys.executable, *(launcher if num_ranks > 1 else []), "-m", "dino_exp.train", *words]
+    return subprocess.call(command, env=environment, cwd=copy.directory, stdout=sys.stderr)
+
+
+def ranks_of(record: RunRecord) -> int:
+    """How many processes the run's first attempt had."""
+    found = record.numerics.get("world_size", 1)
+    return found if type(found) is int and 1 <= found <= MAX_RANKS else 1
 
 
 def compare_replay(paths: RunPaths, copy: RunPaths, span: Span) -> Comparison:

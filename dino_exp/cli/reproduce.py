@@ -13,7 +13,15 @@ from typing import Annotated, Any
 
 import typer
 
-from dino_exp.attempts.reproduction import Comparison, Span, choose_span, compare_replay, prepare_copy, replay
+from dino_exp.attempts.reproduction import (
+    Comparison,
+    Span,
+    choose_span,
+    compare_replay,
+    prepare_copy,
+    ranks_of,
+    replay,
+)
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, RunArgument
 from dino_exp.cli.run_diff import environment_differences
 from dino_exp.cli.show import plain, print_json, print_table
@@ -99,7 +107,7 @@ def _replay(paths: RunPaths, record: RunRecord, code: RecordedCode, span: Span, 
     home.mkdir(parents=True, exist_ok=True)
     copy = prepare_copy(paths, record, span, home / "outputs")
     place = rebuild_code(code, home / "code")
-    exit_code = replay(copy, span, place)
+    exit_code = replay(copy, span, place, ranks_of(record))
     if exit_code != 0:
         raise DinoExpError(f"the replay ended with exit code {exit_code} before step {span.stop}; see above")
     return compare_replay(paths, copy, span)

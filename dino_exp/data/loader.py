@@ -50,8 +50,11 @@ class Batch:
         if num_parts == 1:
             return self
         places = share(len(self.sample_ids_B), number, num_parts)
-        here = slice(places.start, places.stop)
-        return replace(self, sample_ids_B=self.sample_ids_B[here], images_BCHW=self.images_BCHW[here])
+        return self.at(slice(places.start, places.stop))
+
+    def at(self, places: slice) -> Batch:
+        """Some of its images."""
+        return replace(self, sample_ids_B=self.sample_ids_B[places], images_BCHW=self.images_BCHW[places])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support.zygote import Attempt, Zygote
+from support.zygote import Attempt, Crew, Zygote
 
 ENVIRONMENT = {
     **os.environ,
@@ -24,6 +24,26 @@ ENVIRONMENT = {
 }
 READ_AT_START = ("PYTHONPATH", "PYTHONWARNINGS", "OMP_NUM_THREADS")
 SMOKE = ("experiment=digits_smoke", "runtime.threads=1")
+
+
+_stores: list[Any] = []  # of the last launches: as with torchrun, a rendezvous outlives the ranks
+
+
+def ranks_of(size: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
+    """The environments of `size` processes that torchrun starts on one host, with the store that its agent keeps."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    _stores[:] = [*_stores[-3:], store]
+    return [
+        {
+            **environment,
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+        }
+        for rank in range(size)
+    ]  # fmt: skip
 
 
 _servers: list[Zygote] = []
@@ -71,6 +91,30 @@ class Lab:
     def fork(self, *overrides: str) -> Attempt:
         """The same command in a process that is forked from one that has imported everything."""
         return zygote(self.environment).start(self.command(*overrides)[3:], self.directory, self.environment)
+
+    def launch(self, size: int, *overrides: str, environment: Mapping[str, str] | None = None) -> Crew:
+        """The command in several processes, as torchrun starts them (`ranks_of`)."""
+        environments = ranks_of(size, {**self.environment, **(environment or {})})
+        return zygote(self.environment).start_crew(self.command(*overrides)[3:], self.directory, environments)
+
+    def train_together(self, size: int, *overrides: str, codes: Sequence[int] = ()) -> list[str]:
+        """The same to the end; what each printed. Fails unless they leave with these exit codes, 0 unless given."""
+        crew = self.launch(size, *overrides)
+        printed = [crew.output(rank) for rank in range(size)] if crew.wait() else []
+        assert crew.codes == (list(codes) or [0] * size), f"exit {crew.codes}:\n" + "\n---\n".join(printed)
+        return printed
+
+    def call_together(self, size: int, function: str, *arguments: str) -> dict[str, Any]:
+        """What several processes tell that each call a function of `support.rank_checks`."""
+        environments = ranks_of(size, self.environment)
+        call = f"support.rank_checks:{function}"
+        crew = zygote(self.environment).start_crew(arguments, self.directory, environments, call)
+        codes = crew.wait()
+        printed = [crew.output(rank) for rank in range(size)]
+        assert codes == [0] * size, f"exit {codes}:\n" + "\n---\n".join(printed)
+        (told,) = (line for line in printed[0].splitlines() if line.startswith("TOLD "))
+        found: dict[str, Any] = json.loads(told.removeprefix("TOLD "))
+        return found
 
     def train(self, *overrides: str, code: int = 0) -> str:
         """Run to the end, in a forked process; what it printed. Fails unless it leaves with exit code `code`."""

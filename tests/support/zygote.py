@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import select
@@ -18,34 +19,68 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Crew:
+    """The processes of one attempt, by rank; each has a session of its own, of the number of its process."""
+
+    server: Zygote
+    pids: list[int]
+    logs: list[Path]
+    codes: list[int] | None = None
+
+    def end_within(self, secs: float) -> bool:
+        """Wait for the end of all, for `secs` at most; whether it came."""
+        return self.codes is not None or self.server.has_answer(secs)
+
+    def wait(self) -> list[int]:
+        """Their exit codes; minus the signal's number where a signal killed one."""
+        if self.codes is None:
+            self.codes = json.loads(self.server.read())
+        return self.codes
+
+    def kill(self, number: int = signal.SIGKILL, rank: int = 0) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pids[rank], number)
+
+    def kill_all(self) -> None:
+        """Nothing of them is left, whatever processes they have started."""
+        for pid in self.pids if self.codes is None else ():
+            with contextlib.suppress(ProcessLookupError):  # it may have come to its end, unasked
+                os.killpg(pid, signal.SIGKILL)
+        self.wait()
+
+    def output(self, rank: int = 0) -> str:
+        """What one has printed, on both streams."""
+        return self.logs[rank].read_text() if self.logs[rank].exists() else ""
 
 
 @dataclass
 class Attempt:
-    """One attempt that was started; its session has the number of its process."""
+    """One attempt by one process."""
 
-    server: Zygote
-    pid: int
-    log: Path
-    code: int | None = None
+    crew: Crew
+
+    @property
+    def pid(self) -> int:
+        return self.crew.pids[0]
 
     def ends_within(self, secs: float) -> bool:
         """Wait for its end, for `secs` at most; whether it came."""
-        return self.code is not None or self.server.has_answer(secs)
+        return self.crew.end_within(secs)
 
     def wait(self) -> int:
         """Its exit code; minus the signal's number when a signal killed it."""
-        if self.code is None:
-            self.code = int(self.server.read())
-        return self.code
+        return self.crew.wait()[0]
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+        self.crew.kill(number)
 
     def output(self) -> str:
         """What it has printed, on both streams."""
-        return self.log.read_text()
+        return self.crew.output()
 
 
 class Zygote:
@@ -55,7 +90,7 @@ class Zygote:
         self.read_at_start = read_at_start
         self._folder = tempfile.TemporaryDirectory(prefix="attempts-")
         self._num_started = 0
-        self._last: Attempt | None = None
+        self._last: Crew | None = None
         places = [environment.get("PYTHONPATH", ""), *sys.path]
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__))], text=True, bufsize=1, cwd=self._folder.name,
@@ -65,20 +100,27 @@ class Zygote:
         assert self.read() == "ready"
 
     def start(self, arguments: Sequence[str], directory: Path, environment: Mapping[str, str]) -> Attempt:
-        """Begin an attempt in a directory. One that a failed test has left running is killed first."""
-        if self._last is not None and self._last.code is None:
-            with contextlib.suppress(ProcessLookupError):  # it may have come to its end, unasked
-                os.killpg(self._last.pid, signal.SIGKILL)
-            self._last.wait()
-        log = Path(self._folder.name) / f"{self._num_started}.txt"
+        """Begin an attempt in a directory."""
+        return Attempt(self.start_crew(arguments, directory, [environment]))
+
+    def start_crew(
+        self, arguments: Sequence[str], directory: Path, environments: Sequence[Mapping[str, str]], call: str = ""
+    ) -> Crew:
+        """Begin an attempt by several processes, or a `call` ("module:function") of them with these arguments.
+
+        Those that a failed test has left running are killed first.
+        """
+        if self._last is not None:
+            self._last.kill_all()
+        logs = [Path(self._folder.name) / f"{self._num_started}.{rank}.txt" for rank in range(len(environments))]
         self._num_started += 1
         order = {
-            "arguments": list(arguments), "directory": str(directory), "environment": dict(environment),
-            "log": str(log),
+            "arguments": list(arguments), "directory": str(directory), "call": call,
+            "environments": list(map(dict, environments)), "logs": list(map(str, logs)),
         }  # fmt: skip
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
-        self._last = Attempt(self, int(self.read()), log)
+        self._last = Crew(self, json.loads(self.read()), logs)
         return self._last
 
     def has_answer(self, secs: float) -> bool:
@@ -101,9 +143,10 @@ def serve() -> None:
     import torch
     import torch._dynamo  # an optimizer's first use imports it
 
-    import dino_exp.attempts.run
-    import dino_exp.attempts.work  # noqa: F401
-    from dino_exp import train
+    import dino_exp.attempts.together
+    import dino_exp.checkpoint.sharding.team
+    import dino_exp.train
+    import dino_exp.training.sharded  # noqa: F401
 
     with torch.device("meta"):
         torch.nn.Linear(1, 1)  # the first use of the meta device imports a great deal
@@ -112,20 +155,31 @@ def serve() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            os.setsid()
-            os.chdir(order["directory"])
-            os.environ.clear()
-            os.environ.update(order["environment"])
-            log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            train.main(order["arguments"])
-        print(pid, flush=True)
-        _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        pids = [
+            fork(order, environment, log) for environment, log in zip(order["environments"], order["logs"], strict=True)
+        ]
+        print(json.dumps(pids), flush=True)
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+
+
+def fork(order: Mapping[str, Any], environment: Mapping[str, str], log: str) -> int:
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        os.chdir(order["directory"])
+        os.environ.clear()
+        os.environ.update(environment)
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        if order["call"]:
+            module, _, function = order["call"].partition(":")
+            sys.exit(getattr(importlib.import_module(module), function)(*order["arguments"]))
+        from dino_exp import train
+
+        train.main(order["arguments"])
+    return pid
 
 
 if __name__ == "__main__":

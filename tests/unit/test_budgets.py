@@ -42,3 +42,17 @@ def test_fsync_and_replace_stay_in_the_file_layer() -> None:
         if node.attr in ("fsync", "fdatasync", "replace", "rename")
     }
     assert users == {"fsio.py"}
+
+
+def test_torch_distributed_stays_in_a_few_places() -> None:
+    """What trains, saves and restores sees ranks through `dist`, the layouts, and the checkpoint's sharding."""
+    users = {
+        str(path.relative_to(PACKAGE).with_suffix(""))
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch.distributed"))
+        or (isinstance(node, ast.Import) and any(name.name.startswith("torch.distributed") for name in node.names))
+    }
+    allowed = ("dist/ranks", "training/parallel", "training/sharded", "checkpoint/sharding/")
+    assert {user for user in users if not user.startswith(allowed)} == set()
+    assert len(users) >= 4

@@ -80,6 +80,7 @@ def test_roles_of_the_whole_schema():
         "runtime.device",
         "runtime.threads",
         "runtime.deterministic",
+        "runtime.parallel",
     }
     assert all(role == "runtime" for key, role in roles.items() if key.startswith(("checkpoint.", "run.", "paths.")))
     assert all(role == "identity" for key, role in roles.items() if key.startswith(("optimizer.", "augment.")))

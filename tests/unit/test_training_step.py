@@ -1,6 +1,7 @@
 """One step: the official code's numbers, and a transaction."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -41,6 +42,10 @@ RULE = StepRule(
     clip_grad=0.05,
     precision="fp32",
 )
+
+
+def replace_rule(**changes) -> StepRule:
+    return dataclasses.replace(RULE, **changes)
 
 
 def formula_state(*, norm_last_layer=True, fused=True) -> TrainState:

@@ -1,0 +1,104 @@
+"""Real trainings by several processes, started as torchrun starts them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.checkpoints import open_manager, request
+from support.golden import A, exactly
+from support.rank_checks import one_batch_norm
+from support.runs import SMOKE, Lab, last_digest, rows
+from support.tiny_training import build_state
+
+from dino_exp.checkpoint.policies import AnyOf, KeepAny, LatestN
+from dino_exp.checkpoint.reader import CheckpointReader
+from dino_exp.dino.optim import set_hyper
+
+from test_training_step import formula_state, step_once  # isort: skip  (found by `rank_checks`)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path, settings=(*SMOKE, "checkpoint.save.every_steps=4", "train.stop_after_steps=12"))
+
+
+def only(lab: Lab, variant: str) -> Path:
+    (run,) = (run for run in lab.runs() if run.name.endswith(variant))
+    return run
+
+
+def test_two_ranks_train_what_one_trains_and_twice_the_same(lab: Lab) -> None:
+    lab.train("run.variant=one")
+    for variant in ("two", "again"):
+        lab.train_together(2, f"run.variant={variant}")
+    one, two, again = (only(lab, variant) for variant in ("one", "two", "again"))
+    assert rows(two) == rows(again)
+    assert last_digest(two) == last_digest(again)
+    for row, other in zip(rows(one), rows(two), strict=True):
+        for name in {"loss", "val_loss"} & row.keys():
+            assert other[name] == pytest.approx(row[name], rel=1e-5), (row["step"], name)
+
+
+@pytest.mark.parametrize(
+    ("size", "parallel", "accumulate"), [(2, "ddp", 1), (2, "fsdp", 2), (3, "fsdp", 1), (4, "ddp", 1)]
+)
+def test_the_official_trace_in_float64(size: int, parallel: str, accumulate: int, tmp_path: Path) -> None:
+    told = Lab(tmp_path).call_together(size, "golden_trace", parallel, str(accumulate))
+    assert told["losses"] == exactly(A["losses"])
+    assert told["center_sum"] == exactly(A["center_sum"])
+    assert told["student_abs_sum"] == exactly(A["student_abs_sum"])
+    alone = [step_once(state, step, want_health=True) for state in [formula_state()] for step in range(1, 10)]
+    norms = [[one.grad_norm, one.update_ratio, one.health.entropy_ratio] for one in alone]
+    for one, other in zip(norms, told["norms"], strict=True):
+        assert other == pytest.approx(one, rel=1e-10)
+
+
+@pytest.mark.parametrize("rows_of_each", [[4, 4], [5, 3], [1, 6, 2]])
+def test_batch_norm_over_ranks_is_that_of_all_rows(rows_of_each: list[int], tmp_path: Path) -> None:
+    told = Lab(tmp_path).call_together(len(rows_of_each), "batch_norm", json.dumps(rows_of_each))
+    alone = one_batch_norm(rows_of_each)
+    assert told["same"] == [1, 1], "all ranks have the same statistics"
+    for name, values in alone.items():
+        torch.testing.assert_close(
+            torch.tensor(told[name][:2] if name == "statistics" else told[name], dtype=torch.float64),
+            torch.tensor(values[:2] if name == "statistics" else values, dtype=torch.float64),
+            rtol=1e-12,
+            atol=1e-12,
+        )
+
+
+def test_a_state_keeps_its_digest_from_hop_to_hop(tmp_path: Path) -> None:
+    """1, 2, 3 ranks and one again, replicated and in shares."""
+    folder = tmp_path / "checkpoints"
+    save_tiny(folder)
+    reader, digest = CheckpointReader(folder), CheckpointReader(folder).state_digest(1)
+    lab = Lab(tmp_path)
+    for step, (size, parallel) in enumerate([(2, "ddp"), (3, "fsdp"), (2, "fsdp"), (3, "ddp")], start=2):
+        told = lab.call_together(size, "hop", parallel, str(folder), str(step), str(step))
+        assert (told["sharded"] > 0) == (parallel == "fsdp")
+        assert reader.state_digest(step) == digest
+        assert reader.verify([step])["ok"]
+    state = build_state()
+    reader.restore(state, optional=("optimizer.",))
+    manager = open_manager(folder, save=AnyOf(()), keep=KeepAny((LatestN(9),)), attempt=9)
+    manager.save(state, request(6))
+    committed = manager.drain()
+    assert committed is not None
+    assert committed.state_digest == digest
+
+
+def save_tiny(folder: Path) -> None:
+    """A state with moments that are not all zero, as step 1."""
+    state = build_state()
+    for parameter in state.student.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    set_hyper(state.optimizer, lr=0.01, weight_decay=0.1)
+    state.optimizer.step()
+    state.step = 1
+    manager = open_manager(folder, save=AnyOf(()), keep=KeepAny((LatestN(9),)))
+    manager.save(state, request(1))
+    manager.drain()

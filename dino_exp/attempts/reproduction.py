@@ -27,7 +27,6 @@ from dino_exp.runs.jsonl import read_lines
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import RunRecord, save_record
 
-
 MAX_RANKS = 64  # on one host, for a replay: a record may come from a stranger
 
 

@@ -9,13 +9,15 @@ import pytest
 import torch
 from support.checkpoints import open_manager, request
 from support.golden import A, exactly
-from support.rank_checks import one_batch_norm
-from support.runs import SMOKE, Lab, last_digest, rows
+from support.rank_checks import fifty_losses, one_batch_norm
+from support.runs import SMOKE, Lab, last_digest, manifests, record, rows
 from support.tiny_training import build_state
 
+from dino_exp import load_backbone
 from dino_exp.checkpoint.policies import AnyOf, KeepAny, LatestN
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.dino.optim import set_hyper
+from dino_exp.dist.ranks import ONE_RANK
 
 from test_training_step import formula_state, step_once  # isort: skip  (found by `rank_checks`)
 
@@ -70,6 +72,13 @@ def test_batch_norm_over_ranks_is_that_of_all_rows(rows_of_each: list[int], tmp_
         )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+def test_fifty_steps_of_two_ranks_have_the_losses_of_one(dtype: str, tolerance: float, tmp_path: Path) -> None:
+    told = Lab(tmp_path).call_together(2, "fifty_steps", dtype)
+    assert told["losses"] == pytest.approx(fifty_losses(dtype, ONE_RANK), rel=tolerance)
+
+
 def test_a_state_keeps_its_digest_from_hop_to_hop(tmp_path: Path) -> None:
     """1, 2, 3 ranks and one again, replicated and in shares."""
     folder = tmp_path / "checkpoints"
@@ -102,3 +111,28 @@ def save_tiny(folder: Path) -> None:
     manager = open_manager(folder, save=AnyOf(()), keep=KeepAny((LatestN(9),)))
     manager.save(state, request(1))
     manager.drain()
+
+
+@pytest.mark.slow
+def test_one_process_looks_after_what_many_wrote_in_shares(lab: Lab) -> None:
+    """Listing, verifying, thinning, compaction, backup, export and a fork, of checkpoints that FSDP wrote."""
+    lab.train_together(2, "runtime.parallel=fsdp", "checkpoint=milestones", "train.stop_after_steps=null")
+    run = lab.only_run()
+    shown = {step: json.loads(lab.cli("checkpoints", "show", f"{run}@{step}", "--json")) for step in (11, 33, 44)}
+    assert any(len(entry["chunks"]) == 2 for entry in manifests(run)[44]["tensors"].values())
+    assert manifests(run)[44]["state_digest"] is None
+    assert json.loads(lab.cli("checkpoints", "verify", str(run), "--json"))["ok"]
+    lab.cli("checkpoints", "backup", str(run), str(lab.directory / "backup"))
+    lab.cli("checkpoints", "restore", str(lab.directory / "backup"), str(lab.directory / "restored"))
+    lab.cli("checkpoints", "prune", str(run), "--keep-last", "1", "--thin", "teacher", "--compact")
+    assert json.loads(lab.cli("checkpoints", "verify", str(run), "--json"))["ok"]
+    assert manifests(run)[11]["full_state_digest"] == shown[11]["state_digest"]
+    restored = lab.directory / "restored"
+    again = json.loads(lab.cli("checkpoints", "show", f"{restored}@33", "--json"))
+    assert again["state_digest"] == shown[33]["state_digest"]
+    lab.cli("checkpoints", "export", f"{run}@44", "--to", str(lab.directory / "teacher.safetensors"))
+    assert load_backbone(f"{run}@44")(torch.zeros(1, 1, 16, 16)).shape == (1, 64)
+    lab.train(f"fork={restored}@33", "train.epochs=3", "train.stop_after_steps=36")
+    child = next(other for other in lab.runs() if other != run)
+    assert record(child)["parent"]["state_digest"] == shown[33]["state_digest"]
+    assert record(child)["state"] == "stopped"

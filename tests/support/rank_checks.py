@@ -259,3 +259,43 @@ def train_tiny(folder: str, attempt: str, parallel: str, timeout_secs: str = "20
     except (DinoExpError, MemoryError) as error:
         print("ERROR " + "; ".join([str(error), *getattr(error, "__notes__", [])]), flush=True)
         return 1
+
+
+def fifty_steps(dtype: str) -> int:
+    """The losses of fifty steps of the digits recipe, batch norm included."""
+    from dino_exp.dist.place import place_of
+    from dino_exp.dist.ranks import joined
+
+    with joined(place_of(os.environ), DEVICE, 60) as ranks:
+        tell(ranks, {"losses": fifty_losses(dtype, ranks)})
+    return 0
+
+
+def fifty_losses(dtype: str, ranks: Any) -> list[float]:
+    from dino_exp import build
+    from dino_exp.config.check import config_from_mapping
+    from dino_exp.config.compose import compose
+    from dino_exp.dino.optim import build_optimizer
+    from dino_exp.training.state import TrainState
+    from dino_exp.training.step import train_step
+
+    torch.set_num_threads(1)
+    kind = getattr(torch, dtype)
+    config = config_from_mapping(compose(["experiment=digits", "runtime.parallel=ddp"]))
+    data = build.build_data(config.data)
+    plan = build.build_plan(config, len(data.train))
+    made = build.build_state(config, data.train.channels, DEVICE)
+    student, teacher = made.student.to(kind), made.teacher.to(kind)
+    state = TrainState(student, teacher, build_optimizer("adamw", student), made.center_1K.to(kind))
+    spread = build.spread(config, state, ranks)
+    schedules, cut = build.build_schedules(config, plan.steps_per_epoch), build.build_augment(config)
+
+    def augment(images: torch.Tensor, ids: torch.Tensor, epoch: int) -> list[torch.Tensor]:
+        return [crop.to(kind) for crop in cut(images, ids, epoch)]
+
+    rule = build.build_rule(config)
+    with build.build_batches(config, data.train, 0, ranks.place) as batches:
+        return [
+            train_step(state, next(batches), augment=augment, schedules=schedules, rule=rule, parallel=spread).loss
+            for _ in range(50)
+        ]

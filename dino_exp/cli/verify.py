@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,13 +27,17 @@ _MOST_LISTED = 20
 
 @dataclass(frozen=True)
 class Verdict:
-    """What reading one run found: places as `CheckpointReader.verify` gives them, summed up for each damaged step."""
+    """What reading one run found: places as `CheckpointReader.verify` gives them, summed up for each damaged step.
+
+    `state`: the digest of the state, where one checkpoint was asked for and is good.
+    """
 
     run: str
     checked: int
     places: list[dict[str, Any]]
     summaries: dict[int, str]
     advice: str
+    state: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For programs, beside other runs."""
@@ -70,7 +74,8 @@ def verify(
     if as_json:
         rows = [verdict.as_json() for verdict in verdicts]
         damaged = verdicts[0].places if run is not None else [place for row in rows for place in row["damaged"]]
-        found = {"ok": ok, "checked": sum(verdict.checked for verdict in verdicts), "damaged": damaged}
+        found: dict[str, Any] = {"ok": ok, "checked": sum(verdict.checked for verdict in verdicts), "damaged": damaged}
+        found |= {"state_digest": verdicts[0].state} if verdicts[0].state else {}
         print_json(found if run is not None else {**found, "runs": rows})
     else:
         _tell(verdicts, plain(verdicts[0].run) if run is not None else count_text(len(verdicts), "run"))
@@ -84,7 +89,10 @@ def _verify_named(typed: str, outputs: Path, *, quiet: bool) -> Verdict:
     steps = None if at is None else [reader.resolve(at)]
     with progress("verifying", quiet=quiet) as bar:
         bar.expect(reader.num_bytes(steps))
-        return _verdict(wanted.paths, reader, steps, bar.reached)
+        verdict = _verdict(wanted.paths, reader, steps, bar.reached)
+    if steps is None or verdict.places:
+        return verdict
+    return replace(verdict, state=reader.state_digest(steps[0]))
 
 
 def _verify_all(runs: list[Path], *, quiet: bool) -> list[Verdict]:
@@ -174,7 +182,8 @@ def _tell(verdicts: list[Verdict], where: str) -> None:
         _tell_damage(verdict)
     checked = count_text(sum(verdict.checked for verdict in verdicts), "checkpoint")
     if not bad:
-        print(f"all good: {checked} of {where} checked, every byte")
+        state = f"; its state is {verdicts[0].state}" if verdicts[0].state else ""
+        print(f"all good: {checked} of {where} checked, every byte{state}")
     elif len(verdicts) > 1:
         print(f"{checked} of {where} checked, every byte: damage in {count_text(len(bad), 'run')}")
 

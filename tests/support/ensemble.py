@@ -73,6 +73,7 @@ class Ensemble:
         timeout_secs: float = 20,
         files: Mapping[int, Files] | None = None,
         require_finite: bool = False,
+        background: bool = True,
         **options: Any,
     ) -> None:
         self.size, self.store = size, HashStore()
@@ -90,12 +91,13 @@ class Ensemble:
             storage=storage,
             files=own.get(0, LOCAL),
             require_finite=require_finite,
+            background=background,
             **{"keep": KEEP, **options},
         )
         self.members = [
             Member(
                 folder, self.councils[rank], sides[rank], save=SAVE, attempt=attempt, files=own.get(rank, LOCAL),
-                require_finite=require_finite,
+                require_finite=require_finite, background=background,
             )
             for rank in range(1, size)
         ]  # fmt: skip

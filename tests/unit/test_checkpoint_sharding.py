@@ -17,6 +17,7 @@ from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.checkpoint.sharding import member as member_module
 from dino_exp.checkpoint.sharding import team as team_module
 from dino_exp.checkpoint.sharding.planning import SharePlanner
+from dino_exp.checkpoint.types import SaveProgress
 from dino_exp.dist.council import LostRankError
 from dino_exp.errors import CheckpointError, NoCheckpointError, SaveFailedError
 
@@ -168,6 +169,31 @@ def test_after_a_failed_save_the_next_one_succeeds(rank: int, tmp_path: Path) ->
     assert all(isinstance(one, SaveFailedError) for one in ensemble.save(states(3, 1), 1))
     files.fails = ""
     assert [one.step for one in ensemble.save(states(3, 2), 2)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_saves_that_are_not_in_the_background_fail_and_succeed_alike_on_all(rank: int, tmp_path: Path) -> None:
+    files = AtWork("sync", no_space)
+    ensemble = Ensemble(tmp_path, 2, files={rank: files}, background=False)
+    keepers = [ensemble.manager, *ensemble.members]
+
+    def save(at: int, step: int) -> None:
+        keepers[at].save(states(2, step)[at], request(step))
+
+    told = each([lambda at=at: save(at, 1) for at in range(2)])  # type: ignore[misc]
+    assert all(isinstance(one, SaveFailedError) for one in told), "at once, and not when they are asked later"
+    assert [keeper.latest_step() for keeper in keepers] == [None, None]
+    assert [keeper.progress_of_save for keeper in keepers] == [SaveProgress.NONE] * 2
+    files.fails = ""
+    assert each([lambda at=at: save(at, 2) for at in range(2)]) == [None, None]  # type: ignore[misc]
+    assert [keeper.progress_of_save for keeper in keepers] == [SaveProgress.ENDED] * 2
+    assert [keeper.drain().step for keeper in keepers] == [2, 2]  # type: ignore[union-attr]
+
+
+def test_a_step_that_is_saved_already_is_saved_again_by_no_rank(tmp_path: Path) -> None:
+    ensemble = Ensemble(tmp_path, 2)
+    ensemble.save(states(2, 1), 1)
+    assert ensemble.save(states(2, 1), 1) == [None, None]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -44,7 +44,10 @@ def test_verify_names_the_parts_and_the_next_command(run: Path) -> None:
     assert verdict.json.keys() == {"ok", "checked", "damaged"}
     (place,) = verdict.json["damaged"]
     assert place == {"step": 6, "tensor": "student.weight", "pack": chunk.pack, "reason": found.lines[2].strip()}
-    assert cli("verify", f"{run}@5").lines == [f"all good: 1 checkpoint of {run} checked, every byte"]
+    (line,) = cli("verify", f"{run}@5").lines
+    state = cli("show", f"{run}@5", "--json").json["state_digest"]
+    assert line == f"all good: 1 checkpoint of {run} checked, every byte; its state is {state}"
+    assert cli("verify", f"{run}@5", "--json").json["state_digest"] == state
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ class Member:
         self._buffers: HostBuffers[Piece] = HostBuffers()
         self._latest_step: int | None = None
         self._is_under_way = False
+        self._committed: Commit | None = None  # by a save that is not in the background, to be heard of
 
     def due(self, context: SaveContext, *, is_saving: bool | None = None) -> tuple[str, ...]:
         """As the manager of rank 0 decides from the same context and what it knows of the save under way."""
@@ -93,8 +94,13 @@ class Member:
         late: Collection[str] = (),
         before_commit: Callable[[], object] | None = None,
     ) -> None:
-        """Copy this rank's part of the state, and write it when it is asked for. Raises as `drain`, LostRankError."""
+        """Copy this rank's part of the state, and write it when it is asked for.
+
+        Does nothing where the manager's `save` does nothing, and raises what that raises.
+        """
         self.drain()
+        if request.step == self._latest_step and not supersede:
+            return
         tensors, values = split_state(state.state_dict())
         pieces = self._division.divide(tensors)
         by = Writer(
@@ -120,6 +126,8 @@ class Member:
         self._pace.begin()
         self._latest_step, self._is_under_way = max(request.step, self._latest_step or 0), True
         self._background.start(partial(self._serve, job))
+        if not self._background.beside:
+            self._committed = self._hear_end()
 
     def before_update(self) -> None:
         """See `CheckpointManager.before_update`."""
@@ -130,11 +138,19 @@ class Member:
         if not self._is_under_way:
             return None
         self._pace.hurry()
+        committed = self._hear_end() if self._background.beside else self._committed
         self._is_under_way = False
-        end = self._take_end()
-        self._latest_step = end.latest_step
-        if end.trouble is not None:
-            raise end.trouble.error(None)
+        return committed
+
+    def _hear_end(self) -> Commit | None:
+        try:
+            end = self._take_end()
+            self._latest_step = end.latest_step
+            if end.trouble is not None:
+                raise end.trouble.error(None)
+        except BaseException:
+            self._is_under_way = False
+            raise
         return end.committed
 
     def restore(self, state: Stateful, *, optional: tuple[str, ...] = (), is_own: bool = True) -> Restored | None:

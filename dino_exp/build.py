@@ -43,7 +43,7 @@ from dino_exp.dino.parts import COMPANIONS, THIN_PARTS
 from dino_exp.dino.schedules import ScheduleName, Schedules
 from dino_exp.dist.council import Council
 from dino_exp.dist.place import ALONE, Place
-from dino_exp.dist.ranks import ONE_RANK, Ranks
+from dino_exp.dist.ranks import Ranks
 from dino_exp.errors import ConfigError
 from dino_exp.models.head import DINOHead
 from dino_exp.models.init import Scheme, materialise
@@ -248,7 +248,11 @@ def build_rule(config: Config) -> StepRule:
 
 
 def build_evaluator(
-    config: Config, data: Data, augment: DigitsAugment | DinoAugment, schedules: Schedules, ranks: Ranks = ONE_RANK
+    config: Config,
+    data: Data,
+    augment: DigitsAugment | DinoAugment,
+    schedules: Schedules,
+    spread_out: Parallel = parallel.ALONE,
 ) -> Evaluator:
     """Evaluation during training; not needed where `evaluation.every_epochs` is null."""
     return Evaluator(
@@ -260,7 +264,7 @@ def build_evaluator(
         rule=build_rule(config),
         seed=config.seed,
         batch_size=config.evaluation.batch_size,
-        ranks=ranks,
+        parallel=spread_out,
     )
 
 

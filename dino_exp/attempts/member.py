@@ -78,7 +78,7 @@ def train_along(
         augment = build.build_augment(config)
         evaluator = None
         if config.evaluation.every_epochs is not None:
-            evaluator = build.build_evaluator(config, data, augment, schedules, ranks)
+            evaluator = build.build_evaluator(config, data, augment, schedules, parallel)
         beginning = ranks.from_first(Beginning(0, None, {}))
         training = Training(
             state=state,

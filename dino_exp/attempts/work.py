@@ -253,7 +253,7 @@ class Work:
         augment = build.build_augment(self.config)
         evaluator = None
         if self.config.evaluation.every_epochs is not None:
-            evaluator = build.build_evaluator(self.config, self.data, augment, schedules, self.ranks)
+            evaluator = build.build_evaluator(self.config, self.data, augment, schedules, self.parallel)
         return Training(
             state=state,
             batches=batches,

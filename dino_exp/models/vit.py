@@ -46,7 +46,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.base_grid**2, embed_dim))
         hidden_dim = int(embed_dim * mlp_ratio)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, hidden_dim) for _ in range(depth))
-        self.norm = nn.LayerNorm(embed_dim, eps=_NORM_EPS)
+        self.norm = LayerNorm(embed_dim, eps=_NORM_EPS)
         # Constants, so neither parameters nor buffers: no checkpoint and no state_dict carries them.
         self._resize_matrices: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
 
@@ -96,6 +96,15 @@ class VisionTransformer(nn.Module):
         return self._resize_matrices[key]
 
 
+class LayerNorm(nn.LayerNorm):
+    """In the precision of its input, also where FSDP hands it weights of another."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        weight, bias = self.weight.to(tokens.dtype), self.bias.to(tokens.dtype)
+        return functional.layer_norm(tokens, self.normalized_shape, weight, bias, self.eps)
+
+
 class PatchEmbed(nn.Module):
     """Patches to tokens, (B, C, H, W) to (B, patches, D), row by row; a rest at the edge is left out."""
 
@@ -122,9 +131,9 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, hidden_dim: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.norm1 = LayerNorm(dim, eps=_NORM_EPS)
         self.attn = Attention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.norm2 = LayerNorm(dim, eps=_NORM_EPS)
         self.mlp = Mlp(dim, hidden_dim)
 
     def forward(

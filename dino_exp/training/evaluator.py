@@ -6,6 +6,7 @@ Nothing here changes the state: batch-norm statistics are put back, no gradient 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,11 @@ from torch import Tensor
 from dino_exp.data.datasets import Dataset
 from dino_exp.dino.loss import dino_loss
 from dino_exp.dino.schedules import Schedules
-from dino_exp.dist.ranks import ONE_RANK, Ranks
+from dino_exp.dist.ranks import Ranks
 from dino_exp.evaluation.features import Interrupted, extract_features
 from dino_exp.evaluation.report import evaluate_features, prefixed
 from dino_exp.models.batch_norm import moments_of_each_rank
+from dino_exp.training.parallel import ALONE, Parallel
 from dino_exp.training.state import TrainState
 from dino_exp.training.step import NUM_GLOBAL, Augment, StepRule
 
@@ -42,7 +44,12 @@ class Evaluator:
     rule: StepRule
     seed: int
     batch_size: int
-    ranks: Ranks = ONE_RANK
+    parallel: Parallel = ALONE
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that measure together."""
+        return self.parallel.ranks
 
     def measure(self, state: TrainState, should_stop: ShouldStop) -> dict[str, float]:
         """`knn_*` of the teacher's features and `val_loss`. Raises Interrupted when `should_stop` says so."""
@@ -66,7 +73,9 @@ class Evaluator:
         """Of all images, on every rank; each takes some of the batches."""
         device, (chunks, num_own) = state.center_1K.device, self._share(dataset)
         batches = (self.clean(dataset.images(ids).to(device)) for ids in chunks)
-        features = extract_features(state.teacher, state.teacher.features, batches, should_stop=should_stop)
+        with self.rule.autocast(device) if self.parallel.is_sharded else nullcontext():
+            # A sharded model gathers its weights in the precision of the training, and has no other at hand.
+            features = extract_features(state.teacher, state.teacher.features, batches, should_stop=should_stop).float()
         num_images = sum(len(ids) for ids in chunks[:num_own])
         return self.ranks.gather(features[:num_images], 0)
 

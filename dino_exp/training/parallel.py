@@ -28,6 +28,10 @@ class Parallel(Protocol):
     def ranks(self) -> Ranks:
         """The processes that carry out the training."""
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether a process holds but a part of each parameter."""
+
     def backward(self, *, is_last: bool) -> contextlib.AbstractContextManager[object]:
         """Around the backward pass of a part of the batch: after the last part, gradients are those of all ranks."""
 
@@ -39,6 +43,7 @@ class Alone:
     """Everything in one process."""
 
     ranks: Ranks = ONE_RANK
+    is_sharded = False
 
     def backward(self, *, is_last: bool) -> contextlib.AbstractContextManager[object]:
         """Nothing to add."""
@@ -58,6 +63,8 @@ class Replicated:
     Not torch's DistributedDataParallel: it lays out its buckets anew after the first step of a process, and with three
     or more ranks another layout adds in another order, so that a resumed run would end in other bits.
     """
+
+    is_sharded = False
 
     def __init__(self, student: MultiCropModel, teacher: MultiCropModel, ranks: Ranks) -> None:
         self.ranks = ranks

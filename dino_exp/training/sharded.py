@@ -13,14 +13,18 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from dino_exp.dino.multicrop import MultiCropModel
 from dino_exp.dist.ranks import Ranks
+from dino_exp.models.batch_norm import RankedBatchNorm
+from dino_exp.models.head import WeightNormLinear
 from dino_exp.training.parallel import share_moments
 
 
 class Sharded:
     """Every rank holds a part of each parameter and moment; FSDP2 gathers a block's when it is its turn.
 
-    `shard` puts both models in place; the optimizer is made afterwards, of what parameters are then.
+    Both models are changed in place; the optimizer is made afterwards, of what parameters are then.
     """
+
+    is_sharded = True
 
     def __init__(self, student: MultiCropModel, teacher: MultiCropModel, ranks: Ranks, *, precision: str) -> None:
         self.ranks = ranks
@@ -45,14 +49,20 @@ class Sharded:
 
 def _shard(model: MultiCropModel, mesh: DeviceMesh, precision: str) -> None:
     """Per block, the head by itself, and the rest; the parts of one unit travel together."""
-    policy = MixedPrecisionPolicy()
-    if precision == "bf16":  # half the traffic; autocast would make the same of the weights
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    half = MixedPrecisionPolicy()
+    if precision == "bf16":  # half the traffic; autocast would make the same of these weights
+        half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     head: Any = model.head
     backbone: Any = model.backbone
-    fully_shard(head.last_layer, mesh=mesh)  # its norms need every digit
-    for unit in (head, *backbone.blocks, backbone, model):
-        fully_shard(unit, mesh=mesh, mp_policy=policy)
+    # What needs every digit: batch norm, the norms of the prototypes, the position table.
+    precise: list[Any] = [layer for layer in head.modules() if isinstance(layer, (RankedBatchNorm, WeightNormLinear))]
+    unit: Any
+    for unit in precise:
+        fully_shard(unit, mesh=mesh)
+    for unit in (*backbone.blocks, head):
+        fully_shard(unit, mesh=mesh, mp_policy=half)
+    for unit in (backbone, model):
+        fully_shard(unit, mesh=mesh)
     register_fsdp_forward_method(model, "features")
     for unit in model.modules():
         if isinstance(unit, FSDPModule):

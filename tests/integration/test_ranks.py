@@ -136,3 +136,25 @@ def test_one_process_looks_after_what_many_wrote_in_shares(lab: Lab) -> None:
     child = next(other for other in lab.runs() if other != run)
     assert record(child)["parent"]["state_digest"] == shown[33]["state_digest"]
     assert record(child)["state"] == "stopped"
+
+
+@pytest.mark.slow
+def test_half_precision_in_shares_trains_as_replicated(lab: Lab) -> None:
+    for parallel in ("ddp", "fsdp"):
+        lab.train_together(2, "train.precision=bf16", f"runtime.parallel={parallel}", f"run.variant={parallel}")
+    for row, other in zip(rows(only(lab, "ddp")), rows(only(lab, "fsdp")), strict=True):
+        if "loss" in row:
+            assert other["loss"] == pytest.approx(row["loss"], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_share_in_parts_is_the_same_step(parallel: str, lab: Lab) -> None:
+    """`train.accumulate` is another run by its key, and the same mathematics."""
+    lab.train("loss.use_bn=false", "run.variant=whole")
+    lab.train_together(
+        2, "loss.use_bn=false", "train.accumulate=3", f"runtime.parallel={parallel}", "run.variant=parts"
+    )
+    for row, other in zip(rows(only(lab, "whole")), rows(only(lab, "parts")), strict=True):
+        for name in {"loss", "grad_norm", "kl"} & row.keys():
+            assert other[name] == pytest.approx(row[name], rel=1e-4), (row["step"], name)

@@ -46,5 +46,6 @@ bench: setup  ## the benchmarks, as ratios within one run
 	$(BIN)/python -m benchmarks.loop_overhead
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.storage
+	$(BIN)/python -m benchmarks.ranks
 	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.catalogue

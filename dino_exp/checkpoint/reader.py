@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dino_exp.checkpoint.assembly import read_state_digest
 from dino_exp.checkpoint.canonical import metrics_to_json
 from dino_exp.checkpoint.layout import parse_manifest_name
 from dino_exp.checkpoint.manifest import Manifest
@@ -96,7 +95,7 @@ class CheckpointReader:
         row = next((row for row in self.rows() if row["step"] == manifest.step), {})
         return {
             **row,
-            "state_digest": read_state_digest(manifest, self._store),
+            "state_digest": self._state_digest(manifest),
             "parent": manifest.record.get("parent"),
             "reasons": list(manifest.reasons),
             "note": load_pins(self._store.folder, self._store.files).get(manifest.step),
@@ -145,7 +144,7 @@ class CheckpointReader:
 
     def state_digest(self, at: str | int | Path = "latest") -> str:
         """The digest of a checkpoint's state: recorded, or found by reading it. Raises as `manifest`, OSError."""
-        return read_state_digest(self.manifest(at), self._store)
+        return self._state_digest(self.manifest(at))
 
     def recorded_policy(self) -> KeepAny:
         """What the newest checkpoint records; no rules where there is none.
@@ -266,6 +265,13 @@ class CheckpointReader:
             if self._store.identity(step) in (None, identity):
                 raise
         return self._as_it_stands(step, load)
+
+    def _state_digest(self, manifest: Manifest) -> str:
+        if manifest.state_digest is not None:
+            return manifest.state_digest
+        from dino_exp.checkpoint.assembly import read_state_digest  # numpy: only here
+
+        return read_state_digest(manifest, self._store)
 
     def _infos(self, index: Index) -> list[CheckpointInfo]:
         pins = load_pins(self._store.folder, self._store.files)

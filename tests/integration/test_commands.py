@@ -70,6 +70,7 @@ def test_wrong_input_is_one_message_and_exit_2(override: str, says: str, lab: La
     assert not lab.runs()
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_each_job_in_a_process_of_its_own(lab: Lab) -> None:
     lab.train("--multirun", "seed=0,1", "train.stop_after_steps=3")
     swept = {record(run)["config_hash"]: last_digest(run) for run in lab.runs()}
@@ -171,6 +172,7 @@ def readme_commands() -> list[str]:
     return [command for command in commands if re.match(r"(python -m dino_exp|dino-exp|make) ?", command)]
 
 
+@pytest.mark.slow
 def test_every_readme_command_works(lab: Lab) -> None:
     """In the order of README, at debug size; `make train` and `make test` are what CI and test_fresh_clone run."""
     small = ["experiment=digits_smoke", "train.batch_size=512", "runtime.threads=1"]

@@ -33,6 +33,7 @@ def test_jobs_end_as_they_do_alone_and_a_failed_one_is_told(launcher: str, lab: 
     assert "every job is finished" in lab.train("--multirun", *good)
 
 
+@pytest.mark.slow
 def test_submitit_requeues_a_preempted_job_which_goes_on_in_its_directory(lab: Lab) -> None:
     lab.train("run.variant=reference")
     reference = lab.only_run()

@@ -97,7 +97,8 @@ def test_two_jobs_of_one_run_are_refused(lab: Lab) -> None:
     assert sorted(run.name.rpartition("-")[2] for run in lab.runs()) == ["w0", "w1"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_job_cleanly_and_the_sweep_with_it(lab: Lab, number: signal.Signals) -> None:
     attempt = lab.fork("--multirun", "seed=0,1")
     deadline = time.monotonic() + 100

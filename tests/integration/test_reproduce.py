@@ -23,6 +23,7 @@ def reproduce(lab: Lab, *words: str, code: int = 0) -> str:
     return lab.cli("runs", "reproduce", "last", *words, "--outputs", str(lab.outputs), code=code)
 
 
+@pytest.mark.slow
 def test_from_the_start_and_from_a_checkpoint(lab: Lab) -> None:
     lab.train("train.stop_after_steps=30", "model.drop_path_rate=0.2")
     run = lab.only_run()

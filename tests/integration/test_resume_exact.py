@@ -17,6 +17,7 @@ def renamed(reference: Path, variant: str) -> Path:
     return reference.with_name(reference.name.replace("reference", variant))
 
 
+@pytest.mark.slow
 def test_stop_at_every_step_of_an_epoch(tmp_path: Path) -> None:
     lab = Lab(tmp_path, settings=(*SMOKE, "model.drop_path_rate=0.2", "train.batch_size=256"))
     lab.train("run.variant=reference")
@@ -54,7 +55,7 @@ def snapshot(run: Path) -> dict[str, tuple[int, bytes]]:
 @pytest.mark.parametrize(
     ("first", "later"),
     [
-        (("runtime.workers=2",), ("runtime.workers=0",)),
+        pytest.param(("runtime.workers=2",), ("runtime.workers=0",), marks=pytest.mark.slow),
         (("runtime.workers=1", "checkpoint=every_epoch"), ("runtime.workers=3", "checkpoint=best")),
     ],
 )

@@ -112,6 +112,7 @@ def test_a_killed_owner_is_taken_over_at_once(lab: Lab) -> None:
     assert [attempt["outcome"] for attempt in record(lab.only_run())["attempts"]] == ["interrupted", "stopped"]
 
 
+@pytest.mark.slow
 def test_many_starts_of_one_key_make_one_run(lab: Lab) -> None:
     processes = [
         lab.start("runtime.lock_wait_secs=0.5", "train.epochs=60", "train.stop_after_steps=150") for _ in range(3)
@@ -202,6 +203,7 @@ def test_collapse_may_be_warned_about_only(lab: Lab) -> None:
     assert record(lab.only_run())["state"] == "stopped"
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_written_leave_a_run_that_continues(lab: Lab) -> None:
     plant(lab, "dino_exp.runs.rows", "append", "self._num_rows == 7", "OSError(28, 'No space left on device')")
     printed = lab.train("checkpoint.save.every_steps=3", code=1)

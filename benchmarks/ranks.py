@@ -31,7 +31,7 @@ from dino_exp.checkpoint.sharding.team import Leader
 from dino_exp.config.check import config_from_mapping
 from dino_exp.config.compose import compose
 from dino_exp.dist.place import place_of
-from dino_exp.dist.ranks import ONE_RANK, ManyRanks, Ranks, connect, joined
+from dino_exp.dist.ranks import ONE_RANK, ManyRanks, Ranks, joined
 from dino_exp.training.step import train_step
 
 NUM_PAIRS = 5
@@ -141,7 +141,7 @@ def save(ranks: Ranks, folder: str) -> float:
     policy, keep, blocked = AnyOf(()), KEEP, []
     keeper: Any
     if isinstance(ranks, ManyRanks):
-        side = connect(ranks.council)
+        side = ranks.connect()
         if ranks.place.is_first:
             keeper = CheckpointManager(folder, save=policy, keep=keep, writers=Leader(ranks.council, side))
         else:

@@ -16,7 +16,7 @@ from dino_exp.attempts.work import OPTIONAL, Beginning, freeze_objects, set_gene
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.sharding.member import Member
 from dino_exp.config.schema import Config
-from dino_exp.dist.ranks import ManyRanks, connect
+from dino_exp.dist.ranks import ManyRanks
 from dino_exp.errors import RefusedError
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.rows import RowCount
@@ -69,7 +69,7 @@ def train_along(
     parallel = build.spread(config, state, ranks)
     saves = ranks.from_first(False)
     folder = RunPaths(Path(directory)).checkpoints
-    member = build.build_member(config.checkpoint, folder, ranks.council, connect(ranks.council), attempt=attempt)
+    member = build.build_member(config.checkpoint, folder, ranks.council, ranks.connect(), attempt=attempt)
     manifest = _restore(ranks, member, state)
     with contextlib.ExitStack() as stack:
         batches = stack.enter_context(build.build_batches(config, data.train, state.step, place))

@@ -30,7 +30,7 @@ from dino_exp.checkpoint.writers import Writers
 from dino_exp.checkpoint.writing import NonFiniteStateError
 from dino_exp.config.canonical import config_hash, group_hash
 from dino_exp.config.typed import override, train_command
-from dino_exp.dist.ranks import ONE_RANK, ManyRanks, Ranks, connect
+from dino_exp.dist.ranks import ONE_RANK, ManyRanks, Ranks
 from dino_exp.errors import CorruptCheckpointError, NoCheckpointError, RefusedError, SaveFailedError
 from dino_exp.loggers.console import ConsoleProgress
 from dino_exp.runs.code_identity import CodeRecord
@@ -134,7 +134,7 @@ class Work:
         if self._leader is None:
             from dino_exp.checkpoint.sharding.team import Leader
 
-            self._leader = Leader(self.ranks.council, connect(self.ranks.council))
+            self._leader = Leader(self.ranks.council, self.ranks.connect())
         return self._leader
 
     def why_not_exact(self, numerics: Mapping[str, Any], fingerprint: str) -> list[str]:

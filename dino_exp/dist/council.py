@@ -83,10 +83,11 @@ class Council:
         place: Place,
         *,
         timeout_secs: float,
+        session: str = "",
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.place, self.timeout_secs = place, timeout_secs
+        self.place, self.timeout_secs, self.session = place, timeout_secs, session
         self._store, self._clock, self._sleep = store, clock, sleep
         self._processes: dict[int, ProcessId] = {}
         self._stopped = threading.Event()  # shared by all connections of this rank
@@ -96,7 +97,9 @@ class Council:
 
     def connect(self, store: Store) -> Council:
         """The same rank's end on another connection to the store, for work that the failure of a rank may outlast."""
-        other = Council(store, self.place, timeout_secs=self.timeout_secs, clock=self._clock, sleep=self._sleep)
+        other = Council(
+            store, self.place, timeout_secs=self.timeout_secs, session=self.session, clock=self._clock, sleep=self._sleep
+        )
         other._processes, other._stopped, other._parent = self._processes, self._stopped, self
         other.heeds_failures = False
         return other

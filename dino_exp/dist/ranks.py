@@ -6,6 +6,8 @@ Every rank must call the same ones in the same order. A rank that is lost shows 
 from __future__ import annotations
 
 import contextlib
+import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -98,9 +100,13 @@ class ManyRanks:
     CPU tensors travel through gloo, those on a CUDA device through NCCL.
     """
 
-    def __init__(self, place: Place, council: Council) -> None:
+    def __init__(self, place: Place, council: Council, store: Any = None) -> None:
         self.place, self.council = place, council
-        self._num_talks = 0
+        self._store, self._num_talks = store, 0
+
+    def connect(self) -> Council:
+        """The same rank's end of the talk on a connection of its own, for another thread."""
+        return self.council.connect(_new_connection(self._store, self.council.session))
 
     def add_(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place; the same bits on each."""
@@ -175,12 +181,16 @@ def joined(place: Place, device: torch.device, timeout_secs: float) -> Iterator[
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     with _losses_named():
-        torch.distributed.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=time_limit)
+        store = _rendezvous(place, time_limit)
+        torch.distributed.init_process_group(
+            backend, store=store, rank=place.rank, world_size=place.size, timeout=time_limit
+        )
     council: Council | None = None
     try:
-        council = Council(_new_connection(), place, timeout_secs=timeout_secs)
+        session = _new_session()
+        council = Council(_new_connection(store, session), place, timeout_secs=timeout_secs, session=session)
         council.introduce()
-        yield ManyRanks(place, council)
+        yield ManyRanks(place, council, store)
     except BaseException as error:
         if council is not None:
             council.fail(_full_text(error), _exit_code(error))
@@ -190,17 +200,26 @@ def joined(place: Place, device: torch.device, timeout_secs: float) -> Iterator[
     torch.distributed.destroy_process_group()
 
 
-def connect(council: Council) -> Council:
-    """The same rank's end of the talk on a connection of its own, for another thread."""
-    return council.connect(_new_connection())
+def _rendezvous(place: Place, time_limit: timedelta) -> Any:
+    """The store where the launcher says (MASTER_ADDR, MASTER_PORT). Under torchrun its agent keeps it."""
+    meet: Any = torch.distributed.rendezvous  # type: ignore[attr-defined]
+    store, _, _ = next(meet("env://", place.rank, place.size, timeout=time_limit))
+    # The agent may keep it over a restart, and then it still knows the addresses of those who are gone.
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return torch.distributed.distributed_c10d.PrefixStore(f"dino_exp/restart_{restart}", store)
 
 
-def _new_connection() -> Store:
-    # The store of the rendezvous has no public name. Not a store of our own: that would need a port of its own, and
-    # under torchrun this one is kept by the agent, so that it outlives every rank.
-    store: Any = torch.distributed.distributed_c10d._get_default_store()
-    clone: Store = store.clone()
-    return clone
+def _new_session() -> str:
+    """A word that these processes have in common, and no others, whatever the store still knows."""
+    row = torch.tensor([secrets.randbits(62)])
+    with _losses_named():
+        torch.distributed.broadcast(row, src=0)
+    return f"session_{row.item()}"
+
+
+def _new_connection(store: Any, session: str) -> Store:
+    connection: Any = torch.distributed.distributed_c10d.PrefixStore(session, store.clone())
+    return connection  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ def hop(parallel: str, folder: str, attempt: str, step: str) -> int:
     from dino_exp.checkpoint.sharding.team import Leader
     from dino_exp.dino.optim import build_optimizer
     from dino_exp.dist.place import place_of
-    from dino_exp.dist.ranks import connect, joined
+    from dino_exp.dist.ranks import joined
     from dino_exp.training.parallel import Replicated
     from dino_exp.training.sharded import Sharded
     from support.checkpoints import SAVE, request
@@ -133,7 +133,7 @@ def hop(parallel: str, folder: str, attempt: str, step: str) -> int:
         else:
             Sharded(state.student, state.teacher, ranks, precision="fp32")
             state.optimizer = build_optimizer("adamw", state.student)
-        side = connect(ranks.council)
+        side = ranks.connect()
         optional = ("optimizer.",)
         if ranks.place.is_first:
             manager = CheckpointManager(
@@ -180,7 +180,7 @@ def train_tiny(folder: str, attempt: str, parallel: str, timeout_secs: str = "20
     from dino_exp.data.loader import BatchStream
     from dino_exp.dino.optim import build_optimizer
     from dino_exp.dist.place import place_of
-    from dino_exp.dist.ranks import connect, joined
+    from dino_exp.dist.ranks import joined
     from dino_exp.errors import DinoExpError
     from dino_exp.runs.rows import RowCount, RowWriter
     from dino_exp.runs.signals import SignalFlags
@@ -212,7 +212,7 @@ def train_tiny(folder: str, attempt: str, parallel: str, timeout_secs: str = "20
             else:
                 spread = Sharded(state.student, state.teacher, ranks, precision="fp32")
                 state.optimizer = build_optimizer("adamw", state.student)
-            save, side = AnyOf((EverySecondStep(), AtEnd(), OnSignal())), connect(ranks.council)
+            save, side = AnyOf((EverySecondStep(), AtEnd(), OnSignal())), ranks.connect()
             rows: Any
             if place.is_first:
                 manager: Any = CheckpointManager(

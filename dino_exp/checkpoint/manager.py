@@ -6,7 +6,6 @@ there, and the store orders the file operations.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -34,8 +33,8 @@ from dino_exp.checkpoint.types import (
     Schedule,
     Stateful,
 )
-from dino_exp.checkpoint.writers import OneWriter, SaveJob, Writers
-from dino_exp.checkpoint.writing import SaveRequest, Writer, split_state
+from dino_exp.checkpoint.writers import OneWriter, Writers, take_job
+from dino_exp.checkpoint.writing import SaveRequest, Writer
 from dino_exp.errors import CorruptCheckpointError
 from dino_exp.fsio import LOCAL, Files
 
@@ -182,8 +181,6 @@ class CheckpointManager:
         self.drain()
         if self._ledger.holds(request.step) and not supersede:
             return
-        tensors, values = split_state(state.state_dict())
-        pieces = self._writers.divide(tensors)
         writer = Writer(
             attempt=self._attempt,
             policy=retention_to_json(self._ledger.keep),
@@ -191,19 +188,11 @@ class CheckpointManager:
             generators=capture_generators(),
             storage=self._storage,
         )
-        if self._background.beside:
-            pieces = self._buffers.copy(pieces, {piece for piece in pieces if piece.name in late})
-        job = SaveJob(
-            pieces=pieces,
-            values=copy.deepcopy(values),
-            request=copy.deepcopy(request),
-            by=writer,
-            supersede=supersede,
-            require_finite=self._require_finite,
-            ready=self._buffers.wait_on_host,
-            before_commit=before_commit,
-            wrote=self._pace.wrote,
-        )
+        job = take_job(
+            state, request, writer, divide=self._writers.divide, late=late, supersede=supersede,
+            buffers=self._buffers if self._background.beside else None, require_finite=self._require_finite,
+            before_commit=before_commit, wrote=self._pace.wrote,
+        )  # fmt: skip
         self._told_skip = False
         self._pace.begin()  # here and not in the thread, which may only begin when somebody waits for it already
         self._step_under_way, self._latest_step = request.step, max(request.step, self._latest_step or 0)

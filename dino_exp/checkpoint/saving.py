@@ -21,6 +21,7 @@ from dino_exp.checkpoint.storage import RAW_STORAGE
 from dino_exp.checkpoint.types import CheckpointInfo
 from dino_exp.checkpoint.writers import Hook, SaveJob, Writers
 from dino_exp.checkpoint.writing import SaveRequest, bytes_needed
+from dino_exp.dist.council import LostRankError
 from dino_exp.errors import CheckpointError, CorruptCheckpointError, ManifestTooLargeError, SaveFailedError
 
 OnCommit: TypeAlias = Callable[[CheckpointInfo], None]
@@ -52,7 +53,8 @@ class Saver:
         try:
             manifest = self._commit(job)
         except BaseException as problem:
-            self._writers.end_save(problem, None, ledger.latest_step)
+            with contextlib.suppress(LostRankError):  # of whom nobody waits any more; the problem itself goes on
+                self._writers.end_save(problem, None, ledger.latest_step)
             raise
         self._writers.end_save(None, manifest, ledger.latest_step)
         ledger.tell("saved", step=step, reasons=list(manifest.reasons), bytes=manifest.stored_bytes)

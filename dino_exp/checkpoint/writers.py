@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -13,10 +14,11 @@ from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.pieces import Piece, whole_pieces
 from dino_exp.checkpoint.restoring import Restored, load_into
 from dino_exp.checkpoint.rewriting import check_content
+from dino_exp.checkpoint.snapshot import HostBuffers
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.types import JSON, Stateful
 from dino_exp.checkpoint.verify import check_packs
-from dino_exp.checkpoint.writing import SaveRequest, Share, Writer, describe, write_share
+from dino_exp.checkpoint.writing import SaveRequest, Share, Writer, describe, split_state, write_share
 
 Hook: TypeAlias = Callable[[], object]
 
@@ -38,6 +40,44 @@ class SaveJob:
     ready: Hook
     before_commit: Hook | None
     wrote: Callable[[int], None]
+
+
+def take_job(
+    state: Stateful,
+    request: SaveRequest,
+    by: Writer,
+    *,
+    divide: Callable[[Mapping[str, Tensor]], dict[Piece, Tensor]],
+    buffers: HostBuffers[Piece] | None,
+    late: Collection[str],
+    require_finite: bool,
+    wrote: Callable[[int], None],
+    supersede: bool = False,
+    before_commit: Hook | None = None,
+) -> SaveJob:
+    """Freeze a state and a request: what this process writes of it, copied into `buffers` where it is written beside.
+
+    Raises CheckpointError for a state that cannot be written, and what `divide` raises.
+    """
+    tensors, values = split_state(state.state_dict())
+    pieces = divide(tensors)
+    if buffers is not None:
+        pieces = buffers.copy(pieces, {piece for piece in pieces if piece.name in late})
+    return SaveJob(
+        pieces=pieces,
+        values=copy.deepcopy(values),
+        request=copy.deepcopy(request),
+        by=by,
+        supersede=supersede,
+        require_finite=require_finite,
+        ready=_ready_at_once if buffers is None else buffers.wait_on_host,
+        before_commit=before_commit,
+        wrote=wrote,
+    )
+
+
+def _ready_at_once() -> None:
+    """The tensors are the state itself."""
 
 
 class Writers(Protocol):

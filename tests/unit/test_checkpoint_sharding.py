@@ -18,6 +18,7 @@ from dino_exp.checkpoint.sharding import member as member_module
 from dino_exp.checkpoint.sharding import team as team_module
 from dino_exp.checkpoint.sharding.planning import SharePlanner
 from dino_exp.checkpoint.types import SaveProgress
+from dino_exp.checkpoint.writers import OneWriter
 from dino_exp.dist.council import LostRankError
 from dino_exp.errors import CheckpointError, NoCheckpointError, SaveFailedError
 
@@ -355,3 +356,19 @@ def test_the_heaviest_go_first_to_whoever_has_least() -> None:
     finished, _ = planners[0].create_global_plan(plans)
     written = [(item.index.fqn, tuple(item.index.offset or ())) for plan in finished for item in plan.items]
     assert len(written) == len(set(written)) == len(plans[0].items)
+
+
+class Deaf(OneWriter):
+    """The others cannot be told any more how a save ended."""
+
+    def end_save(self, *_: object) -> None:
+        raise LostRankError("the rendezvous of the ranks is gone")
+
+
+def test_what_went_wrong_with_a_save_is_not_hidden_by_ranks_that_cannot_be_told(tmp_path: Path) -> None:
+    files = AtWork("sync", no_space)
+    policy, keep = AnyOf(()), KeepAny((LatestN(1),))
+    manager = CheckpointManager(tmp_path, save=policy, keep=keep, writers=Deaf(), files=files)
+    manager.save(PartState(tensors(1), 1), request(1))
+    with pytest.raises(SaveFailedError, match="No space left on device"):
+        manager.drain()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from dino_exp.checkpoint.storage import RAW_STORAGE
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.types import SaveContext, SaveProgress, Stateful
 from dino_exp.checkpoint.verify import check_packs
-from dino_exp.checkpoint.writers import SaveJob, write_own_share
-from dino_exp.checkpoint.writing import SaveRequest, Writer, split_state
+from dino_exp.checkpoint.writers import SaveJob, take_job, write_own_share
+from dino_exp.checkpoint.writing import SaveRequest, Writer
 from dino_exp.dist.council import Council, LostRankError
 from dino_exp.fsio import LOCAL, Files
 
@@ -101,28 +100,15 @@ class Member:
         self.drain()
         if request.step == self._latest_step and not supersede:
             return
-        tensors, values = split_state(state.state_dict())
-        pieces = self._division.divide(tensors)
+        # Policy, clock and storage are the leader's: it says how to write, and describes what was written.
         by = Writer(
-            attempt=self._attempt,
-            policy=None,
-            now_secs=time.time(),
-            generators=capture_generators(),
-            storage=RAW_STORAGE,
+            attempt=self._attempt, policy=None, now_secs=0.0, generators=capture_generators(), storage=RAW_STORAGE
         )
-        if self._background.beside:
-            pieces = self._buffers.copy(pieces, {piece for piece in pieces if piece.name in late})
-        job = SaveJob(
-            pieces=pieces,
-            values=copy.deepcopy(values),
-            request=copy.deepcopy(request),
-            by=by,
-            supersede=False,
-            require_finite=self._require_finite,
-            ready=self._buffers.wait_on_host,
-            before_commit=None,
+        job = take_job(
+            state, request, by, divide=self._division.divide, late=late,
+            buffers=self._buffers if self._background.beside else None, require_finite=self._require_finite,
             wrote=self._pace.wrote,
-        )
+        )  # fmt: skip
         self._pace.begin()
         self._latest_step, self._is_under_way = max(request.step, self._latest_step or 0), True
         self._background.start(partial(self._serve, job))
@@ -175,7 +161,7 @@ class Member:
             if isinstance(order, CheckOrder):
                 return self._check(order)
             job.ready()
-            mine = SaveJob(**{**vars(job), "by": Writer(**{**vars(job.by), "storage": order.storage})})
+            mine = replace(job, by=replace(job.by, storage=order.storage))
             return write_own_share(mine, self._store, order.base, rank=self._place.rank)
 
         return self._saves.follow(carry_out)

@@ -23,9 +23,8 @@ from dino_exp.errors import (
 
 @dataclass(frozen=True, kw_only=True)
 class WriteOrder:
-    """Write your share of a step, so encoded, against this checkpoint."""
+    """Write your share of the state that you have copied, so encoded, against this checkpoint."""
 
-    step: int
     storage: Storage
     base: Manifest | None
 

@@ -141,7 +141,7 @@ class Leader:
     def write(self, job: SaveJob, store: Store, base: Manifest | None) -> Manifest:
         """A pack by each process, described in one manifest."""
         self._open_save()
-        order = WriteOrder(step=job.request.step, storage=job.by.storage, base=base)
+        order = WriteOrder(storage=job.by.storage, base=base)
         shares = self._saves.order(order, lambda: write_own_share(job, store, base, rank=0))
         return describe(shares, job.values, job.request, job.by, base)
 

@@ -1,0 +1,162 @@
+"""The house style: one sheet, one set of colours that tell apart for every eye, and pictures as SVG or PNG.
+
+A picture is drawn once. Its few colours stand in the SVG as they are, for files; in a page they are variables, so that
+the page decides whether it is light or dark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dino_exp.errors import UsageError
+from dino_exp.fsio import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# What a page has under these names, light and dark; matplotlib draws with the light ones. The five of data are those of
+# Okabe and Ito (2008), darkened where they would be faint on paper.
+LIGHT = {
+    "paper": "#fdfdfb",
+    "ink": "#23272e",
+    "quiet": "#8a9099",
+    "grid": "#e3e5e8",
+    "student": "#0072b2",
+    "teacher": "#d55e00",
+    "best": "#00805d",
+    "milestone": "#a8437f",
+    "pinned": "#b07d00",
+    "alarm": "#c1121f",
+}
+DARK = {
+    "paper": "#16181d",
+    "ink": "#e6e8eb",
+    "quiet": "#8d949e",
+    "grid": "#30343b",
+    "student": "#56b4e9",
+    "teacher": "#f0894a",
+    "best": "#2fc79a",
+    "milestone": "#dd8fbe",
+    "pinned": "#e6b422",
+    "alarm": "#ff6b6b",
+}
+PAPER, INK, QUIET, GRID = (LIGHT[name] for name in ("paper", "ink", "quiet", "grid"))
+STUDENT, TEACHER, BEST, MILESTONE, PINNED, ALARM = (
+    LIGHT[name] for name in ("student", "teacher", "best", "milestone", "pinned", "alarm")
+)
+SERIES = (STUDENT, TEACHER, BEST, MILESTONE, PINNED, QUIET)  # of curves that stand for nothing of the above
+HEAT = "cividis"  # of heat maps: the same order of brightness for every eye
+WIDTH = 6.4  # inches of a picture that takes the width of a page
+
+SUFFIXES = (".svg", ".png", ".pdf")
+_SHEET = "house.mplstyle"
+_HEADER = re.compile(r"\A.*?(?=<svg)", re.DOTALL)
+_METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
+_SIZE = re.compile(r'<svg([^>]*?) width="[^"]*"([^>]*?)', re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """A finished picture. `name` is that of its file; `alt` says in a sentence what is to be seen."""
+
+    name: str
+    title: str
+    alt: str
+    figure: Figure
+
+    def svg(self) -> str:
+        """As a file of its own, in light colours. The same picture gives the same text."""
+        return self._drawn
+
+    def svg_for_page(self) -> str:
+        """As an element of a page, whose variables (`--ink`, ...) colour it."""
+        text = _METADATA.sub("", _HEADER.sub("", self._drawn, count=1), count=1)
+        for name, colour in LIGHT.items():
+            text = text.replace(colour, f"var(--{name})")
+        return _as_element(text, self.alt)
+
+    def png(self) -> bytes:
+        """As a PNG, in light colours."""
+        with house():
+            into = io.BytesIO()
+            self.figure.savefig(into, format="png", metadata={"Software": None, "Description": self.alt})
+        return into.getvalue()
+
+    def save(self, path: Path) -> None:
+        """Write it in the format of the name. Raises UsageError for another suffix than `SUFFIXES`, OSError."""
+        check_suffix(path, "picture")
+        if path.suffix == ".svg":
+            write_atomic(path, self.svg(), durable=False)
+        elif path.suffix == ".png":
+            write_atomic(path, self.png(), durable=False)
+        else:
+            with house():
+                into = io.BytesIO()
+                self.figure.savefig(into, format="pdf", metadata={"CreationDate": None})
+            write_atomic(path, into.getvalue(), durable=False)
+
+    @cached_property
+    def _drawn(self) -> str:  # once: a layout that is done again moves by a hair
+        into = io.StringIO()
+        with house({"svg.hashsalt": self.name}):  # names within the SVG are its own, also beside others in a page
+            self.figure.savefig(into, format="svg", metadata={"Date": None, "Title": self.title})
+        return into.getvalue()
+
+
+def check_suffix(path: Path, option: str) -> None:
+    """Raises UsageError for a name that is none of a picture."""
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"{option} {path}: expected a name that ends in {', '.join(SUFFIXES)}")
+
+
+@contextlib.contextmanager
+def house(more: dict[str, Any] | None = None) -> Iterator[None]:
+    """Inside, matplotlib draws in the house style."""
+    import matplotlib as mpl
+
+    with as_file(files("dino_exp.analysis") / _SHEET) as sheet:
+        parameters: dict[Any, Any] = dict(mpl.rc_params_from_file(sheet, use_default_template=False))
+    with mpl.rc_context(parameters | (more or {})):
+        yield
+
+
+def new_figure(height: float = 3.2, *, width: float = WIDTH) -> Figure:
+    """An empty figure, in inches. To be called, as whatever draws on it, inside of `house`."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def label_line(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
+    """Name a line at its end, in its colour, so that no legend is needed."""
+    axes.annotate(
+        text, (x, y), xytext=(4, 0), textcoords="offset points", color=colour, va="center", fontsize=9,
+        annotation_clip=False,
+    )  # fmt: skip
+
+
+def note(axes: Axes, text: str) -> None:
+    """Say in the middle of an empty picture why it is empty."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=QUIET)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.grid(visible=False)
+
+
+def _as_element(svg: str, alt: str) -> str:
+    from html import escape
+
+    sized = _SIZE.sub(r"<svg\1\2", svg, count=1)
+    sized = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", sized, count=1)
+    return sized.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dino_exp.checkpoint.blocks import buffer_of, load_content
-from dino_exp.checkpoint.codec_names import check_codec
+from dino_exp.checkpoint.arrays import load_words
 from dino_exp.checkpoint.digests import content_digest, state_digest
-from dino_exp.checkpoint.dtypes import DTYPES
 from dino_exp.checkpoint.manifest import Manifest, TensorEntry
 from dino_exp.checkpoint.pack import PackReader
 from dino_exp.checkpoint.store import Store
@@ -32,14 +30,5 @@ def read_state_digest(manifest: Manifest, store: Store) -> str:
 def _content_digest(packs: PackReader, entry: TensorEntry, manifest: Manifest) -> str:
     if len(entry.chunks) == 1:
         return entry.chunks[0].content_digest
-    item = np.dtype((np.void, DTYPES[entry.dtype].item_bytes))
-    for chunk in entry.chunks:  # as long as the manifest says, before memory is taken on its word
-        check_codec(chunk.codec)
-        packs.handle(chunk.pack)
-    whole = np.empty(entry.shape, item)
-    for chunk in entry.chunks:
-        content = buffer_of(chunk, entry.dtype)
-        load_content(packs, chunk, manifest.bases, entry.dtype, content)
-        box = tuple(slice(start, start + size) for start, size in zip(chunk.offset, chunk.shape, strict=True))
-        whole[box] = np.frombuffer(content, item).reshape(chunk.shape)
+    whole = load_words(packs, entry, manifest.bases)
     return content_digest(whole.reshape(-1).view(np.uint8).data)

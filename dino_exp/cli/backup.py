@@ -15,13 +15,14 @@ from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, RunArgument, named_run
 from dino_exp.cli.owning import own
 from dino_exp.cli.progress import progress
-from dino_exp.cli.show import count_text, plain, print_json, size_text
+from dino_exp.cli.show import plain, print_json
 from dino_exp.config.typed import override, train_command
 from dino_exp.errors import DinoExpError
 from dino_exp.fsio import LOCAL
 from dino_exp.runs.events import EventLog
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import load_record
+from dino_exp.words import count_text, size_text
 
 if TYPE_CHECKING:
     from dino_exp.backup.fetching import RestoreReport

@@ -15,19 +15,9 @@ from dino_exp.cli.details import show
 from dino_exp.cli.export import export
 from dino_exp.cli.pins import pin, unpin
 from dino_exp.cli.prune import prune
-from dino_exp.cli.show import (
-    Cell,
-    age_text,
-    console,
-    count_text,
-    kinds_text,
-    metric_text,
-    plain,
-    print_json,
-    print_table,
-    size_text,
-)
+from dino_exp.cli.show import Cell, console, kinds_text, metric_text, plain, print_json, print_table
 from dino_exp.cli.verify import verify
+from dino_exp.words import age_text, count_text, size_text
 
 _WIDE = 100  # characters of a terminal in which all columns fit
 

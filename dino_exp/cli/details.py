@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dino_exp.analysis.names import part_of
 from dino_exp.checkpoint.policies import (
     BestN,
     EveryNEpochs,
@@ -20,9 +21,9 @@ from dino_exp.checkpoint.policies import (
     retention_from_json,
 )
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, RunAtArgument, named
-from dino_exp.cli.damage import part_of
-from dino_exp.cli.show import Cell, age_text, kinds_text, print_json, print_table, size_text
+from dino_exp.cli.show import Cell, kinds_text, print_json, print_table
 from dino_exp.errors import ConfigError
+from dino_exp.words import age_text, size_text
 
 
 def show(

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, RunAtArgument, named
-from dino_exp.cli.show import count_text, plain, print_json, size_text
+from dino_exp.cli.show import plain, print_json
 from dino_exp.config.typed import override, train_command
 from dino_exp.weights.exporting import Export, make_export
 from dino_exp.weights.formats import Format
 from dino_exp.weights.placing import check_target
 from dino_exp.weights.source import CheckpointWeights, open_checkpoint
+from dino_exp.words import count_text, size_text
 
 
 class FormatChoice(StrEnum):

@@ -19,9 +19,10 @@ from dino_exp.checkpoint.storage import Storage
 from dino_exp.checkpoint.types import Schedule
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, Named, OutputsOption, RunArgument, named_run
 from dino_exp.cli.owning import own
-from dino_exp.cli.show import Cell, count_text, kinds_text, plain, print_json, print_table, size_text
+from dino_exp.cli.show import Cell, kinds_text, plain, print_json, print_table
 from dino_exp.dino.parts import COMPANIONS, THIN_PARTS
 from dino_exp.runs.events import EventLog
+from dino_exp.words import count_text, size_text
 
 
 class Thin(StrEnum):

@@ -15,18 +15,16 @@ from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.catalogue.entry import RUNS, public
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, RunArgument
-from dino_exp.cli.show import Cell, age_text, count_text, plain, print_json, print_table, size_text
-from dino_exp.config.plain_yaml import parse_plain_yaml
-from dino_exp.config.typed import train_command
+from dino_exp.cli.show import Cell, plain, print_json, print_table
 from dino_exp.errors import DinoExpError, UsageError
-from dino_exp.fsio import LOCAL, DamagedFileError
+from dino_exp.runs.command import command_of
 from dino_exp.runs.find import find_run
 from dino_exp.runs.jsontext import spell
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.lock import probe
 from dino_exp.runs.record import RunRecord, load_record, shown_state
+from dino_exp.words import age_text, count_text, size_text
 
-_MAX_BYTES = 1 << 20
 _MAX_ANCESTORS = 100
 _MAX_SHOWN_CHARS = 1000
 
@@ -57,27 +55,6 @@ def show(
         print_json(found)
         return
     _print(found, record)
-
-
-def command_of(paths: RunPaths) -> str:
-    """The line that starts the same run, as it was typed at first. Raises DamagedFileError, UsageError."""
-    path = paths.hydra_dir / "overrides.yaml"
-    options: list[str] = []
-    with contextlib.suppress(FileNotFoundError):  # it is there only if there were any
-        options = _words(paths.hydra_dir / "options.yaml")
-    try:
-        return train_command(*options, *_words(path))
-    except FileNotFoundError as gone:
-        raise UsageError(
-            f"{path}: it is gone, so nobody knows what was typed; {paths.config_yaml} has the values"
-        ) from gone
-
-
-def _words(path: Path) -> list[str]:
-    words = parse_plain_yaml(LOCAL.read_bytes(path, _MAX_BYTES), str(path))
-    if not isinstance(words, list) or not all(isinstance(word, str) and word.isprintable() for word in words):
-        raise DamagedFileError(f"{path}: found {type(words).__name__}, expected a list of words")
-    return words
 
 
 def describe(paths: RunPaths, record: RunRecord) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
 from dino_exp.cli.reproduce import reproduce
 from dino_exp.cli.run_details import show
 from dino_exp.cli.run_diff import diff
-from dino_exp.cli.show import age_text, count_text, plain, print_json, print_table
+from dino_exp.cli.show import plain, print_json, print_table
 from dino_exp.errors import UsageError
+from dino_exp.words import age_text, count_text
 
 PUBLIC = (
     "run_key", "path", "state", "config_hash", "group_hash", "code", "data_fingerprint", "parent", "attempts", "step",

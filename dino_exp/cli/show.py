@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -38,35 +37,6 @@ def plain(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or char in keep else ascii(char)[1:-1] for char in text)
-
-
-def size_text(num_bytes: float) -> str:
-    """Bytes in decimal units: `701 MB`, `1.2 kB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000 or unit == "GB":
-            break
-        num_bytes /= 1000
-    return f"{num_bytes:.0f} {unit}" if num_bytes >= 100 or unit == "B" else f"{num_bytes:.1f} {unit}"
-
-
-def age_text(created_at: str, now_secs: float) -> str:
-    """How long ago an ISO time was: `12s ago`, `3h ago`, and the day itself from a month on; as it is if it is none."""
-    try:
-        created = datetime.fromisoformat(created_at)
-        secs = now_secs - created.timestamp()
-    except (ValueError, OverflowError, OSError):
-        return created_at
-    if not -60 < secs < 30 * 86_400:  # a clock that was set back says when, not how long ago
-        return created_at[:10]
-    for unit, num_secs in (("d", 86_400), ("h", 3600), ("m", 60)):
-        if secs >= num_secs:
-            return f"{secs // num_secs:.0f}{unit} ago"
-    return f"{max(secs, 0):.0f}s ago"
-
-
-def count_text(num: int, noun: str) -> str:
-    """`1 checkpoint`, `2,000 checkpoints`."""
-    return f"{num:,} {noun}{'' if num == 1 else 's'}"
 
 
 def kinds_text(kinds: Sequence[str]) -> Text:

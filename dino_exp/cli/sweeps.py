@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
-from dino_exp.cli.show import age_text, count_text, plain, print_json, print_table
+from dino_exp.cli.show import plain, print_json, print_table
 from dino_exp.config.typed import override, train_command
 from dino_exp.errors import DinoExpError, UsageError
 from dino_exp.runs.jsontext import spell
@@ -21,6 +21,7 @@ from dino_exp.sweeps.outcome import OUTCOME_COLUMNS, Outcome, outcome_lines, out
 from dino_exp.sweeps.picture import draw
 from dino_exp.sweeps.record import SweepRecord, load_sweep, sweep_names, sweep_path
 from dino_exp.sweeps.report import report_lines
+from dino_exp.words import age_text, count_text
 
 SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's name, its beginning, or `last`.")]
 

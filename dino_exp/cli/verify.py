@@ -11,16 +11,17 @@ from typing import Annotated, Any
 
 import typer
 
+from dino_exp.analysis.damage import summarise
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, named
-from dino_exp.cli.damage import summarise
 from dino_exp.cli.progress import progress
-from dino_exp.cli.show import count_text, plain, print_json
+from dino_exp.cli.show import plain, print_json
 from dino_exp.config.typed import override, train_command
 from dino_exp.errors import DinoExpError, UsageError
 from dino_exp.runs.find import all_runs
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import load_record
+from dino_exp.words import count_text
 
 _MOST_LISTED = 20
 

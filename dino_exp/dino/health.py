@@ -8,26 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-CollapseKind = Literal["uniform", "dominance"]
-
-# Trainings on digits without batch norm in the head stay at a divergence of 0.03 to 0.08 nats and 0.97 to 0.99 of the
-# highest entropy for hundreds of steps; three that learned never went below 0.37 nats (docs/decisions/0005).
-_MAX_DIVERGENCE = 0.1  # nats
-_UNIFORM_RATIO = 0.97
-_DOMINANCE_RATIO = 0.5  # "far below" ln K; the dominance that was seen had 0.14
-
-_ADVICE: dict[CollapseKind, str] = {
-    "uniform": "every image gets the uniform distribution over prototypes. Sharpen the teacher (lower "
-    "loss.teacher_temp), lower loss.center_momentum, or let the head keep images apart (loss.use_bn=true)",
-    "dominance": "a few prototypes take every image. Soften the teacher (raise loss.teacher_temp), let the "
-    "centre follow faster (lower loss.center_momentum), or let the head keep images apart (loss.use_bn=true)",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,25 +82,3 @@ def feature_std(features: Tensor) -> Tensor:
     """Mean std of the dimensions of unit-length features (..., D), times sqrt(D); 1 where isotropic."""
     rows_RD = functional.normalize(features.flatten(0, -2), dim=-1)
     return rows_RD.std(dim=0, correction=0).mean() * math.sqrt(rows_RD.shape[-1])
-
-
-def collapse_kind(entropy_ratio: float, kl: float) -> CollapseKind | None:
-    """The kind of collapse that these numbers show, or None. Caron et al. 2021, section 5.3.
-
-    A KL near 0 says that the student need not look at the image to agree with the teacher. The entropy of a
-    `uniform` teacher is ln K; under the `dominance` of few prototypes it is far below. A model may start out
-    looking uniform, so one reading is no verdict.
-    """
-    if not kl < _MAX_DIVERGENCE:
-        return None
-    if entropy_ratio > _UNIFORM_RATIO:
-        return "uniform"
-    return "dominance" if entropy_ratio < _DOMINANCE_RATIO else None
-
-
-def describe_collapse(kind: CollapseKind, *, entropy_ratio: float, kl: float) -> str:
-    """What happened, by which numbers, and what to change."""
-    return (
-        f"collapse ({kind}): {_ADVICE[kind]}. Found teacher entropy / ln K = {entropy_ratio:.3f} and "
-        f"KL(teacher || student) = {kl:.4f} nats; a training that learns keeps KL above {_MAX_DIVERGENCE}"
-    )

@@ -13,21 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from dino_exp.words import duration_text
+
 PLAIN_LINE_SECS = 15.0  # at least so far apart are plain lines that carry no evaluation
 
 SHOWN = ("loss", "knn_top1", "knn_1shot", "val_loss", "entropy_ratio", "kl")
-
-
-def duration_text(secs: float) -> str:
-    """Seconds as people say them: `42s`, `3m 05s`, `2h 07m`, `3d 04h`."""
-    secs = int(secs)
-    if secs < 60:
-        return f"{secs}s"
-    if secs < 3600:
-        return f"{secs // 60}m {secs % 60:02d}s"
-    if secs < 86400:
-        return f"{secs // 3600}h {secs % 3600 // 60:02d}m"
-    return f"{secs // 86400}d {secs % 86400 // 3600:02d}h"
 
 
 def row_text(row: Mapping[str, Any]) -> str:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.catalogue.database import CatalogueError
 from dino_exp.config.canonical import group_hash
-from dino_exp.loggers.console import duration_text
 from dino_exp.runs.jsontext import utc_text
 from dino_exp.sweeps.outcome import OUTCOME_COLUMNS, Outcome, differing, first_line, outcome_lines, outcomes_of
 from dino_exp.sweeps.plan import ACTIONS, FindTarget, PlannedJob, plan_jobs
 from dino_exp.sweeps.record import JobRecord, SweepRecord, load_sweep, save_sweep, sweep_name, sweep_path
+from dino_exp.words import duration_text
 
 if TYPE_CHECKING:
     from dino_exp.config.multirun import Sweep

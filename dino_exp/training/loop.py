@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dino_exp.data.loader import Batch
-from dino_exp.dino.health import collapse_kind, describe_collapse
+from dino_exp.dino.collapse import collapse_kind, describe_collapse
 from dino_exp.dino.schedules import Schedules
 from dino_exp.errors import SaveFailedError
 from dino_exp.evaluation.features import Interrupted

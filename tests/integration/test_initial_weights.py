@@ -15,10 +15,11 @@ from support.runs import SMOKE, Lab, assert_same_end, events, manifests, record
 from dino_exp import build
 from dino_exp.attempts.reproduction import Span, choose_span, compare_replay, prepare_copy
 from dino_exp.checkpoint.reader import CheckpointReader
-from dino_exp.cli.run_details import command_of, describe
+from dino_exp.cli.run_details import describe
 from dino_exp.config.check import config_from_mapping
 from dino_exp.config.compose import compose
 from dino_exp.errors import UsageError
+from dino_exp.runs.command import command_of
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import load_record
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dino_exp.cli.show import age_text, count_text, print_table, size_text
+from dino_exp.cli.show import print_table
+from dino_exp.words import age_text, count_text, size_text
 
 
 @pytest.mark.parametrize(

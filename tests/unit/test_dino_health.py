@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from dino_exp.dino.health import Outputs, collapse_kind, describe_collapse, feature_std, measure_health
+from dino_exp.dino.collapse import collapse_kind, describe_collapse
+from dino_exp.dino.health import Outputs, feature_std, measure_health
 from dino_exp.dino.loss import dino_loss
 
 K = 128

@@ -14,8 +14,8 @@ from support.hostile import agrees, amounts, fuzz, seal_text, sealed, torn
 from dino_exp.checkpoint.canonical import unseal
 from dino_exp.checkpoint.pins import load_pins, save_pins
 from dino_exp.checkpoint.reader import CheckpointReader
-from dino_exp.cli.show import size_text
 from dino_exp.errors import CorruptCheckpointError
+from dino_exp.words import size_text
 
 NOTES = {2: "for the paper", 3: ""}
 

@@ -20,7 +20,6 @@ from weights_samples import COLOUR, GREY, images, make_weights_run, teacher_of, 
 from dino_exp.checkpoint.manifest import manifest_to_bytes
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.checkpoint.store import Store
-from dino_exp.cli.show import size_text
 from dino_exp.config.canonical import config_hash
 from dino_exp.errors import CorruptCheckpointError, RefusedError
 from dino_exp.models.vit import VisionTransformer
@@ -28,6 +27,7 @@ from dino_exp.runs.named import named
 from dino_exp.weights.formats import HUB_FILES
 from dino_exp.weights.placing import place_file, place_folder
 from dino_exp.weights.source import open_checkpoint
+from dino_exp.words import size_text
 
 STATE = trained_state()
 BACKBONE = teacher_of(STATE).state_dict()

@@ -4,22 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from dino_exp.analysis.names import block_of, part_of
+
 _MOST_BLOCKS = 4
-
-
-def part_of(tensor: str) -> str:
-    """What the name begins with: `student`, `teacher`, `optimizer`, `loss`."""
-    return tensor.partition(".")[0]
-
-
-def block_of(tensor: str) -> str:
-    """Where in its part a tensor is: `backbone.blocks.7` of `teacher.backbone.blocks.7.attn.qkv.weight`.
-
-    Up to and with the first number, or else two names: `backbone.norm`, `head.last_layer`, `center`.
-    """
-    _, *names = tensor.split(".")
-    numbers = [index for index, name in enumerate(names) if name.isdecimal()]
-    return ".".join(names[: numbers[0] + 1 if numbers else 2]) or tensor
 
 
 def summarise(damaged: Sequence[str], tensors: Collection[str], *, elsewhere: bool = False) -> str:

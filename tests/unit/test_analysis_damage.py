@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dino_exp.cli.damage import block_of, part_of, summarise
+from dino_exp.analysis.damage import summarise
+from dino_exp.analysis.names import block_of, part_of
 
 BLOCK = "backbone.blocks.7"
 TENSORS = [

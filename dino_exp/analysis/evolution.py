@@ -1,0 +1,252 @@
+"""How a run's weights have moved from checkpoint to checkpoint: read one tensor at a time.
+
+What is measured of a checkpoint is folded into blocks (`backbone.blocks.3`, `head.last_layer`) and into one total.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dino_exp.analysis.measures import (
+    Spectrum,
+    Sums,
+    dead_rows,
+    on_one_core,
+    plain_sum,
+    spectrum_of,
+    square_sum,
+    sums_of,
+)
+from dino_exp.analysis.names import block_of
+from dino_exp.checkpoint.arrays import Array, OpenCheckpoint
+from dino_exp.checkpoint.store import Store
+from dino_exp.errors import CheckpointError
+
+STUDENT, TEACHER, OPTIMIZER = "student.", "teacher.", "optimizer."
+PROTOTYPES = "head.last_layer.weight_v"
+TOTAL = "total"
+_FIRST, _SECOND, _MOMENTUM = ".exp_avg", ".exp_avg_sq", ".momentum_buffer"
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+_KEPT_BYTES = 64 << 20  # of a student that is kept for the next checkpoint instead of being read again
+
+Progress = Callable[[int], None]  # hears of bytes of tensors, as they are read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """Of one block, or of all of them; None where the checkpoint, or the one before it, does not hold what it needs.
+
+    Norms are Euclidean. `change` is that of the student since the checkpoint before; `relative_change` the same over
+    the student's norm then. `distance` and `cosine` are between student and teacher. The moments are Adam's:
+    `second_moment` is the root of its sum, so of the size of a gradient; SGD's momentum is a `first_moment`.
+    """
+
+    student_norm: float | None = None
+    teacher_norm: float | None = None
+    change: float | None = None
+    relative_change: float | None = None
+    distance: float | None = None
+    cosine: float | None = None
+    first_moment: float | None = None
+    second_moment: float | None = None
+
+
+MEASURES = tuple(Measures.__dataclass_fields__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """One checkpoint. `problem` says what of it could not be read; then the rest may be empty."""
+
+    step: int
+    epoch: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    total: Measures = field(default_factory=Measures)
+    blocks: Mapping[str, Measures] = field(default_factory=dict)
+    spectra: Mapping[str, Spectrum] = field(default_factory=dict)
+    dead_prototypes: int | None = None
+    num_prototypes: int | None = None
+    problem: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            **asdict(self),
+            "spectra": {name: one._asdict() for name, one in self.spectra.items()},
+        }
+
+
+def walk(
+    store: Store, steps: Iterable[int], weights: Sequence[str] | None = None, progress: Progress = lambda _: None
+) -> Iterator[Moment]:
+    """The checkpoints of these steps, in this order, each compared with the one before it that could be read.
+
+    `weights`: those whose spectra are taken, without their part; None: a few of each model (`chosen_weights`). What
+    a training drops meanwhile is left out; what is damaged is told in its `problem`. Raises OSError.
+    """
+    before: _Before | None = None
+    for step in steps:
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(on_one_core())
+                opened = stack.enter_context(OpenCheckpoint(store, step))
+                look = _Look(opened, None if before is None else stack.enter_context(before), weights, progress)
+                moment = look.measure()
+            before = _Before(store, step, look.kept) if look.holds_student else before
+        except FileNotFoundError:
+            continue
+        except CheckpointError as damage:
+            if step not in store.steps():
+                continue  # not damaged: dropped while it was read
+            moment = Moment(step=step, epoch=0, problem=str(damage))
+        yield moment
+
+
+def parameters_of(names: Iterable[str]) -> list[str]:
+    """What student and teacher learn, without its part: `backbone.norm.weight`; batch-norm statistics are left out."""
+    bare = (name.partition(".")[2] for name in names if name.startswith((STUDENT, TEACHER)))
+    return list(dict.fromkeys(name for name in bare if name.rpartition(".")[2] not in _BUFFERS))
+
+
+def chosen_weights(names: Sequence[str]) -> tuple[str, ...]:
+    """Weights that tell much: queries, keys and values of the first, middle and last block, and the prototypes."""
+    qkv = [name for name in names if name.endswith(".attn.qkv.weight")]
+    places = dict.fromkeys((0, len(qkv) // 2, len(qkv) - 1)) if qkv else ()
+    return (*(qkv[place] for place in places), *(name for name in names if name == PROTOTYPES))
+
+
+class _Before:
+    """The student of the checkpoint before: kept, or read again where it is large."""
+
+    def __init__(self, store: Store, step: int, kept: Mapping[str, Array] | None) -> None:
+        self._store, self._step, self._kept = store, step, kept
+        self._opened: OpenCheckpoint | None = None
+
+    def __enter__(self) -> _Before:
+        if self._kept is None:
+            with contextlib.suppress(FileNotFoundError, CheckpointError):  # dropped meanwhile: nothing to compare with
+                self._opened = OpenCheckpoint(self._store, self._step)
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._opened is not None:
+            self._opened.__exit__(*failure)
+            self._opened = None
+
+    def load(self, name: str) -> Array | None:
+        if self._kept is not None:
+            return self._kept.get(name)
+        if self._opened is None or STUDENT + name not in self._opened.manifest.tensors:
+            return None
+        try:
+            return self._opened.load(STUDENT + name)
+        except (FileNotFoundError, CheckpointError):
+            return None
+
+
+class _Look:
+    """Goes through one checkpoint, and adds up by block and in total. At most two tensors are held at a time."""
+
+    def __init__(
+        self, opened: OpenCheckpoint, before: _Before | None, weights: Sequence[str] | None, progress: Progress
+    ) -> None:
+        self._opened, self._before, self._progress = opened, before, progress
+        tensors = opened.manifest.tensors
+        self._names = parameters_of(tensors)
+        self._chosen = chosen_weights(self._names) if weights is None else weights
+        self.holds_student = any(name.startswith(STUDENT) for name in tensors)
+        student_bytes = sum(entry.num_bytes for name, entry in tensors.items() if name.startswith(STUDENT))
+        self.kept: dict[str, Array] | None = {} if self.holds_student and student_bytes <= _KEPT_BYTES else None
+        self._squares: dict[str, dict[str, float]] = {}
+        self._spectra: dict[str, Spectrum] = {}
+        self._dead: int | None = None
+
+    def measure(self) -> Moment:
+        """All of it."""
+        for name in self._names:
+            block = block_of(STUDENT + name)
+            self._models(block, name)
+            self._moments(block, name)
+        manifest = self._opened.manifest
+        measured = {group: _measures(squares) for group, squares in self._squares.items()}
+        table = manifest.tensors.get(STUDENT + PROTOTYPES) or manifest.tensors.get(TEACHER + PROTOTYPES)
+        return Moment(
+            step=manifest.step,
+            epoch=manifest.epoch,
+            metrics=dict(manifest.metrics),
+            total=measured.pop(TOTAL, Measures()),
+            blocks=measured,
+            spectra=self._spectra,
+            dead_prototypes=self._dead,
+            num_prototypes=None if table is None else table.shape[0],
+        )
+
+    def _models(self, block: str, name: str) -> None:
+        student = self._load(STUDENT + name)
+        if student is not None:
+            self._change(block, name, student)
+            if self.kept is not None:
+                self.kept[name] = student
+        teacher = self._load(TEACHER + name)
+        if student is not None and teacher is not None and student.shape == teacher.shape:
+            sums = sums_of(student, teacher)
+            self._add(block, student=sums.a, teacher=sums.b, product=sums.product, distance=sums.difference)
+        elif teacher is not None:
+            self._add(block, teacher=square_sum(teacher))
+        elif student is not None:
+            self._add(block, student=square_sum(student))
+        weight = student if student is not None else teacher
+        if name in self._chosen and weight is not None and (spectrum := spectrum_of(weight)) is not None:
+            self._spectra[name] = spectrum
+
+    def _change(self, block: str, name: str, student: Array) -> None:
+        before = None if self._before is None else self._before.load(name)
+        if before is not None and before.shape == student.shape:
+            sums = sums_of(before, student)
+            self._add(block, before=sums.a, change=sums.difference)
+
+    def _moments(self, block: str, name: str) -> None:
+        for ending in (_FIRST, _MOMENTUM):
+            first = self._load(OPTIMIZER + name + ending)
+            if first is not None:
+                self._add(block, first=square_sum(first))
+        second = self._load(OPTIMIZER + name + _SECOND)
+        if second is not None:
+            self._add(block, second=plain_sum(second))
+            if name == PROTOTYPES:
+                self._dead = dead_rows(second)
+
+    def _load(self, name: str) -> Array | None:
+        entry = self._opened.manifest.tensors.get(name)
+        if entry is None:
+            return None
+        self._progress(entry.num_bytes)
+        return self._opened.load(name)
+
+    def _add(self, block: str, **squares: float) -> None:
+        for group in (block, TOTAL):
+            into = self._squares.setdefault(group, {})
+            for name, value in squares.items():
+                into[name] = into.get(name, 0.0) + value
+
+
+def _measures(squares: Mapping[str, float]) -> Measures:
+    def root(name: str) -> float | None:
+        return math.sqrt(squares[name]) if name in squares else None
+
+    between = Sums(squares.get("student", 0.0), squares.get("teacher", 0.0), squares.get("product", 0.0))
+    since = Sums(a=squares.get("before", 0.0), difference=squares.get("change", 0.0))
+    return Measures(
+        student_norm=root("student"),
+        teacher_norm=root("teacher"),
+        change=root("change"),
+        relative_change=since.relative,
+        distance=root("distance"),
+        cosine=between.cosine if "distance" in squares else None,
+        first_moment=root("first"),
+        second_moment=root("second"),
+    )

@@ -1,0 +1,107 @@
+"""Two checkpoints: how far each layer has moved, as a heat map of blocks and kinds."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from dino_exp.analysis.comparison import Comparison, relative_by_layer
+from dino_exp.analysis.names import short_name
+from dino_exp.analysis.style import HEAT, QUIET, STUDENT, TEACHER, Picture, house, new_figure, note
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_BLOCK = re.compile(r"backbone\.blocks\.(\d+)")
+_MOST_NUMBERED = 12  # rows into which values are written
+_MOST_BARS = 14
+
+
+def draw_comparison(comparison: Comparison) -> Picture:
+    """The student's layers, or the teacher's where there is no student in both."""
+    part = next((part for part in ("student", "teacher") if relative_by_layer(comparison.tensors, part)), "student")
+    cells = relative_by_layer(comparison.tensors, part)
+    blocks = {place: value for place, value in cells.items() if _BLOCK.fullmatch(place[0])}
+    others = {place: value for place, value in cells.items() if place not in blocks}
+    depth = len({block for block, _ in blocks})
+    with house():
+        figure = new_figure(max(2.8, 1.0 + 0.26 * max(depth, min(len(others), _MOST_BARS))))
+        left, right = figure.subplots(1, 2, width_ratios=[1.55, 1])
+        _heat(figure, left, blocks)
+        _bars(right, others, STUDENT if part == "student" else TEACHER)
+    return Picture(name="comparison", title=_title(comparison, part), alt=_alt(comparison, cells), figure=figure)
+
+
+def _heat(figure: Figure, axes: Axes, cells: dict[tuple[str, str], float | None]) -> None:
+    axes.set_title("blocks: relative change, %", fontsize=9)
+    if not cells:
+        note(axes, "no blocks in both")
+        return
+    rows, columns = list(dict.fromkeys(block for block, _ in cells)), list(dict.fromkeys(kind for _, kind in cells))
+    columns.sort(key=lambda kind: _ORDER.index(kind) if kind in _ORDER else len(_ORDER))
+    values = [[_percent(cells.get((block, kind))) for kind in columns] for block in rows]
+    image = axes.imshow(values, aspect="auto", cmap=HEAT, interpolation="nearest", vmin=0)
+    axes.set_xticks(range(len(columns)), [kind.rpartition(".")[2] for kind in columns], fontsize=8)
+    axes.set_yticks(range(len(rows)), [short_name(row) for row in rows], fontsize=8)
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if len(rows) <= _MOST_NUMBERED:
+        middle = (image.get_clim()[0] + image.get_clim()[1]) / 2
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                if math.isfinite(value):
+                    colour = "#ffffff" if value < middle else "#000000"
+                    axes.text(x, y, f"{value:.3g}", ha="center", va="center", fontsize=7, color=colour)
+    else:
+        figure.colorbar(image, ax=axes, pad=0.01).outline.set_visible(False)
+
+
+_ORDER = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+
+
+def _bars(axes: Axes, cells: dict[tuple[str, str], float | None], colour: str) -> None:
+    axes.set_title("the rest: relative change, %", fontsize=9)
+    known = {_named(place): 100 * value for place, value in cells.items() if value is not None}
+    if not known:
+        note(axes, "nothing else in both")
+        return
+    shown = list(known.items())[:_MOST_BARS][::-1]
+    axes.barh(range(len(shown)), [value for _, value in shown], color=colour, height=0.62)
+    axes.set_yticks(range(len(shown)), [name for name, _ in shown], fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=True, axis="x")
+    axes.grid(visible=False, axis="y")
+    if len(known) > _MOST_BARS:
+        axes.text(
+            1, 0, f"{len(known) - _MOST_BARS} more", transform=axes.transAxes, ha="right", color=QUIET, fontsize=8
+        )
+
+
+def _named(place: tuple[str, str]) -> str:
+    block, kind = place
+    bare = short_name(block)
+    return bare if kind in ("", block) else f"{bare}.{kind}"
+
+
+def _percent(value: float | None) -> float:
+    return math.nan if value is None else 100 * value
+
+
+def _title(comparison: Comparison, part: str) -> str:
+    a, b = comparison.a, comparison.b
+    where = "" if a["run_key"] == b["run_key"] else f" of {b['run_key']}"
+    return f"{part.capitalize()}: from step {a['step']:,} of {a['run_key']} to step {b['step']:,}{where}"
+
+
+def _alt(comparison: Comparison, cells: dict[tuple[str, str], float | None]) -> str:
+    if comparison.is_equal:
+        return "All tensors are equal."
+    known = {place: value for place, value in cells.items() if value is not None}
+    if not known:
+        return "No layer is in both."
+    place = max(known, key=lambda place: known[place])
+    return f"The largest relative change, {100 * known[place]:.3g} %, is in {_named(place)}."

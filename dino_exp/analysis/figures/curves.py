@@ -1,0 +1,205 @@
+"""Metrics over the epochs: accuracy, losses, health, and what drove them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dino_exp.analysis.history import History, Series
+from dino_exp.analysis.style import (
+    ALARM,
+    BEST,
+    INK,
+    QUIET,
+    SERIES,
+    STUDENT,
+    TEACHER,
+    Picture,
+    house,
+    label_line,
+    new_figure,
+    note,
+)
+from dino_exp.dino.collapse import MAX_DIVERGENCE, UNIFORM_RATIO
+from dino_exp.runs.record import Best
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_POINTS = 800  # of a curve: more than a page has pixels
+_ROOM = 1.16  # of the axis, for the names at the ends of lines
+_BASELINES = (("pixel_", "raw pixels"), ("init_", "untrained"))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve and how it is drawn."""
+
+    series: Series
+    name: str
+    colour: str
+    style: str = "-"
+    scale: float = 1.0
+
+
+def draw_accuracy(history: History, per_epoch: int, best: Best | None) -> Picture:
+    """k-NN accuracy over the epochs, in percent, with what raw pixels and the untrained model reach."""
+    lines = [
+        Line(history.series("knn_top1"), "k = 20", TEACHER, scale=100),
+        Line(history.series("knn_10shot"), "10 labels", STUDENT, scale=100),
+        Line(history.series("knn_1shot"), "1 label", SERIES[3], scale=100),
+    ]
+    lines = [line for line in lines if len(line.series)]
+    with house():
+        figure = new_figure(3.2)
+        axes = figure.subplots()
+        if not any(len(line.series.finite) for line in lines):
+            note(axes, "no evaluation yet")
+        else:
+            _draw(axes, lines, per_epoch, with_markers=True, levels=_baselines(history))
+            if best is not None and best.metric == "knn_top1":
+                axes.plot(best.step / per_epoch, 100 * best.value, "o", color=BEST, markersize=8, zorder=5)
+                axes.annotate(
+                    f"best {100 * best.value:.1f}", (best.step / per_epoch, 100 * best.value), xytext=(0, 7),
+                    textcoords="offset points", color=BEST, ha="center", fontsize=9,
+                )  # fmt: skip
+            axes.set_ylabel("k-NN accuracy, %")
+    latest = history.latest("knn_top1")
+    told = "No evaluation yet." if latest is None else f"k-NN accuracy with k = 20 is {100 * latest:.1f} % at the end."
+    return Picture(name="accuracy", title="k-NN accuracy of frozen teacher features", alt=told, figure=figure)
+
+
+def _baselines(history: History) -> list[tuple[float, str]]:
+    """What raw pixels and the untrained model reach, in percent, where it was measured."""
+    found = [(history.latest(f"{prefix}knn_top1"), name) for prefix, name in _BASELINES]
+    return [(100 * value, name) for value, name in found if value is not None and math.isfinite(value)]
+
+
+def draw_loss(history: History, per_epoch: int) -> Picture:
+    """Loss in training and on held-out images, and the teacher's entropy, which is the least the loss can be."""
+    lines = [
+        Line(history.series("loss"), "training", INK),
+        Line(history.series("val_loss"), "held out", STUDENT),
+    ]
+    return draw_lines(lines, per_epoch, "loss, nats", name="loss", title="Loss")
+
+
+def draw_health(history: History, per_epoch: int) -> Picture:
+    """The four numbers in which a collapse shows, with the zone in which the alarm rings."""
+    with house():
+        figure = new_figure(4.6)
+        (entropy, kl), (spread, used) = figure.subplots(2, 2, sharex=True)
+        _panel(entropy, history, ["entropy_ratio"], per_epoch, "teacher entropy / ln K")
+        _panel(kl, history, ["kl"], per_epoch, "KL(teacher ‖ student), nats")
+        _panel(spread, history, ["feature_std"], per_epoch, "feature spread")
+        _panel(used, history, ["prototypes_used"], per_epoch, "prototypes used, share")
+        if len(history.series("entropy_ratio")):
+            entropy.set_ylim(0, 1.04)
+            entropy.axhspan(UNIFORM_RATIO, 1.04, color=ALARM, alpha=0.12, linewidth=0)
+            used.set_ylim(bottom=0)
+            spread.set_ylim(bottom=0)
+        if len(history.series("kl")):
+            kl.set_ylim(bottom=0)
+            kl.axhspan(0, MAX_DIVERGENCE, color=ALARM, alpha=0.12, linewidth=0)
+        for axes in (spread, used):
+            axes.set_xlabel("epoch")
+    ratio, divergence = history.latest("entropy_ratio"), history.latest("kl")
+    told = "No row yet."
+    if ratio is not None and divergence is not None:
+        told = f"At the end teacher entropy over ln K is {ratio:.2f} and the divergence {divergence:.2f} nats."
+    return Picture(name="health", title="Health: is it collapsing?", alt=told, figure=figure)
+
+
+def draw_drive(history: History, per_epoch: int) -> Picture:
+    """Learning rate, weight decay, teacher momentum and gradient norms."""
+    with house():
+        figure = new_figure(4.6)
+        (lr, momentum), (gradient, ratio) = figure.subplots(2, 2, sharex=True)
+        _panel(lr, history, ["lr"], per_epoch, "learning rate")
+        _panel(momentum, history, ["teacher_momentum"], per_epoch, "teacher momentum")
+        _panel(gradient, history, ["grad_norm", "grad_norm_head"], per_epoch, "gradient norm", ("all", "head"))
+        _panel(ratio, history, ["update_ratio"], per_epoch, "update over weight")
+        for axes in (gradient, ratio):
+            axes.set_xlabel("epoch")
+            axes.set_ylim(bottom=0)
+    return Picture(
+        name="drive",
+        title="What drives it: schedules and gradients",
+        alt="Learning rate, teacher momentum, gradient norms and the ratio of update to weight over the epochs.",
+        figure=figure,
+    )
+
+
+def draw_lines(lines: Sequence[Line], per_epoch: int, unit: str, *, name: str, title: str) -> Picture:
+    """Curves in one picture, each named at its end."""
+    shown = [line for line in lines if len(line.series.finite)]
+    with house():
+        figure = new_figure(3.2)
+        axes = figure.subplots()
+        if shown:
+            _draw(axes, shown, per_epoch)
+            axes.set_ylabel(unit)
+        else:
+            note(axes, "no number to draw yet")
+    ends = "; ".join(f"{line.name} ends at {line.scale * line.series.finite.values[-1]:.4g}" for line in shown)
+    return Picture(name=name, title=title, alt=f"{title}: {ends or 'nothing to draw yet'}.", figure=figure)
+
+
+def _draw(
+    axes: Axes,
+    lines: Sequence[Line],
+    per_epoch: int,
+    *,
+    with_markers: bool = False,
+    levels: Sequence[tuple[float, str]] = (),
+) -> None:
+    """`levels` are heights to compare with, of k = 20, dotted."""
+    ends = []
+    for line in lines:
+        series = line.series.finite.thinned(MOST_POINTS)
+        if not len(series):
+            continue
+        epochs, values = series.steps / per_epoch, line.scale * series.values
+        few = (len(series) <= 40 and with_markers) or len(series) == 1
+        axes.plot(epochs, values, line.style, color=line.colour, marker="o" if few else None, markersize=3.5)
+        ends.append((float(epochs[-1]), float(values[-1]), line.name, line.colour))
+    last = max((x for x, _, _, _ in ends), default=1.0) or 1.0
+    for level, name in levels:
+        axes.plot([0, last], [level, level], color=QUIET, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+        ends.append((last, level, name, QUIET))
+    axes.margins(y=0.12)
+    axes.set_xlabel("epoch")
+    axes.set_xlim(0, last * _ROOM)
+    for (x, _, name, colour), y in zip(ends, spread_out([y for _, y, _, _ in ends], axes), strict=True):
+        label_line(axes, x, y, name, colour)
+
+
+def spread_out(heights: Sequence[float], axes: Axes) -> list[float]:
+    """The same heights, moved apart where names at them would overlap."""
+    low, high = axes.get_ylim()
+    least = 0.075 * (high - low)
+    order = sorted(range(len(heights)), key=lambda place: heights[place])
+    moved = list(heights)
+    for earlier, later in itertools.pairwise(order):
+        moved[later] = max(moved[later], moved[earlier] + least)
+    return moved
+
+
+def _panel(
+    axes: Axes, history: History, names: Sequence[str], per_epoch: int, title: str, labels: Sequence[str] = ()
+) -> None:
+    axes.set_title(title, fontsize=9)
+    found = [history.series(name).finite.thinned(MOST_POINTS) for name in names]
+    if not any(map(len, found)):
+        note(axes, "not measured yet")
+        return
+    for number, series in enumerate(found):
+        if len(series):
+            colour = (INK, STUDENT)[number]
+            axes.plot(series.steps / per_epoch, series.values, color=colour, linewidth=1.3)
+            if labels:
+                axes.text(0.98, 0.95 - 0.13 * number, labels[number], transform=axes.transAxes, color=colour,
+                          ha="right", va="top", fontsize=9)  # fmt: skip

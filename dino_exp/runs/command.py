@@ -1,0 +1,35 @@
+"""The line that starts a run again, as it was typed at first."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from dino_exp.config.plain_yaml import parse_plain_yaml
+from dino_exp.config.typed import train_command
+from dino_exp.errors import UsageError
+from dino_exp.fsio import LOCAL, DamagedFileError
+from dino_exp.runs.layout import RunPaths
+
+_MAX_BYTES = 1 << 20
+
+
+def command_of(paths: RunPaths) -> str:
+    """The line that starts the same run, as it was typed at first. Raises DamagedFileError, UsageError."""
+    path = paths.hydra_dir / "overrides.yaml"
+    options: list[str] = []
+    with contextlib.suppress(FileNotFoundError):  # it is there only if there were any
+        options = _words(paths.hydra_dir / "options.yaml")
+    try:
+        return train_command(*options, *_words(path))
+    except FileNotFoundError as gone:
+        raise UsageError(
+            f"{path}: it is gone, so nobody knows what was typed; {paths.config_yaml} has the values"
+        ) from gone
+
+
+def _words(path: Path) -> list[str]:
+    words = parse_plain_yaml(LOCAL.read_bytes(path, _MAX_BYTES), str(path))
+    if not isinstance(words, list) or not all(isinstance(word, str) and word.isprintable() for word in words):
+        raise DamagedFileError(f"{path}: found {type(words).__name__}, expected a list of words")
+    return words

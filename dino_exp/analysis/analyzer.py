@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,11 @@ class CheckpointAnalyzer:
     def paths(self) -> RunPaths:
         """Where its files lie."""
         return RunPaths(self.directory)
+
+    @property
+    def quoted(self) -> str:
+        """Its directory, for a command that can be typed as it stands."""
+        return shlex.quote(str(self.directory))
 
     @property
     def reader(self) -> CheckpointReader:

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +120,8 @@ def check_suffix(path: Path, option: str) -> None:
 @contextlib.contextmanager
 def house(more: dict[str, Any] | None = None) -> Iterator[None]:
     """Inside, matplotlib draws in the house style."""
+    from importlib.resources import as_file, files
+
     import matplotlib as mpl
 
     with as_file(files("dino_exp.analysis") / _SHEET) as sheet:

@@ -1,4 +1,4 @@
-"""`dino-exp checkpoints list|show|verify|pin|unpin|prune|backup|restore|export`: look after a run's checkpoints."""
+"""`dino-exp checkpoints list|show|verify|pin|unpin|prune|...`: look after a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 import typer
 
 from dino_exp.checkpoint.policies import BestN, KeepAny
+from dino_exp.cli.analysis import compare, evolution, timeline
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, Named, OutputsOption, RunAtArgument, named
 from dino_exp.cli.backup import backup, restore
 from dino_exp.cli.details import show
 from dino_exp.cli.export import export
 from dino_exp.cli.pins import pin, unpin
 from dino_exp.cli.prune import prune
+from dino_exp.cli.report import report
 from dino_exp.cli.show import Cell, console, kinds_text, metric_text, plain, print_json, print_table
 from dino_exp.cli.verify import verify
 from dino_exp.words import age_text, count_text, size_text
@@ -96,6 +98,10 @@ app.command()(verify)
 app.command()(pin)
 app.command()(unpin)
 app.command()(prune)
+app.command()(compare)
+app.command()(evolution)
+app.command()(timeline)
+app.command()(report)
 app.command()(backup)
 app.command()(restore)
 app.command()(export)

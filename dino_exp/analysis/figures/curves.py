@@ -110,7 +110,7 @@ def draw_health(history: History, per_epoch: int) -> Picture:
     told = "No row yet."
     if ratio is not None and divergence is not None:
         told = f"At the end teacher entropy over ln K is {ratio:.2f} and the divergence {divergence:.2f} nats."
-    return Picture(name="health", title="Health: is it collapsing?", alt=told, figure=figure)
+    return Picture(name="health", title="Health", alt=told, figure=figure)
 
 
 def draw_drive(history: History, per_epoch: int) -> Picture:
@@ -127,7 +127,7 @@ def draw_drive(history: History, per_epoch: int) -> Picture:
             axes.set_ylim(bottom=0)
     return Picture(
         name="drive",
-        title="What drives it: schedules and gradients",
+        title="Schedules and gradients",
         alt="Learning rate, teacher momentum, gradient norms and the ratio of update to weight over the epochs.",
         figure=figure,
     )

@@ -12,20 +12,19 @@ from typing import Annotated, Any
 
 import typer
 
+from dino_exp.analysis.style import check_suffix
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
+from dino_exp.cli.report import ToOption, check_target, write_document
 from dino_exp.cli.show import plain, print_json, print_table
 from dino_exp.config.typed import override, train_command
 from dino_exp.errors import DinoExpError, UsageError
 from dino_exp.runs.jsontext import spell
 from dino_exp.sweeps.outcome import OUTCOME_COLUMNS, Outcome, outcome_lines, outcomes_of
-from dino_exp.sweeps.picture import draw
 from dino_exp.sweeps.record import SweepRecord, load_sweep, sweep_names, sweep_path
 from dino_exp.sweeps.report import report_lines
 from dino_exp.words import age_text, count_text
 
 SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's name, its beginning, or `last`.")]
-
-_PICTURES = (".png", ".svg", ".pdf")
 
 app = typer.Typer(no_args_is_help=True, help="Look after sweeps (`python -m dino_exp.train --multirun ...`).")
 
@@ -114,24 +113,37 @@ def report(
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE", help="Draw one or two swept settings: .png, .svg, .pdf.")
     ] = None,
+    to: ToOption = None,
     outputs: OutputsOption = OUTPUTS,
 ) -> None:
-    """Print a Markdown table: the settings that were swept, and the metrics of each job, the best first.
+    """Print a Markdown table of the jobs, the best first, and write a page about the sweep.
+
+    The page is report.html beside the sweep's record unless --to says
+    otherwise: a table that sorts, the metric against each swept setting,
+    groups over seeds with their spread, and what failed.
 
     \b
     Examples:
       dino-exp sweeps report last
       dino-exp sweeps report last --metric knn_1shot > table.md
-      dino-exp sweeps report last --picture sweep.png
+      dino-exp sweeps report last --to sweep.md --picture sweep.png
     """
     record = _find(outputs, sweep)
+    target = sweep_path(outputs, record.name).with_name("report.html") if to is None else to
+    check_target(target)
+    if picture is not None:
+        check_suffix(picture, "--picture")
     outcomes = outcomes_of(record, outputs)
     for line in report_lines(record, outcomes, metric):
         print(plain(line))
     if picture is not None:
-        if picture.suffix not in _PICTURES:
-            raise UsageError(f"--picture {picture}: expected a name that ends in {', '.join(_PICTURES)}")
-        draw(outcomes, metric, picture)
+        from dino_exp.sweeps.picture import draw_sweep
+
+        draw_sweep(outcomes, metric).save(picture)
+    from dino_exp.sweeps.page import sweep_document
+
+    write_document(sweep_document(record, outcomes, metric, now_secs=time.time()), target)
+    print(f"page: {plain(str(target))}", file=sys.stderr)
 
 
 def _find(outputs: Path, named: str) -> SweepRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from dino_exp.catalogue.query import natural_mode
 from dino_exp.checkpoint.reader import CheckpointReader
@@ -20,18 +21,15 @@ _ALSO = ("knn_top1", "knn_1shot", "loss")
 
 def report_lines(record: SweepRecord, outcomes: Sequence[Outcome], metric: str) -> Iterator[str]:
     """The lines. Raises UsageError for a metric that no job has."""
-    names = sorted({name for one in outcomes if one.record is not None for name in one.record.metrics})
-    if names and metric not in names:
-        raise UsageError(f"--metric {metric}: no job has it; there are {', '.join(names)}")
+    metrics = metrics_shown(outcomes, metric)
     swept, settings = swept_settings(outcomes)
-    metrics = [name for name in dict.fromkeys((metric, *_ALSO)) if name in names]
     yield f"# Sweep {record.name}"
     yield ""
     yield f"    {train_command('--multirun', *record.options, *record.typed)}"
     yield ""
     yield _line((*swept, *metrics, "kept", "a kill costs at most", "state", "run"))
     yield _line(["---"] * (len(swept) + len(metrics) + 4))
-    for number in sorted(range(len(outcomes)), key=lambda number: _rank(outcomes[number], metric)):
+    for number in sorted(range(len(outcomes)), key=lambda number: rank(outcomes[number], metric)):
         one, chosen = outcomes[number], settings[number]
         yield _line(
             (
@@ -44,6 +42,14 @@ def report_lines(record: SweepRecord, outcomes: Sequence[Outcome], metric: str) 
         )
 
 
+def metrics_shown(outcomes: Sequence[Outcome], metric: str) -> list[str]:
+    """The columns: what is compared, and what people want to see beside it. Raises UsageError where no job has it."""
+    names = sorted({name for one in outcomes if one.record is not None for name in one.record.metrics})
+    if names and metric not in names:
+        raise UsageError(f"--metric {metric}: no job has it; there are {', '.join(names)}")
+    return [name for name in dict.fromkeys((metric, *_ALSO)) if name in names]
+
+
 def swept_settings(outcomes: Sequence[Outcome]) -> tuple[list[str], list[dict[str, str]]]:
     """The keys by which the jobs differ, and the overrides of each job by key."""
     settings = [dict(word.partition("=")[::2] for word in one.job.overrides) for one in outcomes]
@@ -51,29 +57,52 @@ def swept_settings(outcomes: Sequence[Outcome]) -> tuple[list[str], list[dict[st
     return [key for key in keys if len({one.get(key) for one in settings}) > 1], settings
 
 
-def _rank(one: Outcome, metric: str) -> float:
-    value = math.nan if one.record is None else one.record.metrics.get(metric, math.nan)
-    if not math.isfinite(value):
+def rank(one: Outcome, metric: str) -> float:
+    """A key to sort jobs by, the best first and those without a value last."""
+    value = value_of(one, metric)
+    if value is None or not math.isfinite(value):
         return math.inf
     return value if natural_mode(metric) == "min" else -value
 
 
-def _value(one: Outcome, name: str) -> str:
-    value = None if one.record is None else one.record.metrics.get(name)
-    return "–" if value is None else f"{value:.4f}"
+def value_of(one: Outcome, name: str) -> float | None:
+    """The latest value of a metric."""
+    return None if one.record is None else one.record.metrics.get(name)
 
 
-def _kept(one: Outcome) -> tuple[str, str]:
-    """The bytes of its checkpoints, and the most steps between two saves, which a kill just before one costs."""
+class Kept(NamedTuple):
+    """Bytes of a job's checkpoints, and the most steps between two saves, which a kill just before one costs."""
+
+    num_bytes: int | None = None
+    most_lost_steps: int | None = None
+    problem: str | None = None
+
+
+def kept_of(one: Outcome) -> Kept:
+    """Look at the checkpoints of a job's run."""
     if one.paths is None:
-        return "–", "–"
+        return Kept()
     try:
         num_bytes = sum(info.bytes for info in CheckpointReader(one.paths.checkpoints).infos())
         saved = [whole(event.get("step")) for event in read_lines(one.paths.events) if event.get("kind") == "saved"]
     except (DinoExpError, OSError, WrongShapeError) as problem:
-        return f"cannot be read: {problem}", "–"
+        return Kept(problem=str(problem))
     steps = [0, *saved, 0 if one.record is None else one.record.step]
-    return f"{num_bytes / 1e6:.1f} MB", f"{max(b - a for a, b in pairwise(steps))} steps"
+    return Kept(num_bytes, max(b - a for a, b in pairwise(steps)))
+
+
+def _value(one: Outcome, name: str) -> str:
+    value = value_of(one, name)
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _kept(one: Outcome) -> tuple[str, str]:
+    kept = kept_of(one)
+    if kept.problem is not None:
+        return f"cannot be read: {kept.problem}", "–"
+    if kept.num_bytes is None:
+        return "–", "–"
+    return f"{kept.num_bytes / 1e6:.1f} MB", f"{kept.most_lost_steps} steps"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -230,7 +230,7 @@ def test_pictures(outputs: Path) -> None:
     pairs = [job("a", "lr=1", "m=1"), job("b", "lr=1", "m=2"), job("c", "lr=2", "m=1")]
     save_sweep(sweep_path(outputs, "map"), sweep(*pairs, name="map"))
     assert sweeps("report", "map", "--picture", outputs / "map.pdf", "--outputs", outputs).code == 0
-    assert "ends in .png" in sweeps("report", "map", "--picture", outputs / "map.txt", "--outputs", outputs).err
+    assert "ends in .svg" in sweeps("report", "map", "--picture", outputs / "map.txt", "--outputs", outputs).err
     found = sweeps("report", "second", "--picture", outputs / "x.png", "--outputs", outputs)
     assert "0 settings were swept" in found.err
 

@@ -12,6 +12,7 @@ from dino_exp.analysis.style import QUIET, SERIES, Picture, house, label_line, n
 _STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)))
 MOST_NAMED = len(SERIES) * len(_STYLES)  # of more lines than these only the best few are named
 _BEST_NAMED = 6
+_MOST_CHARS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ def draw_runs(curves: Sequence[RunCurve], metric: str, *, less_is_better: bool) 
             axes.plot(epochs, series.values, linestyle=style, color=colour, marker=few, markersize=3,
                       alpha=1.0 if curve in named else 0.35, linewidth=1.6 if curve in named else 0.9)  # fmt: skip
             if curve in named:
-                ends.append((float(epochs[-1]), float(series.values[-1]), curve.name, colour))
+                ends.append((float(epochs[-1]), float(series.values[-1]), _short(curve.name), colour))
         if not shown:
             note(axes, f"none of these runs has {metric} yet")
         else:
@@ -56,6 +57,10 @@ def draw_runs(curves: Sequence[RunCurve], metric: str, *, less_is_better: bool) 
             for (_, _, name, colour), y in zip(ends, spread_out([end[1] for end in ends], axes), strict=True):
                 label_line(axes, last, y, name, colour)
     return Picture(name="runs", title=f"{metric} of {len(curves)} runs", alt=_alt(ranked, metric), figure=figure)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _MOST_CHARS else name[: _MOST_CHARS - 1] + "…"
 
 
 def _look(place: int) -> tuple[str, str | tuple[float, tuple[float, ...]]]:

@@ -66,6 +66,7 @@ def to_html(document: Document) -> str:
 """
 
 
+_LONG_CHARS = 36  # of a cell that may take several lines
 _LIVE = ' · <span id="live">looks for a newer one by itself</span> <button type="button" id="pause">Pause</button>'
 
 
@@ -125,7 +126,8 @@ def _is_numeric(cells: Sequence[Cell]) -> bool:
 def _cell(cell: Cell, right: bool) -> str:
     number = cell.number
     key = "" if number is None or not math.isfinite(number) else f' data-sort="{number!r}"'
-    return f"<td{_side(right)}{key}>{_breakable(cell.text)}</td>"
+    long = ' class="long"' if not right and len(cell.text) > _LONG_CHARS else ""
+    return f"<td{_side(right) or long}{key}>{escape(cell.text)}</td>"
 
 
 def _side(right: bool) -> str:

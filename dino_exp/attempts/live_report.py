@@ -1,0 +1,101 @@
+"""`report.html` beside the training: written in a process of its own, which takes only time that nobody else wants."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+log = logging.getLogger("dino_exp")
+
+_LOWEST_PRIORITY = 19
+_LIVE = ("--no-model", "--most-mb", "200")  # what costs much is left to the last one
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+class LiveReport:
+    """Starts the process that writes the report, one at a time, and never waits for it while the training goes on.
+
+    That it failed is said once. The page is derived: a training that is killed leaves the last one.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None
+        self._failure_told = False
+
+    def refresh(self) -> None:
+        """There is something new. A report that is still being written is not disturbed: the next one will have it."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self._hear()
+        self._start(_LIVE, gently=True)
+
+    def finish(self, *, secs: float | None) -> bool:
+        """Write the last report, with all that it can have, and wait for it for so long; whether it is there.
+
+        `secs` None: the machine may be gone soon, so nobody waits, and what can be left out is.
+        """
+        self._stop()
+        self._start(_LIVE if secs is None else (), gently=False)
+        if self._process is None or secs is None:
+            return False
+        try:
+            code = self._process.wait(secs)
+        except subprocess.TimeoutExpired:
+            self._stop()
+            log.warning("report.html took longer than %.0f s and was left; %s", secs, self._again())
+            return False
+        self._hear()
+        return code == 0
+
+    def _start(self, options: Sequence[str], *, gently: bool) -> None:
+        command = [sys.executable, "-m", "dino_exp", "checkpoints", "report", str(self._directory), *options]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed when it is read)
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors,
+                env={**os.environ, **(_ONE_THREAD if gently else {})},
+                process_group=0,  # a terminal's Ctrl-C is the training's
+            )  # fmt: skip
+        except OSError as problem:
+            self._process = None
+            self._tell(str(problem))
+            return
+        if gently:
+            with contextlib.suppress(OSError):  # it has come to its end already
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, _LOWEST_PRIORITY)
+
+    def _hear(self) -> None:
+        """How the last process ended."""
+        if self._process is None or self._errors is None:
+            return
+        with self._errors as errors:
+            errors.seek(0)
+            lines = errors.read(1 << 16).decode("utf-8", "replace").strip().splitlines()
+        self._errors = None
+        if self._process.returncode:
+            self._tell(lines[-1] if lines else f"exit code {self._process.returncode}")
+
+    def _stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()  # it leaves the old page in place
+            self._process.wait()
+        if self._errors is not None:
+            self._errors.close()
+            self._errors = None
+
+    def _tell(self, problem: str) -> None:
+        if not self._failure_told:
+            log.warning("report.html could not be written: %s; training goes on. %s", problem, self._again())
+        self._failure_told = True
+
+    def _again(self) -> str:
+        return f"To write it: dino-exp checkpoints report {self._directory}"

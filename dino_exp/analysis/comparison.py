@@ -16,7 +16,7 @@ from dino_exp.checkpoint.canonical import metrics_to_json
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.store import Store
 from dino_exp.config.fields import walk_mapping
-from dino_exp.errors import CheckpointError
+from dino_exp.errors import DinoExpError
 from dino_exp.fsio import DamagedFileError, parse_json
 
 BY = ("relative", "change", "cosine")
@@ -119,7 +119,7 @@ def _difference(
         return TensorDifference(name=name, shape=a.shape, problem=f"shape {list(a.shape)}, in B {list(b.shape)}")
     try:
         sums = sums_of(one.load(name), other.load(name))
-    except (CheckpointError, FileNotFoundError) as damage:
+    except (DinoExpError, FileNotFoundError) as damage:
         return TensorDifference(name=name, shape=a.shape, problem=str(damage))
     return TensorDifference(
         name=name,

@@ -24,7 +24,7 @@ from dino_exp.analysis.measures import (
 from dino_exp.analysis.names import block_of
 from dino_exp.checkpoint.arrays import Array, OpenCheckpoint
 from dino_exp.checkpoint.store import Store
-from dino_exp.errors import CheckpointError
+from dino_exp.errors import DinoExpError
 
 STUDENT, TEACHER, OPTIMIZER = "student.", "teacher.", "optimizer."
 PROTOTYPES = "head.last_layer.weight_v"
@@ -90,20 +90,34 @@ def walk(
     """
     before: _Before | None = None
     for step in steps:
-        try:
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(on_one_core())
-                opened = stack.enter_context(OpenCheckpoint(store, step))
-                look = _Look(opened, None if before is None else stack.enter_context(before), weights, progress)
-                moment = look.measure()
-            before = _Before(store, step, look.kept) if look.holds_student else before
-        except FileNotFoundError:
+        found = _look_at(store, step, before, weights, progress)
+        if found is None:
             continue
-        except CheckpointError as damage:
-            if step not in store.steps():
-                continue  # not damaged: dropped while it was read
-            moment = Moment(step=step, epoch=0, problem=str(damage))
+        moment, kept = found
+        before = kept or before
         yield moment
+
+
+def _look_at(
+    store: Store, step: int, before: _Before | None, weights: Sequence[str] | None, progress: Progress
+) -> tuple[Moment, _Before | None] | None:
+    """A checkpoint, and its student for the next one; None where a training has dropped it meanwhile."""
+    identity = store.identity(step)
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(on_one_core())
+            opened = stack.enter_context(OpenCheckpoint(store, step))
+            look = _Look(opened, None if before is None else stack.enter_context(before), weights, progress)
+            moment = look.measure()
+        return moment, _Before(store, step, look.kept) if look.holds_student else None
+    except FileNotFoundError:
+        return None
+    except DinoExpError as damage:
+        if step not in store.steps():
+            return None
+        if identity not in (None, store.identity(step)):  # the same state was written anew meanwhile, in other packs
+            return _look_at(store, step, before, weights, progress)
+        return Moment(step=step, epoch=0, problem=str(damage)), None
 
 
 def parameters_of(names: Iterable[str]) -> list[str]:
@@ -128,7 +142,7 @@ class _Before:
 
     def __enter__(self) -> _Before:
         if self._kept is None:
-            with contextlib.suppress(FileNotFoundError, CheckpointError):  # dropped meanwhile: nothing to compare with
+            with contextlib.suppress(FileNotFoundError, DinoExpError):  # dropped meanwhile: nothing to compare with
                 self._opened = OpenCheckpoint(self._store, self._step)
         return self
 
@@ -144,7 +158,7 @@ class _Before:
             return None
         try:
             return self._opened.load(STUDENT + name)
-        except (FileNotFoundError, CheckpointError):
+        except (FileNotFoundError, DinoExpError):
             return None
 
 

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint test-slow test-crash bench format
+.PHONY: help setup train test lint test-slow test-crash test-browser bench format
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,12 @@ test-slow: setup  ## wheels in fresh environments, full trainings over seeds
 
 test-crash: setup  ## hundreds of kills and faults; prints how many there were and how they ended
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m crash --timeout 7200
+
+test-browser: setup  ## reports in a real browser, at desk and phone width; installs Chromium where apt can
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+	  echo "installing chromium and chromium-driver"; \
+	  $$([ "$$(id -u)" = 0 ] || echo sudo) sh -c 'apt-get update -qq && apt-get install -y -qq chromium chromium-driver'; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
 bench: setup  ## the benchmarks, as ratios within one run
 	$(BIN)/python -m benchmarks.startup

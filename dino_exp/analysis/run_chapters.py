@@ -98,7 +98,7 @@ def weights(moments: Sequence[Moment], total: int) -> Iterator[Block]:
         for one in moments
     ]
     columns = (
-        "step", "epoch", "norm", "relative change", "to teacher", "cosine", "1st moment", "√ 2nd", "dead", "",
+        "step", "epoch", "norm", "relative change", "to teacher", "cosine", "1st moment", "√ 2nd", "dead", "remark",
     )  # fmt: skip
     yield Folded("The same as a table", [Table(title="Weights by checkpoint", columns=columns, rows=rows)])
 

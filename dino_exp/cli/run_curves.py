@@ -95,7 +95,7 @@ def _names(runs: Sequence[CheckpointAnalyzer]) -> list[str]:
         ", ".join(f"{key.rpartition('.')[2]} {one.get(key, '–')}" for key in differing[:_MOST_SETTINGS])
         for one in settings
     ]
-    if len(set(names)) < len(runs):
+    if len(set(names)) < len(runs) or not differing:
         names = [f"{name} {run.directory.name}".strip() for name, run in zip(names, runs, strict=True)]
     return names
 

@@ -109,11 +109,10 @@ def _tell(subject: Subject, config: EvaluateConfig, found: Findings, written: Se
     if "explained_variance" in found.details:
         shares = ", ".join(f"{share:.3f}" for share in found.details["explained_variance"])
         rows.append(("variance explained", shares))
-    title = f"{config.evaluation.name} of {subject.weights.where}, {config.part}"
+    title = f"{config.evaluation.name} of the {config.part} of {subject.weights.where}"
+    console.print(title, style="bold", markup=False, soft_wrap=True)
     if rows:
-        console.print(evaluation_table(title, rows))
-    else:
-        console.print(title, markup=False, soft_wrap=True)
+        console.print(evaluation_table(rows))
     for path in written:
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
 

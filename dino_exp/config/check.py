@@ -44,10 +44,16 @@ def section_from_mapping(
     return made
 
 
-@functools.cache
 def known_keys(schema: type[Section] = Config) -> tuple[str, ...]:
     """Every dotted key that some configuration can have, in the order of the schema."""
-    return tuple(dict.fromkeys(key for key, _ in walk_schema(schema)))
+    if schema not in _known:
+        _known[schema] = tuple(dict.fromkeys(key for key, _ in walk_schema(schema)))
+    return _known[schema]
+
+
+_known: dict[
+    type[Section], tuple[str, ...]
+] = {}  # walking a schema takes longer than a lookup, and many keys are asked
 
 
 def suggest_keys(key: str, schema: type[Section] = Config) -> str:

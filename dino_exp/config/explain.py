@@ -14,7 +14,7 @@ from hydra.errors import (
 )
 from omegaconf.errors import OmegaConfBaseException
 
-from dino_exp.config.check import did_you_mean, suggest_keys
+from dino_exp.config.check import did_you_mean, known_keys, suggest_keys
 from dino_exp.config.fields import Section
 from dino_exp.config.schema import Config
 
@@ -56,7 +56,7 @@ def explain(error: Exception, schema: type[Section] = Config) -> str:
                 f"configuration: {OF_EVALUATE}=<choice> belongs to `python -m dino_exp.evaluate of=<run>`; a training "
                 "measures k-NN by itself, as often as evaluation.every_epochs says (null: never)"
             )
-        return f"configuration: {unknown[1]}: there is no such setting{_suggest(unknown[1], schema)}"
+        return f"configuration: {unknown[1]}: {_why_unknown(unknown[1], schema)}"
     cause = f": {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
     return "configuration: " + " ".join(f"{text}{cause}".split())
 
@@ -67,6 +67,16 @@ def _explain_missing(config_file: str, options: Sequence[str], schema: type[Sect
         return f"configuration: there is no file {config_file}.yaml in {conf_directory()}"
     known = f"; there are {', '.join(options)}" if options else f"; there is no group {group}{_suggest(group, schema)}"
     return f"configuration: {group}={choice}: there is no such choice{known}{did_you_mean(choice, options)}"
+
+
+def _why_unknown(key: str, schema: type[Section]) -> str:
+    """Why Hydra does not take an override of this key."""
+    if key in known_keys(schema):
+        section = key.partition(".")[0]
+        return f"does not apply to this choice of {section}; the settings of each are in docs/settings.md"
+    if schema is not Config and (key in known_keys() or key in group_choices()):
+        return "a setting of trainings; an evaluation takes the run as its checkpoint describes it"
+    return f"there is no such setting{_suggest(key, schema)}"
 
 
 def _suggest(key: str, schema: type[Section]) -> str:

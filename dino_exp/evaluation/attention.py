@@ -20,4 +20,4 @@ def class_attention(model: VisionTransformer, images_BCHW: Tensor) -> Tensor:
     rows, cols = model.grid_of(*images_BCHW.shape[-2:])
     with frozen(model):
         weights_BH1N = model.last_attention(images_BCHW, num_queries=1)
-    return weights_BH1N[:, :, 0, 1:].unflatten(-1, (rows, cols))
+    return weights_BH1N[:, :, 0, 1:].reshape(*weights_BH1N.shape[:2], rows, cols)

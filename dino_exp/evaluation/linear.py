@@ -110,7 +110,7 @@ def train_probe(
     for epoch in range(rule.epochs):
         rate = peak * cosine(epoch, rule.epochs)
         shuffled = torch.from_numpy(order.permutation(epoch, num=len(train_NF))).to(device)
-        for chosen_B in shuffled.split(rule.batch_size):
+        for chosen_B in torch.split(shuffled, rule.batch_size):
             rows_BF, wanted_B = train_NF[chosen_B], labels_N[chosen_B]
             log_BL = functional.linear(rows_BF, weight_LF, bias_L).log_softmax(dim=1)
             loss = functional.nll_loss(log_BL, wanted_B)

@@ -33,7 +33,7 @@ def patch_tokens(model: VisionTransformer, images_BCHW: Tensor) -> Tensor:
     rows, cols = model.grid_of(*images_BCHW.shape[-2:])
     with frozen(model):
         tokens_BND = model.forward_tokens(images_BCHW)
-    return tokens_BND[:, 1:].unflatten(1, (rows, cols))
+    return tokens_BND[:, 1:].reshape(len(images_BCHW), rows, cols, -1)
 
 
 def patch_colours(tokens: Tensor) -> PatchColours:
@@ -50,7 +50,7 @@ def patch_colours(tokens: Tensor) -> PatchColours:
     has_range_K = (explained_K > _LEAST_SHARE) & (high_K > low_K)
     width_K = torch.where(has_range_K, high_K - low_K, torch.ones_like(high_K))
     scaled_PK = torch.where(has_range_K, (values_PK - low_K) / width_K, torch.full_like(values_PK, 0.5))
-    return PatchColours(scaled_PK.clamp(0, 1).unflatten(0, tokens.shape[:3]).float(), explained_K)
+    return PatchColours(scaled_PK.clamp(0, 1).float().reshape(*tokens.shape[:3], NUM_COLOURS), explained_K)
 
 
 def _components(patches_PD: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from dino_exp.evaluation.knn import FEW_SHOT_DRAWS, TEMPERATURE, few_shot_accuracy, knn_accuracy
 
-
 NEIGHBOURS = (20, 5)
 LABELS_PER_CLASS = (10, 1)
 

@@ -116,7 +116,7 @@ def _attention(subject: Subject, kind: AttentionConfig) -> Findings:
     from dino_exp.analysis.figures.attention import draw_attention
 
     ids, seen, shown = _chosen(subject, kind.images, kind.image_size)
-    maps = torch.cat([class_attention(subject.model, part) for part in seen.split(_AT_ONCE)]).cpu()
+    maps = torch.cat([class_attention(subject.model, part) for part in torch.split(seen, _AT_ONCE)]).cpu()
     images = [
         {**image, "attention": _rounded(of_heads), "mean": _rounded(of_heads.mean(dim=0))}
         for image, of_heads in zip(_names(subject, ids), maps, strict=True)
@@ -129,7 +129,7 @@ def _features(subject: Subject, kind: FeaturesConfig) -> Findings:
     from dino_exp.analysis.figures.attention import draw_patch_colours
 
     ids, seen, shown = _chosen(subject, kind.images, kind.image_size)
-    found = patch_colours(torch.cat([patch_tokens(subject.model, part) for part in seen.split(_AT_ONCE)]))
+    found = patch_colours(torch.cat([patch_tokens(subject.model, part) for part in torch.split(seen, _AT_ONCE)]))
     images = [
         {**image, "colours": _rounded(colours)}
         for image, colours in zip(_names(subject, ids), found.colours, strict=True)
@@ -198,7 +198,7 @@ def choose_images(dataset: Dataset, wanted: int | tuple[int, ...]) -> Indices:
     if not isinstance(wanted, int):
         if max(wanted) >= len(dataset):
             raise ConfigError(
-                f"evaluation.images: there is no image {max(wanted)} in {dataset.name}: expected 0 to {len(dataset) - 1}"
+                f"evaluation.images: {dataset.name} has no image {max(wanted)}; expected 0 to {len(dataset) - 1}"
             )
         return np.array(wanted, np.int64)
     if dataset.num_classes < 2:

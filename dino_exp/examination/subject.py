@@ -66,7 +66,7 @@ class Subject:
         if image_size is not None and image_size % data.patch_size:
             fitting = max(round(image_size / data.patch_size), 1) * data.patch_size
             raise ConfigError(
-                f"evaluation.image_size={image_size} is no multiple of the model's patches of {data.patch_size} pixels: "
+                f"evaluation.image_size={image_size} is no multiple of the patches of {data.patch_size} pixels: "
                 f"try evaluation.image_size={fitting}"
             )
         sized = replace(data, image_size=data.image_size if image_size is None else image_size)
@@ -108,8 +108,8 @@ def find_subject(of: str, part: Part, outputs: Path) -> tuple[CheckpointWeights,
     """
     if of.endswith(".safetensors"):
         raise UsageError(
-            f"of={of}: a file of weights does not say on which data it was trained, expected a checkpoint; its metadata "
-            "names run and step: of=<run>@<step>"
+            f"of={of}: a file of weights does not say what it was trained on, expected a checkpoint; the metadata of "
+            "an export names its run and step: of=<run>@<step>"
         )
     found = named(of, outputs)
     weights = open_checkpoint(found)

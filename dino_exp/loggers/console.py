@@ -164,9 +164,9 @@ def print_columns(console: Console, columns: Sequence[str], rows: Sequence[Seque
         console.print(Text(line.rstrip(), style), soft_wrap=True)
 
 
-def evaluation_table(title: str, rows: Sequence[tuple[str, str]]) -> Table:
+def evaluation_table(rows: Sequence[tuple[str, str]]) -> Table:
     """What an evaluation measured, a line each."""
-    table = Table(title=Text(title), title_justify="left", title_style="bold", show_header=False)
+    table = Table(show_header=False)
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in rows:

@@ -62,7 +62,7 @@ class VisionTransformer(nn.Module):
         return self.norm(self._encode(images_BCHW, None, num_last=None))  # type: ignore[no-any-return]
 
     def last_tokens(self, images_BCHW: Tensor, num_blocks: int) -> list[Tensor]:
-        """All tokens after each of the last `num_blocks` blocks and the final norm, each (B, N, D), the last block last.
+        """All tokens after each of the last `num_blocks` blocks and the final norm, each (B, N, D), in order.
 
         The `get_intermediate_layers` of the official code. Raises ValueError for more blocks than there are.
         """
@@ -85,8 +85,8 @@ class VisionTransformer(nn.Module):
         *before, last = self.blocks
         for block in before:
             tokens_BND = block(tokens_BND)
-        weights: Tensor = last.attn.weights(last.norm1(tokens_BND), num_queries)
-        return weights
+        assert isinstance(last, Block)
+        return last.attn.weights(last.norm1(tokens_BND), num_queries)
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the patches of an image of that size in pixels; a rest at the edge has none."""
@@ -198,7 +198,8 @@ class Attention(nn.Module):
         """What `forward` weighs the values of all tokens with, (B, heads, num_queries, N); each row sums to 1."""
         query, key, _ = self._split(tokens_BND)
         scores = query[:, :, :num_queries] @ key.transpose(-2, -1)
-        return (scores * query.shape[-1] ** -0.5).softmax(dim=-1)
+        weights: Tensor = (scores * query.shape[-1] ** -0.5).softmax(dim=-1)
+        return weights
 
     def _split(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, heads, N, D / heads)."""

@@ -99,6 +99,6 @@ def _check(images: NDArray[np.float64], maps: NDArray[np.float64], name: str) ->
 
 
 def _show(axes: Axes, pixels: NDArray[np.float64], **options: Any) -> None:
-    grey = {} if pixels.ndim == 3 or "cmap" in options else {"cmap": "gray", "vmin": 0, "vmax": 1}
+    grey: dict[str, Any] = {} if pixels.ndim == 3 or "cmap" in options else {"cmap": "gray", "vmin": 0, "vmax": 1}
     axes.imshow(pixels, interpolation="nearest", **grey, **options)
     axes.set_axis_off()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from dino_exp.config.check import MISSING, section_from_mapping
-from dino_exp.config.compose import JobEnd, Program, hydra_main
+from dino_exp.config.compose import EVALUATE, JobEnd, hydra_main
 from dino_exp.config.evaluate import EvaluateConfig
 from dino_exp.dist.place import place_of
 from dino_exp.errors import UsageError
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from dino_exp.examination.kinds import Findings
     from dino_exp.examination.subject import Progress, Subject
     from dino_exp.weights.names import Part
-
-EVALUATE = Program("evaluate", EvaluateConfig)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dino_exp.config.check import known_keys
 from dino_exp.config.compare import roles_by_key
+from dino_exp.config.evaluate import EvaluateConfig
 from dino_exp.config.explain import HYDRA_ERRORS, conf_directory, explain
 from dino_exp.config.fields import Section, walk_mapping
 from dino_exp.config.multirun import AnnounceSweep, Sweep
@@ -46,6 +47,7 @@ class Program:
 
 
 TRAIN = Program("config", Config)
+EVALUATE = Program("evaluate", EvaluateConfig)
 
 
 class JobEnd(NamedTuple):

@@ -6,6 +6,7 @@ Its data, sizes, normalisation and seed are those that the checkpoint records; t
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -52,7 +53,12 @@ class Subject:
     def model(self) -> VisionTransformer:
         """The backbone, in evaluation mode. Raises NoCheckpointError without this part, CorruptCheckpointError."""
         architecture = self.weights.architecture(self.part)
-        tensors = self.weights.tensors(f"{self.part}.{BACKBONE}")
+        try:
+            tensors = self.weights.tensors(f"{self.part}.{BACKBONE}")
+        except CorruptCheckpointError as damage:
+            run = shlex.quote(str(self.paths.directory))
+            damage.add_note(f"what else is damaged: dino-exp checkpoints verify {run}; an older one: of={run}@<step>")
+            raise
         return build_backbone(architecture, tensors, self.weights.where).to(self.device)
 
     @cached_property

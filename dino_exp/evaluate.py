@@ -78,8 +78,8 @@ def _evaluate(config: EvaluateConfig) -> float | None:
     with WorkBar() as bar:
         progress: Progress = bar.tell
         subject = Subject(
-            weights=weights, paths=paths, part=part, recorded=recorded_settings(weights), device=device,
-            progress=progress,
+            weights=weights, facts=weights.facts(), paths=paths, part=part, device=device, progress=progress,
+            recorded=recorded_settings(weights),
         )  # fmt: skip
         _warn_of_other_data(subject)
         found = examine(subject, config.evaluation)

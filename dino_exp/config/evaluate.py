@@ -53,6 +53,7 @@ class LinearConfig(KindConfig):
     epochs: int = setting(minimum=1, role="budget", help="passes over the features")
     lr: float | tuple[float, ...] = setting(
         above=0,
+        maximum=1e6,
         role="budget",
         help=f"learning rate at the start, times batch_size / 256; {_ONE_OR_MORE}: one probe each",
     )

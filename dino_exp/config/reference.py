@@ -60,9 +60,9 @@ def _evaluate_sections() -> Iterator[str]:
     kinds = next(entry.sections for entry in entries(EvaluateConfig) if entry.name == "evaluation")
     yield _EVALUATE_HEAD
     yield from _table(EvaluateConfig, "", defaults)
-    for name, section in (("runtime", MachineConfig), ("paths", PathsConfig)):
-        yield f"\n### {name}\n\n{inspect.getdoc(section)}\n\n"
-        yield from _table(section, f"{name}.", defaults[name])
+    for name, shared in (("runtime", MachineConfig), ("paths", PathsConfig)):
+        yield f"\n### {name}\n\n{inspect.getdoc(shared)}\n\n"
+        yield from _table(shared, f"{name}.", defaults[name])
     for section in kinds:
         choice = _variant_name(section)
         yield f"\n### evaluation={choice}\n\n{inspect.getdoc(section)}\n\n"

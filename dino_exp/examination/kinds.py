@@ -45,6 +45,8 @@ def examine(subject: Subject, kind: KindConfig) -> Findings:
 def _knn(subject: Subject, kind: KnnConfig) -> Findings:
     labels = _labels(subject, kind.name)
     neighbours, few = listed(kind.k), listed(kind.labels_per_class)
+    if not neighbours + few:
+        raise ConfigError("evaluation.k and evaluation.labels_per_class are both []: there is nothing to measure")
     _check_counts(subject.data.train, labels[0], neighbours, few)
     batch = subject.usual_batch if kind.batch_size is None else kind.batch_size
     train, val = (subject.features(subject.model, part, batch) for part in (subject.data.train, subject.data.val))
@@ -61,14 +63,15 @@ def _knn(subject: Subject, kind: KnnConfig) -> Findings:
 
 def _linear(subject: Subject, kind: LinearConfig) -> Findings:
     labels = _labels(subject, kind.name)
-    few = listed(kind.labels_per_class)
+    rates, few = listed(kind.lr), listed(kind.labels_per_class)
+    if not rates:
+        raise ConfigError("evaluation.lr=[]: expected one learning rate or more, such as evaluation.lr=[0.001,0.1]")
     _check_counts(subject.data.train, labels[0], (), few)
     recipe = feature_recipe(subject.model, kind.num_blocks, kind.mean_patch)
     parts, batch = (subject.data.train, subject.data.val), subject.usual_batch
     train, val = (
         subject.features(lambda images: recipe.features(subject.model, images), part, batch) for part in parts
     )
-    rates = listed(kind.lr)
     probes = _Probes(subject, kind, val, labels[1], len(rates) * (1 + len(few) * kind.draws))
     results = [probes.train(train, labels[0], lr) for lr in rates]
     chosen = max(results, key=lambda result: result.top1)

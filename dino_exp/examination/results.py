@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 from collections.abc import Mapping
@@ -86,7 +87,7 @@ def write_results(
 
 def describe(config: EvaluateConfig, subject: Subject, found: Findings) -> dict[str, Any]:
     """What was evaluated, how, and with which result, as JSON: the same for the same command."""
-    facts, fingerprint = subject.weights.facts(), subject.data.train.fingerprint()
+    facts, fingerprint = subject.facts, subject.data.train.fingerprint()
     settings = {key: value for key, _, value in walk_values(config.evaluation)}
     return {
         "format": FORMAT,
@@ -108,11 +109,20 @@ def describe(config: EvaluateConfig, subject: Subject, found: Findings) -> dict[
 
 def same_data(subject: Subject) -> bool:
     """Whether the data at hand is that of the training; also where the checkpoint does not say."""
-    said = subject.weights.manifest.record.get("data_fingerprint")
+    said = subject.facts["data_fingerprint"]
     return said is None or said == subject.data.train.fingerprint()
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what is no number, such as the loss of a probe whose learning rate was far too large."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def json_text(record: Mapping[str, Any]) -> str:
     """JSON for people and programs: a line a member, and a line a list of numbers."""
-    text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(_finite(record), indent=1, allow_nan=False, ensure_ascii=False)
     return _LIST_OF_NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n"

@@ -22,7 +22,7 @@ from dino_exp.config.check import section_from_mapping
 from dino_exp.config.evaluate import RecordedConfig
 from dino_exp.config.stored import load_stored
 from dino_exp.data.datasets import Dataset, Indices
-from dino_exp.errors import ConfigError, CorruptCheckpointError, DinoExpError, UsageError
+from dino_exp.errors import ConfigError, CorruptCheckpointError, DinoExpError, NoCheckpointError, UsageError
 from dino_exp.evaluation.features import extract_features
 from dino_exp.models.vit import VisionTransformer
 from dino_exp.runs.layout import RunPaths
@@ -40,9 +40,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-    """One network of one checkpoint, and the data of its run."""
+    """One network of one checkpoint, and the data of its run.
+
+    `facts` say where it comes from; they are taken at the start, because a training may drop the checkpoint meanwhile.
+    """
 
     weights: CheckpointWeights
+    facts: Mapping[str, Any]
     paths: RunPaths
     part: Part
     recorded: RecordedConfig
@@ -51,14 +55,25 @@ class Subject:
 
     @cached_property
     def model(self) -> VisionTransformer:
-        """The backbone, in evaluation mode. Raises NoCheckpointError without this part, CorruptCheckpointError."""
-        architecture = self.weights.architecture(self.part)
+        """The backbone, in evaluation mode.
+
+        Raises NoCheckpointError without this part, or where a training dropped the checkpoint meanwhile;
+        CorruptCheckpointError.
+        """
+        architecture, run = self.weights.architecture(self.part), shlex.quote(str(self.paths.directory))
         try:
             tensors = self.weights.tensors(f"{self.part}.{BACKBONE}")
+        except FileNotFoundError as gone:
+            raise NoCheckpointError(
+                f"{self.weights.where}: it is gone; a run that trains on keeps newer ones instead. To see which "
+                f"there are: dino-exp checkpoints list {run}"
+            ) from gone
         except CorruptCheckpointError as damage:
-            run = shlex.quote(str(self.paths.directory))
             damage.add_note(f"what else is damaged: dino-exp checkpoints verify {run}; an older one: of={run}@<step>")
             raise
+        strange = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+        if strange is not None:
+            raise CorruptCheckpointError(f"{self.weights.where}: {strange[:100]} holds values that are no numbers")
         return build_backbone(architecture, tensors, self.weights.where).to(self.device)
 
     @cached_property

@@ -19,6 +19,8 @@ from dino_exp.data.digits import load_digits_split
 from dino_exp.errors import ConfigError
 from dino_exp.evaluation.attention import class_attention
 from dino_exp.examination.kinds import choose_images
+from dino_exp.examination.results import json_text
+from dino_exp.weights.source import CheckpointWeights
 
 STATE = trained_state()
 STEP = "step-000000004"
@@ -89,6 +91,8 @@ def test_a_larger_image_has_more_patches_and_out_says_where(run: Path, tmp_path:
         (["evaluation.labels_per_class=200"], "a class of digits/train has 139 images"),
         (["evaluation=linear", "evaluation.labels_per_class=200"], "choose at most 139"),
         (["evaluation=linear", "evaluation.num_blocks=3"], "the model has 2 blocks"),
+        (["evaluation=linear", "evaluation.lr=[]"], "evaluation.lr=[]: expected one learning rate or more"),
+        (["evaluation.k=[]", "evaluation.labels_per_class=[]"], "nothing to measure"),
         (["evaluation=attention", "evaluation.images=65"], "asks for 65 images of digits/val"),
         (["evaluation=attention", "evaluation.images=[]"], "asks for 0 images"),
         (["evaluation=features", "evaluation.images=[360]"], "digits/val has no image 360; expected 0 to 359"),
@@ -129,6 +133,34 @@ def test_a_damaged_checkpoint_is_exit_4_and_leaves_nothing(tmp_path: Path) -> No
     assert not (tmp_path / "evaluations").exists()
 
 
+def test_a_checkpoint_that_a_training_drops_meanwhile_is_exit_4(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(self: CheckpointWeights, prefix: str) -> None:
+        raise FileNotFoundError(prefix)
+
+    monkeypatch.setattr(CheckpointWeights, "tensors", gone)
+    refused(4, evaluate(run, None), "@4: it is gone", f"dino-exp checkpoints list {run}")
+
+
+def test_weights_that_are_no_numbers_are_exit_4(tmp_path: Path) -> None:
+    state = trained_state()
+    with torch.no_grad():
+        teacher_of(state).norm.bias[3] = torch.nan
+    refused(4, evaluate(make_weights_run(tmp_path, state), None), "norm.bias holds values that are no numbers")
+
+
+def test_a_learning_rate_that_is_far_too_large_does_no_harm(run: Path, tmp_path: Path) -> None:
+    words = ("evaluation=linear", "evaluation.epochs=2", "evaluation.lr=[1e6,0.1]")
+    assert evaluate(run, tmp_path, *words).code == 0
+    found = json.loads((tmp_path / "linear.json").read_text())
+    assert [probe["lr"] for probe in found["details"]["probes"]] == [1e6, 0.1]
+
+
+def test_json_has_null_for_what_is_no_number() -> None:
+    text = json_text({"loss": float("nan"), "of": [{"a": float("inf")}, (1, 2.5)]})
+    assert json.loads(text) == {"loss": None, "of": [{"a": None}, [1, 2.5]]}
+    assert "[1, 2.5]" in text
+
+
 @pytest.mark.parametrize("record", [{"config": "{}"}, {"config": '{"seed": 0, "data": {"name": "mine"}}'}])
 def test_settings_of_strangers_are_exit_4(tmp_path: Path, record: dict[str, str]) -> None:
     refused(4, evaluate(make_weights_run(tmp_path, STATE, **record), None), "settings")
@@ -167,7 +199,9 @@ def test_labels_are_needed_where_classes_are_told_apart(
         monkeypatch.setattr("dino_exp.build.load_digits_split", lambda _, blank=blank: blank)
         for kind in ("knn", "linear"):
             refused(2, evaluate(run, tmp_path, f"evaluation={kind}"), f"evaluation={kind}", has, "need no labels")
-        assert evaluate(run, tmp_path, "evaluation=features").code == 0
+    assert evaluate(run, tmp_path, "evaluation=features", "evaluation.images=1").code == 0
+    (image,) = json.loads((tmp_path / "features.json").read_text())["details"]["images"]
+    assert set(image) == {"index", "colours"}  # and no label
 
 
 def test_images_are_chosen_of_all_classes_in_turn() -> None:

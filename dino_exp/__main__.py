@@ -9,6 +9,10 @@ def main() -> None:
         from dino_exp import train
 
         train.main(sys.argv[2:])
+    if sys.argv[1:2] == ["evaluate"]:  # the same
+        from dino_exp import evaluate
+
+        evaluate.main(sys.argv[2:])
     from dino_exp.cli.app import run
 
     sys.exit(run())

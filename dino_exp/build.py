@@ -20,6 +20,7 @@ from dino_exp.checkpoint import policies
 from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.storage import Storage
 from dino_exp.checkpoint.writers import Writers
+from dino_exp.config.evaluate import RecordedConfig
 from dino_exp.config.schema import (
     AdamWConfig,
     CheckpointConfig,
@@ -138,7 +139,7 @@ def peak_lr(config: Config) -> float:
     return optimizer.lr * scale
 
 
-def build_augment(config: Config) -> DigitsAugment | DinoAugment:
+def build_augment(config: Config | RecordedConfig) -> DigitsAugment | DinoAugment:
     """The augmentation that `augment.name` selects, cutting the crops that `data` asks for."""
     values: dict[str, Any] = vars(config.augment) | {
         "seed": config.seed,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dino_exp.config.evaluate import MachineConfig
 from dino_exp.config.schema import RuntimeConfig
 from dino_exp.dist.place import ALONE, Place
 from dino_exp.errors import ConfigError
@@ -56,7 +57,7 @@ def choose_threads(asked: int | None, recorded: Any, place: Place = ALONE) -> in
 
 
 def apply_numerics(
-    runtime: RuntimeConfig, recorded: Mapping[str, Any], place: Place = ALONE
+    runtime: RuntimeConfig | MachineConfig, recorded: Mapping[str, Any], place: Place = ALONE
 ) -> tuple[torch.device, dict[str, Any]]:
     """Set up torch, and describe the setting for `run.json`."""
     device = choose_device(runtime.device, place)

@@ -25,6 +25,13 @@ def train(context: typer.Context) -> None:
     program.main(context.args)
 
 
+def evaluate(context: typer.Context) -> None:
+    """Evaluate a checkpoint: the same as `python -m dino_exp.evaluate`; takes Hydra overrides."""
+    from dino_exp import evaluate as program
+
+    program.main(context.args)
+
+
 def _version(asked: bool) -> None:
     if asked:
         print(f"dino-exp {dino_exp.__version__}")
@@ -51,7 +58,9 @@ def application(asked: str | None) -> typer.Typer:
         help="Look after DINO runs and their checkpoints. Training itself is `python -m dino_exp.train`.",
     )
     app.callback()(root)
-    app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+    passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
+    for name, program in (("train", train), ("evaluate", evaluate)):
+        app.command(name, context_settings=passed_on)(program)
     for noun in (asked,) if asked in NOUNS else NOUNS:
         app.add_typer(import_module(f"dino_exp.cli.{noun}").app, name=noun)
     return app

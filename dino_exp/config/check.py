@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dino_exp.config.fields import REQUIRED, Entry, Section, convert, entries, value_problem, walk_schema
@@ -24,10 +25,15 @@ def config_from_mapping(mapping: Mapping[str, Any]) -> Config:
     return section_from_mapping(Config, mapping)
 
 
-def section_from_mapping(cls: type[AnySection], mapping: Mapping[str, Any], prefix: str = "") -> AnySection:
-    """One section, whose keys are called `prefix` and their name, as `config_from_mapping` reads all of them."""
+def section_from_mapping(
+    cls: type[AnySection], mapping: Mapping[str, Any], prefix: str = "", schema: type[Section] = Config
+) -> AnySection:
+    """One section, whose keys are called `prefix` and their name, as `config_from_mapping` reads all of them.
+
+    `schema` is the whole that it belongs to: what wrong keys are compared with.
+    """
     problems: list[str] = []
-    values = _read_section(cls, mapping, prefix, problems)
+    values = _read_section(cls, mapping, prefix, _Findings(schema, problems))
     if values is None or problems:
         raise ConfigError(_report(problems))
     try:
@@ -38,18 +44,24 @@ def section_from_mapping(cls: type[AnySection], mapping: Mapping[str, Any], pref
     return made
 
 
-@functools.cache
-def known_keys() -> tuple[str, ...]:
+def known_keys(schema: type[Section] = Config) -> tuple[str, ...]:
     """Every dotted key that some configuration can have, in the order of the schema."""
-    return tuple(dict.fromkeys(key for key, _ in walk_schema(Config)))
+    if schema not in _known:
+        _known[schema] = tuple(dict.fromkeys(key for key, _ in walk_schema(schema)))
+    return _known[schema]
 
 
-def suggest_keys(key: str) -> str:
+_known: dict[
+    type[Section], tuple[str, ...]
+] = {}  # walking a schema takes longer than a lookup, and many keys are asked
+
+
+def suggest_keys(key: str, schema: type[Section] = Config) -> str:
     """The settings that a wrong dotted key may have meant: alike ones, or else all of its section."""
     section = key.rpartition(".")[0]
-    sections = () if section else tuple(entry.name for entry in entries(Config) if entry.sections)
-    alike = did_you_mean(key, known_keys() + sections)
-    members = [name for name in known_keys() if section and name.startswith(f"{section}.")]
+    sections = () if section else tuple(entry.name for entry in entries(schema) if entry.sections)
+    alike = did_you_mean(key, known_keys(schema) + sections)
+    members = [name for name in known_keys(schema) if section and name.startswith(f"{section}.")]
     return alike or (f"; there are {', '.join(members)}" if members else "")
 
 
@@ -81,15 +93,25 @@ def _report(problems: list[str]) -> str:
     return "\n  ".join([f"configuration: {len(problems)} problems", *problems])
 
 
+@dataclass(frozen=True)
+class _Findings:
+    """What is wrong so far with a mapping that should be a configuration of `schema`."""
+
+    schema: type[Section]
+    problems: list[str]
+
+
 def _read_section(
-    cls: type[Section], mapping: Mapping[str, Any], prefix: str, problems: list[str]
+    cls: type[Section], mapping: Mapping[str, Any], prefix: str, findings: _Findings
 ) -> functools.partial[Section] | None:
     """A call that makes the section, or None when its problems do not let it be made."""
-    before = len(problems)
+    before = len(findings.problems)
     fields = {entry.name: entry for entry in entries(cls)}
-    problems += [_unknown(f"{prefix}{key}", mapping) for key in mapping if key not in fields]
-    values = {name: _read_entry(entry, mapping, prefix, problems) for name, entry in fields.items()}
-    if len(problems) > before:
+    findings.problems.extend(
+        _unknown(f"{prefix}{key}", mapping, findings.schema) for key in mapping if key not in fields
+    )
+    values = {name: _read_entry(entry, mapping, prefix, findings) for name, entry in fields.items()}
+    if len(findings.problems) > before:
         return None
     return functools.partial(_make, cls, values)
 
@@ -99,35 +121,37 @@ def _make(cls: type[Section], values: dict[str, Any]) -> Section:
     return cls(**made)
 
 
-def _read_entry(entry: Entry, mapping: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
+def _read_entry(entry: Entry, mapping: Mapping[str, Any], prefix: str, findings: _Findings) -> Any:
     key = prefix + entry.name
     raw = mapping.get(entry.name, MISSING)
     if entry.sections:
-        cls = _choose_section(entry.sections, raw, key, problems)
-        return None if cls is None else _read_section(cls, raw, f"{key}.", problems)
+        cls = _choose_section(entry.sections, raw, key, findings)
+        return None if cls is None else _read_section(cls, raw, f"{key}.", findings)
     assert entry.setting is not None
     if raw == MISSING and entry.setting.legacy is not REQUIRED:
         return entry.setting.legacy
     if raw == MISSING:
-        problems.append(f"{key}: no value is given; add {key}=<value>")
+        findings.problems.append(f"{key}: no value is given; add {key}=<value>")
         return None
     try:
         value = convert(entry.hint, raw)
     except ValueError as error:
-        problems.append(f"{key}: expected {error}, got {raw!r}")
+        findings.problems.append(f"{key}: expected {error}, got {raw!r}")
         return None
     problem = value_problem(entry, value)
     if problem:
-        problems.append(f"{key}: {problem}")
+        findings.problems.append(f"{key}: {problem}")
     return value
 
 
 def _choose_section(
-    sections: tuple[type[Section], ...], raw: Any, key: str, problems: list[str]
+    sections: tuple[type[Section], ...], raw: Any, key: str, findings: _Findings
 ) -> type[Section] | None:
     """The section itself, or the one of several whose `name` is given."""
     if not isinstance(raw, Mapping):
-        problems.append(f"{key}: expected a section with keys, got {'nothing' if raw == MISSING else repr(raw)}")
+        findings.problems.append(
+            f"{key}: expected a section with keys, got {'nothing' if raw == MISSING else repr(raw)}"
+        )
         return None
     if len(sections) == 1:
         return sections[0]
@@ -136,7 +160,7 @@ def _choose_section(
     if isinstance(name, str) and name in by_name:
         return by_name[name]
     hint = did_you_mean(str(name), by_name)
-    problems.append(f"{key}.name: expected one of {', '.join(by_name)}, got {name!r}{hint}")
+    findings.problems.append(f"{key}.name: expected one of {', '.join(by_name)}, got {name!r}{hint}")
     return None
 
 
@@ -146,7 +170,7 @@ def _names(section: type[Section]) -> tuple[str, ...]:
     return setting.choices
 
 
-def _unknown(key: str, mapping: Mapping[str, Any]) -> str:
-    if key in known_keys():
+def _unknown(key: str, mapping: Mapping[str, Any], schema: type[Section]) -> str:
+    if key in known_keys(schema):
         return f"{key}: does not apply to {key.rpartition('.')[0]}={mapping.get('name')}"
-    return f"{key}: there is no such setting{suggest_keys(key)}"
+    return f"{key}: there is no such setting{suggest_keys(key, schema)}"

@@ -86,9 +86,9 @@ def values_by_key(config: Config) -> dict[str, Any]:
     return {key: value for key, _, value in walk_values(config)}
 
 
-def roles_by_key() -> dict[str, Role]:
+def roles_by_key(schema: type[Section] = Config) -> dict[str, Role]:
     """The role of every setting that any configuration can have."""
-    return {key: entry.setting.role for key, entry in walk_schema(Config) if entry.setting is not None}
+    return {key: entry.setting.role for key, entry in walk_schema(schema) if entry.setting is not None}
 
 
 def is_place(key: str) -> bool:

@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import hydra
@@ -25,15 +26,28 @@ from omegaconf import DictConfig, OmegaConf
 
 from dino_exp.config.check import known_keys
 from dino_exp.config.compare import roles_by_key
+from dino_exp.config.evaluate import EvaluateConfig
 from dino_exp.config.explain import HYDRA_ERRORS, conf_directory, explain
-from dino_exp.config.fields import walk_mapping
+from dino_exp.config.fields import Section, walk_mapping
 from dino_exp.config.multirun import AnnounceSweep, Sweep
+from dino_exp.config.schema import Config
 from dino_exp.errors import ConfigError, DinoExpError
 
-PRIMARY = "config"
 SIGNALLED = 128  # exit codes above: stopped by a signal
 PRESETS = ("experiment", "debug")  # groups whose choices set keys of many sections
 _REFERENCE = re.compile(r"\$\{\s*([^{}]*?)\s*\}")
+
+
+@dataclass(frozen=True)
+class Program:
+    """One that Hydra starts: its primary configuration in `conf/`, and the schema of its settings."""
+
+    primary: str
+    schema: type[Section]
+
+
+TRAIN = Program("config", Config)
+EVALUATE = Program("evaluate", EvaluateConfig)
 
 
 class JobEnd(NamedTuple):
@@ -65,22 +79,23 @@ class SweepWatcher(Protocol):
         """After the last job, also of a sweep that was stopped; the exit code. `codes` of jobs of this process."""
 
 
-def hydra_main(task: Task, make_watcher: Callable[[], SweepWatcher]) -> int:
-    """Run the command line in `sys.argv`: call `task` once for each job, and return an exit code.
+def hydra_main(task: Task, make_watcher: Callable[[], SweepWatcher] | None = None, program: Program = TRAIN) -> int:
+    """Run the command line of `program` in `sys.argv`: call `task` once for each job, and return an exit code.
 
     A DinoExpError, of the composition or of a job, is told on stderr and gives its own exit code; in a sweep
     the next job runs, and the watcher, made when there is a sweep, says how all of it ended. Any other exception of a
     task is our bug and is raised. Nothing is written to the working directory (Hydra's record of a sweep goes to
     `outputs/sweeps`).
     """
-    jobs = _Jobs(task)
+    jobs = _Jobs(task, program.schema)
     main = hydra.main(
-        config_path=str(conf_directory()), config_name=PRIMARY, **version_arguments(), **_allowed_to_import()
+        config_path=str(conf_directory()), config_name=program.primary, **version_arguments(), **_allowed_to_import()
     )
     watching: list[SweepWatcher] = []  # not in `jobs`, which launchers pickle
     bugs: list[Exception] = []
 
     def start_watching(find_sweep: Callable[[], Sweep]) -> None:
+        assert make_watcher is not None
         watcher = make_watcher()
         try:
             _announce(find_sweep, watcher)
@@ -92,7 +107,7 @@ def hydra_main(task: Task, make_watcher: Callable[[], SweepWatcher]) -> int:
     token = _to_announce.set(start_watching)
     try:
         with _errors_raised():
-            code = _exit_code(lambda: jobs.run_all(main(jobs.run)))
+            code = _exit_code(lambda: jobs.run_all(main(jobs.run)), program.schema)
     finally:
         _to_announce.reset(token)
     if bugs:
@@ -113,8 +128,8 @@ def announce(find_sweep: Callable[[], Sweep]) -> None:
 class _Jobs:
     """Keeps the outcomes: Hydra drops what a job returns, and tells what it raises in words of its own."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    def __init__(self, task: Task, schema: type[Section]) -> None:
+        self.task, self.schema = task, schema
         self.num_started = 0
         self.codes: list[int] = []
 
@@ -126,12 +141,12 @@ class _Jobs:
         overrides, values = list(HydraConfig.get().overrides.task), list[float]()
 
         def run_task() -> int:
-            end = self.task(plain_settings(composed), overrides)
+            end = self.task(plain_settings(composed, self.schema), overrides)
             values.extend([] if end.value is None or end.code else [end.value])
             return end.code
 
         try:
-            self.codes.append(_exit_code(run_task))
+            self.codes.append(_exit_code(run_task, self.schema))
         except LauncherLeavesError as launcher:
             raise launcher.leaving from None
         return values[0] if values else math.nan
@@ -143,7 +158,7 @@ class _Jobs:
         except ValueError as error:
             if self.num_started:
                 raise
-            raise ConfigError(explain(error)) from error  # options of Hydra that exclude each other
+            raise ConfigError(explain(error, self.schema)) from error  # options of Hydra that exclude each other
         return 0
 
 
@@ -161,12 +176,12 @@ def _announce(find_sweep: Callable[[], Sweep], watcher: SweepWatcher) -> None:
         raise SystemExit(error or codes[0])
 
 
-def _exit_code(call: Callable[[], int]) -> int:
+def _exit_code(call: Callable[[], int], schema: type[Section] = Config) -> int:
     """What `call` returns, or the exit code of the error that it raises, told on stderr."""
     try:
         return call()
     except HYDRA_ERRORS as error:
-        failure: DinoExpError = ConfigError(explain(error))
+        failure: DinoExpError = ConfigError(explain(error, schema))
     except DinoExpError as error:
         failure = error
     except BrokenPipeError:
@@ -222,19 +237,19 @@ def version_arguments() -> dict[str, str]:
     return {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 
 
-def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
+def compose(overrides: Sequence[str] = (), program: Program = TRAIN) -> dict[str, Any]:
     """The resolved settings for a list of command-line overrides, as nested plain values, not yet checked.
 
     Raises ConfigError. Inside a Hydra job it uses that job's search path, and the job is not disturbed.
     """
     try:
         with _initialised():
-            return plain_settings(hydra.compose(config_name=PRIMARY, overrides=list(overrides)))
+            return plain_settings(hydra.compose(config_name=program.primary, overrides=list(overrides)), program.schema)
     except (*HYDRA_ERRORS, ValueError) as error:  # ValueError: a group override by null or by a dictionary
-        raise ConfigError(explain(error)) from error
+        raise ConfigError(explain(error, program.schema)) from error
 
 
-def plain_settings(composed: DictConfig) -> dict[str, Any]:
+def plain_settings(composed: DictConfig, schema: type[Section] = Config) -> dict[str, Any]:
     """Resolved plain values of a composed configuration; a missing value stays `???`.
 
     Raises ConfigError for an identity setting that would come out otherwise elsewhere: one that interpolates
@@ -242,7 +257,7 @@ def plain_settings(composed: DictConfig) -> dict[str, Any]:
     """
     raw = OmegaConf.to_container(composed, resolve=False)
     leaves = dict(walk_mapping(raw))
-    roles = roles_by_key()
+    roles = roles_by_key(schema)
     impure = [key for key, value in leaves.items() if roles.get(key) == "identity" and _is_impure(value, leaves)]
     if impure:
         lines = [f"{key}: {leaves[key]!r} depends on the machine or the clock" for key in impure]

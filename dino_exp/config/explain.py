@@ -14,9 +14,12 @@ from hydra.errors import (
 )
 from omegaconf.errors import OmegaConfBaseException
 
-from dino_exp.config.check import did_you_mean, suggest_keys
+from dino_exp.config.check import did_you_mean, known_keys, suggest_keys
+from dino_exp.config.fields import Section
+from dino_exp.config.schema import Config
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+OF_EVALUATE = "evaluation"  # the group of `dino_exp.evaluate`; all others are of `dino_exp.train`
 
 
 def conf_directory() -> Path:
@@ -26,17 +29,21 @@ def conf_directory() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-def group_choices() -> dict[str, list[str]]:
-    """The choices of every group of `conf/`, both sorted."""
+def group_choices(schema: type[Section] = Config) -> dict[str, list[str]]:
+    """The choices of every group of `conf/` that the program of `schema` has, both sorted."""
     folders = sorted(path for path in conf_directory().iterdir() if path.is_dir() and path.name != "hydra")
-    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    ours = [folder for folder in folders if (folder.name == OF_EVALUATE) == (schema is not Config)]
+    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in ours}
 
 
-def explain(error: Exception) -> str:
-    """An error of Hydra or OmegaConf in one message: what was found, what is expected, what may be meant."""
+def explain(error: Exception, schema: type[Section] = Config) -> str:
+    """An error of Hydra or OmegaConf in one message: what was found, what is expected, what may be meant.
+
+    `schema` is that of the program that was started.
+    """
     text = str(error).strip()
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _explain_missing(error.missing_cfg_file, error.options or [])
+        return _explain_missing(error.missing_cfg_file, error.options or [], schema)
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read the override {error.override!r}: expected key=value, "
@@ -44,21 +51,36 @@ def explain(error: Exception) -> str:
         )
     unknown = re.match(r"Could not (?:override|delete)(?: from config\.)? '([^']+)'", text)
     if unknown and isinstance(error, ConfigCompositionException):
-        return f"configuration: {unknown[1]}: there is no such setting{_suggest(unknown[1])}"
+        if unknown[1] == OF_EVALUATE and schema is Config:
+            return (
+                f"configuration: {OF_EVALUATE}=<choice> belongs to `python -m dino_exp.evaluate of=<run>`; a training "
+                "measures k-NN by itself, as often as evaluation.every_epochs says (null: never)"
+            )
+        return f"configuration: {unknown[1]}: {_why_unknown(unknown[1], schema)}"
     cause = f": {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
     return "configuration: " + " ".join(f"{text}{cause}".split())
 
 
-def _explain_missing(config_file: str, options: Sequence[str]) -> str:
+def _explain_missing(config_file: str, options: Sequence[str], schema: type[Section]) -> str:
     group, _, choice = config_file.rpartition("/")
     if not group:
         return f"configuration: there is no file {config_file}.yaml in {conf_directory()}"
-    known = f"; there are {', '.join(options)}" if options else f"; there is no group {group}{_suggest(group)}"
+    known = f"; there are {', '.join(options)}" if options else f"; there is no group {group}{_suggest(group, schema)}"
     return f"configuration: {group}={choice}: there is no such choice{known}{did_you_mean(choice, options)}"
 
 
-def _suggest(key: str) -> str:
-    groups = list(group_choices())
+def _why_unknown(key: str, schema: type[Section]) -> str:
+    """Why Hydra does not take an override of this key."""
+    if key in known_keys(schema):
+        section = key.partition(".")[0]
+        return f"does not apply to this choice of {section}; the settings of each are in docs/settings.md"
+    if schema is not Config and (key in known_keys() or key in group_choices()):
+        return "a setting of trainings; an evaluation takes the run as its checkpoint describes it"
+    return f"there is no such setting{_suggest(key, schema)}"
+
+
+def _suggest(key: str, schema: type[Section]) -> str:
+    groups = list(group_choices(schema))
     if "." not in key and did_you_mean(key, groups):
         return did_you_mean(key, groups)
-    return suggest_keys(key)
+    return suggest_keys(key, schema)

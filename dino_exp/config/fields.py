@@ -140,19 +140,28 @@ def convert(hint: Any, value: Any) -> Any:
     """`value` as the type `hint` wants it, or a ValueError that says in words what was expected.
 
     A whole number passes for a float, and for text (`run.variant=2`); a list becomes a tuple. Else nothing
-    bends. Types are int, float, str, bool, a tuple of one of them, each also with None.
+    bends. Types are int, float, str, bool, a tuple of one of them, also alternatives of these, and with None.
     """
     options = _alternatives(hint)
     if value is None and type(None) in options:
         return None
-    hint = next(one for one in options if one is not type(None))
+    for option in options:
+        try:
+            return _convert_to(option, value)
+        except ValueError:
+            continue
+    raise ValueError(describe(hint))
+
+
+def _convert_to(hint: Any, value: Any) -> Any:
+    """The same for one type, without alternatives. Raises ValueError."""
     if typing.get_origin(hint) is tuple:
         return _convert_list(hint, value)
     kind = type(value)
     if kind is hint or (kind is int and hint in (float, str)):
         try:
             return hint(value)
-        except (OverflowError, ValueError):  # a whole number beyond every float, or too long to be written
+        except OverflowError:  # a whole number beyond every float
             raise ValueError(describe(hint)) from None
     raise ValueError(describe(hint))
 
@@ -180,12 +189,15 @@ def describe(hint: Any) -> str:
     """A type in the words of the error messages and of the reference table."""
     options = _alternatives(hint)
     nullable = " or null" if type(None) in options else ""
-    hint = next(one for one in options if one is not type(None))
+    return " or ".join(_describe_one(one) for one in options if one is not type(None)) + nullable
+
+
+def _describe_one(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         args = typing.get_args(hint)
         count = "" if args[-1] is ... else f"{len(args)} "
-        return f"a list of {count}{_PLURALS[args[0]]}{nullable}"
-    return _WORDS[hint] + nullable
+        return f"a list of {count}{_PLURALS[args[0]]}"
+    return _WORDS[hint]
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -202,10 +214,7 @@ def _convert_list(hint: Any, value: Any) -> tuple[Any, ...]:
     args = typing.get_args(hint)
     if not isinstance(value, list | tuple) or (args[-1] is not ... and len(value) != len(args)):
         raise ValueError(describe(hint))
-    try:
-        return tuple(convert(args[0], item) for item in value)
-    except ValueError:
-        raise ValueError(describe(hint)) from None
+    return tuple(convert(args[0], item) for item in value)
 
 
 def _bound_problem(meta: Setting, item: Any) -> str | None:

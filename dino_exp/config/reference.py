@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dino_exp.config.compose import compose
+from dino_exp.config.compose import EVALUATE, compose
+from dino_exp.config.evaluate import EvaluateConfig, MachineConfig
 from dino_exp.config.explain import group_choices
 from dino_exp.config.fields import Entry, Section, Setting, describe, entries
-from dino_exp.config.schema import Config
+from dino_exp.config.schema import Config, PathsConfig
 
 _HEAD = """\
 # Settings
@@ -40,8 +41,32 @@ def settings_reference() -> str:
     for entry in entries(Config):
         for section in entry.sections:
             parts += _section(entry.name, section, groups.get(entry.name, []), defaults)
+    parts += list(_evaluate_sections())
     parts += [f"\n## Presets\n\n{_choices('experiment', groups)}\n{_choices('debug', groups)}"]
     return "".join(parts)
+
+
+_EVALUATE_HEAD = """
+## Of python -m dino_exp.evaluate
+
+These are given to `python -m dino_exp.evaluate`; what they measure is in [evaluation.md](evaluation.md). What they must
+know of a run comes from its checkpoint, and none of them changes one.
+"""
+
+
+def _evaluate_sections() -> Iterator[str]:
+    """The settings of `dino_exp.evaluate`: those of all evaluations, and those of each kind."""
+    defaults = compose((), EVALUATE)
+    kinds = next(entry.sections for entry in entries(EvaluateConfig) if entry.name == "evaluation")
+    yield _EVALUATE_HEAD
+    yield from _table(EvaluateConfig, "", defaults)
+    for name, shared in (("runtime", MachineConfig), ("paths", PathsConfig)):
+        yield f"\n### {name}\n\n{inspect.getdoc(shared)}\n\n"
+        yield from _table(shared, f"{name}.", defaults[name])
+    for section in kinds:
+        choice = _variant_name(section)
+        yield f"\n### evaluation={choice}\n\n{inspect.getdoc(section)}\n\n"
+        yield from _table(section, "evaluation.", compose([f"evaluation={choice}"], EVALUATE)["evaluation"])
 
 
 def _section(name: str, section: type[Section], choices: list[str], defaults: Mapping[str, Any]) -> Iterator[str]:

@@ -91,13 +91,13 @@ def few_shot_accuracy(
     labels_N = train_labels_N.cpu().numpy()
     total = 0.0
     for draw in range(draws):
-        chosen = torch.from_numpy(_labelled(labels_N, labels_per_class, seed, draw)).to(train_ND.device)
+        chosen = torch.from_numpy(labelled(labels_N, labels_per_class, seed, draw)).to(train_ND.device)
         few, few_labels = train_ND[chosen], train_labels_N.to(train_ND.device)[chosen]
         total += knn_accuracy(few, few_labels, test_TD, test_labels_T, k=1)
     return total / draws
 
 
-def _labelled(labels_N: np.ndarray, labels_per_class: int, seed: int, draw: int) -> np.ndarray:
+def labelled(labels_N: np.ndarray, labels_per_class: int, seed: int, draw: int) -> np.ndarray:
     """Positions of `labels_per_class` random images of each class that occurs."""
     stream = Stream(seed, "evaluation.few_shot")
     chosen = []

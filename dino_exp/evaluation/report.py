@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from dino_exp.evaluation.knn import few_shot_accuracy, knn_accuracy
+from dino_exp.evaluation.knn import FEW_SHOT_DRAWS, TEMPERATURE, few_shot_accuracy, knn_accuracy
+
+NEIGHBOURS = (20, 5)
+LABELS_PER_CLASS = (10, 1)
 
 
 def evaluate_features(
-    train_ND: Tensor, train_labels_N: Tensor, val_TD: Tensor, val_labels_T: Tensor, *, seed: int
+    train_ND: Tensor,
+    train_labels_N: Tensor,
+    val_TD: Tensor,
+    val_labels_T: Tensor,
+    *,
+    seed: int,
+    neighbours: Sequence[int] = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+    labels_per_class: Sequence[int] = LABELS_PER_CLASS,
+    draws: int = FEW_SHOT_DRAWS,
 ) -> dict[str, float]:
-    """k-NN with all labels (`knn_top1`: k = 20, `knn5_top1`) and with few (`knn_10shot`, `knn_1shot`).
+    """k-NN with all labels (`knn_top1`: k = 20, else `knn<k>_top1`) and with few (`knn_10shot`, `knn_1shot`, ...).
 
     N training images and T held-out ones with D features each. Raises ConfigError when there are too few.
     """
     data = (train_ND, train_labels_N, val_TD, val_labels_T)
-    return {
-        "knn_top1": knn_accuracy(*data, k=20),
-        "knn5_top1": knn_accuracy(*data, k=5),
-        "knn_10shot": few_shot_accuracy(*data, labels_per_class=10, seed=seed),
-        "knn_1shot": few_shot_accuracy(*data, labels_per_class=1, seed=seed),
-    }
+    found = {knn_name(k): knn_accuracy(*data, k=k, temperature=temperature) for k in neighbours}
+    for few in labels_per_class:
+        found[f"knn_{few}shot"] = few_shot_accuracy(*data, labels_per_class=few, seed=seed, draws=draws)
+    return found
+
+
+def knn_name(k: int) -> str:
+    """The metric of record of k nearest neighbours; twenty are the standard, so they need no number."""
+    return "knn_top1" if k == NEIGHBOURS[0] else f"knn{k}_top1"
 
 
 def prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -154,6 +154,16 @@ def print_columns(console: Console, columns: Sequence[str], rows: Sequence[Seque
         console.print(Text(line.rstrip(), style), soft_wrap=True)
 
 
+def evaluation_table(rows: Sequence[tuple[str, str]]) -> Table:
+    """What an evaluation measured, a line each."""
+    table = Table(show_header=False)
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
 def results_table(init: Mapping[str, Any], now: Mapping[str, Any]) -> Table:
     """k-NN accuracy of the untrained model, of the present one, and of raw pixels, in percent."""
     table = Table(title="k-NN accuracy, %", title_justify="left", title_style="bold")

@@ -61,6 +61,37 @@ class VisionTransformer(nn.Module):
         """All tokens of the last block after the final norm, (B, N, D); index 0 is the class token."""
         return self.norm(self._encode(images_BCHW, None, num_last=None))  # type: ignore[no-any-return]
 
+    def last_tokens(self, images_BCHW: Tensor, num_blocks: int) -> list[Tensor]:
+        """All tokens after each of the last `num_blocks` blocks and the final norm, each (B, N, D), in order.
+
+        The `get_intermediate_layers` of the official code. Raises ValueError for more blocks than there are.
+        """
+        if not 1 <= num_blocks <= len(self.blocks):
+            raise ValueError(f"the last {num_blocks} of {len(self.blocks)} blocks: expected 1 to {len(self.blocks)}")
+        tokens_BND, found = self._embed(images_BCHW), []
+        for layer, block in enumerate(self.blocks):
+            tokens_BND = block(tokens_BND)
+            if layer >= len(self.blocks) - num_blocks:
+                found.append(self.norm(tokens_BND))
+        return found
+
+    def last_attention(self, images_BCHW: Tensor, num_queries: int | None = None) -> Tensor:
+        """How the last block's first `num_queries` tokens (None: all) attend to all: (B, heads, num_queries, N).
+
+        Each row sums to 1. Computed for the caller alone: other passes never hold these weights. With all queries, the
+        `get_last_selfattention` of the official code.
+        """
+        tokens_BND = self._embed(images_BCHW)
+        *before, last = self.blocks
+        for block in before:
+            tokens_BND = block(tokens_BND)
+        assert isinstance(last, Block)
+        return last.attn.weights(last.norm1(tokens_BND), num_queries)
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the patches of an image of that size in pixels; a rest at the edge has none."""
+        return height // self.patch_embed.patch_size, width // self.patch_embed.patch_size
+
     def _encode(self, images_BCHW: Tensor, drop_scale_L2B: Tensor | None, num_last: int | None) -> Tensor:
         tokens_BND = self._embed(images_BCHW)
         last = len(self.blocks) - 1
@@ -76,7 +107,7 @@ class VisionTransformer(nn.Module):
 
     def _positions(self, height: int, width: int) -> Tensor:
         """Position table for an image size in pixels, (1, N, D), as the official code resizes it."""
-        rows, cols = height // self.patch_embed.patch_size, width // self.patch_embed.patch_size
+        rows, cols = self.grid_of(height, width)
         if rows * cols == self.base_grid**2 and height == width:
             return self.pos_embed
         matrix = self._resize_matrix(rows, cols)
@@ -156,13 +187,25 @@ class Attention(nn.Module):
 
     def forward(self, tokens_BND: Tensor, num_queries: int | None = None) -> Tensor:
         """Attention output of the first `num_queries` tokens over all tokens, (B, num_queries, D)."""
-        split = self.qkv(tokens_BND).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = self._split(tokens_BND)
         # Against softmax(q k^T) v written out, forward and backward on one CPU thread: 7.8 ms, not 13.7, for
         # 17 tokens, 4 heads, width 64, batch 384; at the width of ViT-S 10.8, not 13.3, for 17 tokens (batch
         # 128) and 84.8, not 109, for 197 tokens (batch 32). It also never holds the matrix of scores.
         mixed = functional.scaled_dot_product_attention(query[:, :, :num_queries], key, value)
         return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def weights(self, tokens_BND: Tensor, num_queries: int | None = None) -> Tensor:
+        """What `forward` weighs the values of all tokens with, (B, heads, num_queries, N); each row sums to 1."""
+        query, key, _ = self._split(tokens_BND)
+        scores = query[:, :, :num_queries] @ key.transpose(-2, -1)
+        weights: Tensor = (scores * query.shape[-1] ** -0.5).softmax(dim=-1)
+        return weights
+
+    def _split(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, heads, N, D / heads)."""
+        split = self.qkv(tokens_BND).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
 
 
 class Mlp(nn.Module):

@@ -122,6 +122,14 @@ class Lab:
         assert attempt.wait() == code, f"exit {attempt.wait()}, expected {code}:\n{attempt.output()}"
         return attempt.output()
 
+    def evaluate(self, *overrides: str, code: int = 0) -> str:
+        """`python -m dino_exp.evaluate` in a forked process; what it printed. Fails unless it leaves with `code`."""
+        words = [*overrides, f"paths.outputs={self.outputs}"]
+        call = "support.runs:evaluate_here"
+        crew = zygote(self.environment).start_crew(words, self.directory, [self.environment], call)
+        assert crew.wait() == [code], f"exit {crew.codes}, expected {code}:\n{crew.output()}"
+        return crew.output()
+
     def time(self, *overrides: str) -> float:
         """The seconds that `train` takes, without the start of its server."""
         zygote(self.environment)
@@ -144,6 +152,12 @@ class Lab:
     def only_run(self) -> Path:
         (run,) = self.runs()
         return run
+
+
+def evaluate_here(*words: str) -> None:
+    from dino_exp import evaluate
+
+    evaluate.main(words)
 
 
 def record(run: Path) -> dict[str, Any]:

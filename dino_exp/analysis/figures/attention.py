@@ -1,0 +1,104 @@
+"""Pictures of what a vision transformer sees in images: where its class token looks, and which patches are alike.
+
+Shapes: B images, H x W pixels, C channels (1 or 3), rows x cols patches. Pixels are drawn as they are, not smoothed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dino_exp.analysis.style import HEAT, WIDTH, Picture, house, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LEAST_CELL = 0.62  # inches: smaller ones show nothing in a thumbnail
+_TITLE = 0.3  # inches above the cells
+_PAIRS_A_LINE = 8  # images side by side, their colours below them
+
+
+def draw_attention(images_BHWC: ArrayLike, attention: ArrayLike) -> Picture:
+    """One line an image: the image (0 to 1), the mean over heads, and each head of `attention` (B, heads, rows, cols).
+
+    Every map has a scale of its own, from 0 to its largest value: heads differ in how much they look at the class token
+    itself, and the picture is about where they look. Raises ValueError for no image, or another number of maps.
+    """
+    images, maps = _pixels(images_BHWC), np.asarray(attention, np.float64)
+    _check(images, maps, "attention")
+    num_images, num_heads = maps.shape[:2]
+    titles = ["image", "mean", *(f"head {head + 1}" for head in range(num_heads))]
+    cell = max(WIDTH / len(titles), _LEAST_CELL)
+    with house(_TIGHT):
+        figure = new_figure(num_images * cell + _TITLE, width=len(titles) * cell)
+        grid = figure.subplots(num_images, len(titles), squeeze=False)
+        for line, image, heads in zip(grid, images, maps, strict=True):
+            _show(line[0], image)
+            for axes, values in zip(line[1:], [heads.mean(axis=0), *heads], strict=True):
+                _show(axes, values, cmap=HEAT, vmin=0, vmax=max(float(values.max()), np.finfo(float).tiny))
+        for axes, title in zip(grid[0], titles, strict=True):
+            axes.set_title(title, loc="center", fontsize=9)
+    heads_text = f"{num_heads} head{'s' if num_heads != 1 else ''}"
+    return Picture(
+        name="attention",
+        title="Attention of the class token",
+        alt=f"{num_images} images, each beside where the class token looks in the last block: the mean of {heads_text} "
+        "and each of them; bright patches are looked at most",
+        figure=figure,
+    )
+
+
+def draw_patch_colours(images_BHWC: ArrayLike, colours: ArrayLike) -> Picture:
+    """Each image (0 to 1) above its patches in `colours` (B, rows, cols, 3), 0 to 1, as `patch_colours` makes them.
+
+    Raises ValueError for no image, or another number of colourings.
+    """
+    images, patches = _pixels(images_BHWC), np.asarray(colours, np.float64)
+    _check(images, patches, "colours")
+    across = min(len(images), _PAIRS_A_LINE)
+    lines = -(-len(images) // across)
+    cell = WIDTH / max(across, 4)
+    with house(_TIGHT):
+        figure = new_figure(2 * lines * cell, width=across * cell)
+        grid = figure.subplots(2 * lines, across, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for at, (image, patch) in enumerate(zip(images, patches, strict=True)):
+            line, column = divmod(at, across)
+            _show(grid[2 * line, column], image)
+            _show(grid[2 * line + 1, column], patch)
+    return Picture(
+        name="features",
+        title="Principal components of the patches",
+        alt=f"{len(images)} images, each above its patches, coloured by the first three principal components of their "
+        "features; alike colours are alike features",
+        figure=figure,
+    )
+
+
+# Cells close to each other, and no room for ticks that are not there.
+_TIGHT: dict[str, Any] = {
+    "figure.constrained_layout.h_pad": 0.025,
+    "figure.constrained_layout.w_pad": 0.025,
+    "figure.constrained_layout.hspace": 0.0,
+    "figure.constrained_layout.wspace": 0.0,
+}
+
+
+def _pixels(images_BHWC: ArrayLike) -> NDArray[np.float64]:
+    """Grey images as (B, H, W), coloured ones as (B, H, W, 3), from 0 to 1."""
+    images = np.asarray(images_BHWC, np.float64).clip(0, 1)
+    return images[..., 0] if images.ndim == 4 and images.shape[-1] == 1 else images
+
+
+def _check(images: NDArray[np.float64], maps: NDArray[np.float64], name: str) -> None:
+    if not len(images) or len(images) != len(maps) or maps.ndim != 4:
+        raise ValueError(f"{len(images)} images and {name} of shape {maps.shape}: expected one or more, of each image")
+
+
+def _show(axes: Axes, pixels: NDArray[np.float64], **options: Any) -> None:
+    grey: dict[str, Any] = {} if pixels.ndim == 3 or "cmap" in options else {"cmap": "gray", "vmin": 0, "vmax": 1}
+    axes.imshow(pixels, interpolation="nearest", **grey, **options)
+    axes.set_axis_off()

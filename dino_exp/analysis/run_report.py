@@ -24,6 +24,7 @@ from dino_exp.analysis.page.document import (
     Tile,
     Tiles,
     cell,
+    pictures_of,
 )
 from dino_exp.analysis.plan import ReportPlan
 from dino_exp.config.typed import override, train_command
@@ -50,26 +51,28 @@ def make_report(
     is told in its place.
     """
     record, now = run.record, time.time() if now_secs is None else now_secs
-    sections = [
+    before = [
         Section(title="Summary", anchor="summary", blocks=_safely(lambda: list(_summary(run, now)))),
         Section(title="Health", anchor="health", blocks=_safely(lambda: list(_health(run)))),
         Section(title="Timeline", anchor="timeline", blocks=_safely(lambda: list(chapters.timeline(run)))),
         Section(title="Weights", anchor="weights", blocks=_safely(lambda: list(_weights(run, plan, progress)))),
         Section(title="Storage", anchor="storage", blocks=_safely(lambda: list(chapters.storage(run, now)))),
     ]
-    if look is not None:
-        blocks = _safely(lambda: look(run))
-        sections.append(Section(title="What it sees", anchor="sees", blocks=blocks))
-    sections += [
+    behind = [
         Section(title="Settings", anchor="settings", blocks=_safely(lambda: list(chapters.settings(run)))),
         Section(title="Identity", anchor="identity", blocks=_safely(lambda: list(chapters.identity(run)))),
         Section(title="Go on from here", anchor="next", blocks=_safely(lambda: list(_next(run)))),
     ]
+    sees = []
+    if look is not None:
+        for picture in (picture for section in before for picture in pictures_of(section.blocks)):
+            picture.svg()  # drawn now, because the model takes a while, elsewhere
+        sees.append(Section(title="What it sees", anchor="sees", blocks=_safely(lambda: look(run))))
     return Document(
         title=record.run_key,
         subtitle=record.note or "A training of DINO, without labels.",
         made_at=utc_text(now),
-        sections=sections,
+        sections=[*before, *sees, *behind],
         refresh_secs=REFRESH_SECS if run.state in GOING_ON else None,
     )
 

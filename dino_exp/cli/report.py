@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +20,9 @@ from dino_exp.fsio import make_dirs, write_atomic
 from dino_exp.words import size_text
 
 if TYPE_CHECKING:
-    from dino_exp.analysis.page.document import Document
+    from dino_exp.analysis.analyzer import CheckpointAnalyzer
+    from dino_exp.analysis.page.document import Block, Document
+    from dino_exp.examination.sight import Sight
 
 ToOption = Annotated[
     Path | None,
@@ -59,16 +65,46 @@ def report(
     target = analyzer.paths.report if to is None else to
     check_target(target)
     plan = ReportPlan(most_checkpoints=most, most_bytes=most_mb * 10**6)
-    with progress("reading", quiet=as_json) as bar:
+    with contextlib.ExitStack() as stack:
+        look = None
+        if model and analyzer.listing.rows:
+            from dino_exp.examination.sight import looking
+
+            look = partial(_looked, wait=stack.enter_context(looking(analyzer.directory)))
+        bar = stack.enter_context(progress("reading", quiet=as_json))
         chosen = set(chosen_steps(analyzer, plan))
         bar.expect(sum(row["content_bytes"] for row in analyzer.listing.rows if row["step"] in chosen))
-        document = make_report(analyzer, plan, look=None, progress=bar.heard)
+        document = make_report(analyzer, plan, look=look, progress=bar.heard)
     files = write_document(document, target)
     if as_json:
         print_json({"path": str(target), "files": list(map(str, files))})
         return
     size = size_text(sum(file.stat().st_size for file in files))
     print(f"{plain(str(target))}: {size}, {len(document.sections)} chapters; open it in a browser")
+
+
+def _looked(run: CheckpointAnalyzer, *, wait: Callable[[], Sight]) -> list[Block]:
+    """Attention maps and patch colours."""
+    from dino_exp.analysis.figures.attention import draw_attention, draw_patch_colours
+    from dino_exp.analysis.page.document import Command, Figure
+
+    sight = wait()
+    explained = " + ".join(f"{share:.0%}" for share in sight.explained)
+    whose = f"The teacher of step {sight.step:,} ({sight.at})"
+    evaluate = f"python -m dino_exp.evaluate of={shlex.quote(f'{run.directory}@{sight.at}')}"
+    return [
+        Figure(
+            draw_attention(sight.images, sight.attention),
+            f"{whose} on held-out images: where its class token looks in the last block, each head for itself.",
+        ),
+        Figure(
+            draw_patch_colours(sight.images, sight.colours),
+            f"{whose}: patches whose features are alike have like colours. The three colours are the first principal "
+            f"components, which explain {explained} of the variance.",
+        ),
+        Command(f"{evaluate} evaluation=attention evaluation.images=16", "More images"),
+        Command(f"{evaluate} evaluation=linear", "How well a linear layer tells the classes apart"),
+    ]
 
 
 def check_target(path: Path) -> None:

@@ -112,15 +112,16 @@ class Document:
     def pictures(self) -> Iterator[Picture]:
         """All of them, in their order."""
         for section in self.sections:
-            yield from _pictures(section.blocks)
+            yield from pictures_of(section.blocks)
 
 
-def _pictures(blocks: Sequence[Block]) -> Iterator[Picture]:
+def pictures_of(blocks: Sequence[Block]) -> Iterator[Picture]:
+    """The pictures of some blocks, folded ones too."""
     for block in blocks:
         if isinstance(block, Figure):
             yield block.picture
         elif isinstance(block, Folded):
-            yield from _pictures(block.blocks)
+            yield from pictures_of(block.blocks)
 
 
 def cell(value: str | float | None, digits: str = ".6g") -> Cell:

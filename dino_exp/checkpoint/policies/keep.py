@@ -9,6 +9,7 @@ from.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -52,7 +53,10 @@ class LatestN:
         """See `KeepRule`."""
         first_kept = max(len(infos) - self.num, 0)
         return Verdict(
-            {info.step: f"last {self.num}" for info in infos[first_kept:]},
+            {
+                info.step: "all are kept" if self.num >= sys.maxsize else f"last {self.num}"
+                for info in infos[first_kept:]
+            },
             {info.step: f"older than last {self.num}" for info in infos[:first_kept]} if self.num else {},
         )
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from dino_exp.attempts.attempt import Attempt, Command
 from dino_exp.attempts.target import Target
+from dino_exp.attempts.tracking import check_packages
 from dino_exp.errors import DinoExpError, LockedError, RefusedError
 from dino_exp.fsio import make_dirs
 from dino_exp.runs.events import EventLog
@@ -45,6 +46,7 @@ def run_attempt(
     target = find_target()
     if is_done(target, console):
         return 0
+    check_packages(target.config.logger)
     make_dirs(target.paths.directory)
     with SignalFlags() as signals, lock_of(target, signals) as lock:
         found = find_target()  # the owner before us may have changed everything that was decided above
@@ -97,6 +99,7 @@ def carry_out(attempt: Attempt, ranks: ManyRanks | None = None) -> Outcome:
             gc.enable()
         attempt.end(outcome.state, step=outcome.step)
         events.append("attempt_ended", attempt=attempt.number, outcome=outcome.state, signal=outcome.signum)
+        work.trackers.end(outcome.state)  # everything of ours is recorded: a kill while we wait here costs nothing
         work.tell_end(outcome)
         return outcome
 
@@ -105,7 +108,12 @@ def refuse_links(attempt: Attempt) -> None:
     """What this attempt writes below the run's directory lies there. Raises RefusedError for a part that leads out."""
     paths = attempt.paths
     folders = [paths.hydra_dir, paths.attempt_hydra_dir(2).parent, paths.attempt_hydra_dir(attempt.number)]
-    folders += [paths.code_dir, paths.code_dir / "attempts", paths.code_dir / "attempts" / f"{attempt.number:03d}"]
+    folders += [
+        paths.tensorboard,
+        paths.code_dir,
+        paths.code_dir / "attempts",
+        paths.code_dir / "attempts" / f"{attempt.number:03d}",
+    ]
     for path in (*folders, paths.log()):
         if path.is_symlink() or (path == paths.log() and path.exists() and not path.is_file()):
             raise RefusedError(f"{path} is a link or a special file; a run's files must lie inside it. Remove it")

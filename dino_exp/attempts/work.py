@@ -21,6 +21,7 @@ from dino_exp.attempts.banner import closing, opening
 from dino_exp.attempts.fork import parent_checkpoints
 from dino_exp.attempts.initial import take_weights
 from dino_exp.attempts.numerics import apply_numerics, differences
+from dino_exp.attempts.tracking import Trackers
 from dino_exp.checkpoint.generators import restore_generators
 from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.manifest import Manifest
@@ -64,6 +65,7 @@ class Work:
         self.manager: CheckpointManager | None = None
         self.latest: dict[str, float] = {} if attempt.record is None else dict(attempt.record.metrics)
         self._leader: Writers | None = None
+        self.trackers = Trackers(attempt, code, self.note_event)
 
     def train(self) -> Outcome:
         """Build, restore, train to the stop, and print how it went."""
@@ -73,7 +75,7 @@ class Work:
         self.attempt.lock.beat()
         fingerprint = ranks.from_first(self.data.train.fingerprint())
         plan = build.build_plan(self.config, len(self.data.train))
-        state = build.build_state(self.config, self.data.train.channels, self.device)
+        self.state = state = build.build_state(self.config, self.data.train.channels, self.device)
         # Before run.json: what does not fit leaves settings and a log, and no run.
         self.weights = self.take_weights(state)
         ranks.from_first(self.weights is not None)
@@ -115,6 +117,8 @@ class Work:
             ranks.from_first(Beginning(rows.num_rows, training.begun_with, training.latest))
             self.manager = manager
             freeze_objects()
+            stack.push(self.trackers.end_by)
+            self.trackers.start(plan, is_sharded=self.parallel.is_sharded)
             return self.run(training)
 
     def tell_end(self, outcome: Outcome) -> None:
@@ -321,6 +325,7 @@ class Work:
         self.latest |= {name: value for name, value in row.items() if isinstance(value, float)}
         if any("knn" in name for name in row):
             self.attempt.update(metrics=dict(self.latest), best=best_of(best))
+        self.trackers.note_row(row["step"], self.state.student)
 
     def note_commit(self, info: CheckpointInfo) -> None:
         """A checkpoint was committed: `run.json` says how far the run has come. Called by the thread that saves."""

@@ -45,6 +45,9 @@ class Tracker(Protocol):
     def close(self, secs: float, outcome: str) -> None:
         """Come to an end within about `secs`. `outcome`: how the attempt ended, in the words of `run.json`."""
 
+    def abandon(self) -> None:
+        """Called by another thread where it did not: let nothing of it hold up the end of the program."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
@@ -104,6 +107,8 @@ class Delivery:
             return
         self._is_finished = True
         self._is_left = self._thread.is_alive()  # from now on it says nothing, whatever it still does
+        if self._is_left:
+            self.tracker.abandon()
         missing = 0 if self._is_lost else self._num_missing()
         if missing:
             self._tell(

@@ -81,6 +81,9 @@ class TensorBoardFiles:
         self._flush()
         self._close_file()
 
+    def abandon(self) -> None:
+        """Nothing of it holds anything up."""
+
     def _write_histograms(self) -> None:
         while self.weights:
             weights = self.weights.popleft()

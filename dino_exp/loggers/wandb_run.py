@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -126,6 +127,18 @@ class WandbRun:
         if outcome == "preempted":
             run.mark_preempting()
         run.finish(exit_code=int(outcome not in ("completed", "stopped")))
+
+    def abandon(self) -> None:
+        """End W&B's process: at its end the interpreter would wait for it, which waits for the server.
+
+        There is no public way to it. Where a later version has put it elsewhere, the program ends a little later.
+        """
+        connection = getattr(_imported().setup(), "_connection", None)
+        process = getattr(getattr(connection, "_proc", None), "_process", None)
+        forget_exit_hook = getattr(connection, "_cleanup", None)
+        if isinstance(process, subprocess.Popen) and callable(forget_exit_hook):
+            forget_exit_hook()  # or it would speak to a dead process
+            process.kill()
 
     def _leave(self) -> None:
         """What an error has left, before another try: its file is read as that of an earlier attempt."""

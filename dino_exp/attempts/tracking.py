@@ -8,13 +8,19 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_exp.config.compare import as_mapping
 from dino_exp.config.fields import walk_values
 from dino_exp.config.schema import Config, LoggerConfig
 from dino_exp.errors import UsageError
+from dino_exp.runs.following import rows_from
+from dino_exp.runs.jsonl import read_lines
+from dino_exp.runs.layout import RunPaths
+from dino_exp.runs.record import RunRecord
 from dino_exp.runs.redact import strip_credentials
 
 if TYPE_CHECKING:
@@ -24,7 +30,6 @@ if TYPE_CHECKING:
     from dino_exp.loggers.delivery import Delivery
     from dino_exp.loggers.tensorboard_files import TensorBoardFiles
     from dino_exp.loggers.wandb_run import WandbRun
-    from dino_exp.runs.code_identity import CodeRecord
     from dino_exp.training.plan import TrainingPlan
 
 log = logging.getLogger("dino_exp")
@@ -54,8 +59,8 @@ def _is_installed(package: str) -> bool:
 class Trackers:
     """What `logger` asks for beside `metrics.jsonl`. Without a tracker nothing is started, and nothing imported."""
 
-    def __init__(self, attempt: Attempt, code: CodeRecord, note_event: Callable[..., None]) -> None:
-        self.attempt, self.code, self.note_event = attempt, code, note_event
+    def __init__(self, attempt: Attempt, note_event: Callable[..., None]) -> None:
+        self.attempt, self.note_event = attempt, note_event
         self.logger = attempt.config.logger
         self.files: TensorBoardFiles | None = None
         self.deliveries: list[Delivery] = []
@@ -63,9 +68,11 @@ class Trackers:
 
     def start(self, plan: TrainingPlan, *, is_sharded: bool) -> None:
         """Begin to hand on. After the rows were cut to the checkpoint, and after the loader's workers were started."""
+        assert self.attempt.record is not None
+        told = Told(config=self.attempt.config, paths=self.attempt.paths, record=self.attempt.record)
         every = self.logger.histogram_every_epochs
         if self.logger.tensorboard:
-            self.files = self._tensorboard()
+            self.files = tensorboard_of(told)
             self._deliver_to(self.files)
             if every is not None and is_sharded:
                 log.warning("no histograms: of a model that is cut into shares, no process holds whole tensors")
@@ -74,7 +81,7 @@ class Trackers:
                     has_passed, num_steps=every * plan.steps_per_epoch, is_row=plan.is_row_due
                 )
         if self.logger.wandb is not None:
-            self._deliver_to(self._wandb(self.logger.wandb))
+            self._deliver_to(self._wandb(told, self.logger.wandb))
 
     def note_row(self, step: int, student: nn.Module) -> None:
         """A row was written: copy the weights where histograms of them are due."""
@@ -106,57 +113,76 @@ class Trackers:
 
     def _deliver_to(self, tracker: TensorBoardFiles | WandbRun) -> None:
         from dino_exp.loggers.delivery import Delivery
-        from dino_exp.runs.following import rows_from
 
         read = partial(rows_from, self.attempt.paths.metrics)
         delivery = Delivery(tracker, read, tell=self.tell, guard=self.attempt.lock.check)
         delivery.start()
         self.deliveries.append(delivery)
 
-    def _tensorboard(self) -> TensorBoardFiles:
-        from dino_exp.loggers.tensorboard_files import TensorBoardFiles
-
-        return TensorBoardFiles(
-            self.attempt.paths.tensorboard,
-            attempt=self.attempt.number,
-            run_key=self.attempt.run_key(),
-            hparams=dict(hparams_of(self.attempt.config)),
-        )
-
-    def _wandb(self, mode: str) -> WandbRun:
-        from dino_exp.loggers.wandb_run import WandbRun
-
-        config, record = self.attempt.config, self.attempt.record
-        assert record is not None
-        known = record.trackers.get("wandb")
-        recorded = known.get("id") if isinstance(known, dict) else None
-        chosen = wandb_id(recorded, record.run_key)
-        if recorded != chosen:
-            self.attempt.update(trackers={**record.trackers, "wandb": {"id": chosen}})
-        return WandbRun(
-            self.attempt.paths.directory,
-            id=chosen,
-            mode=mode,
-            project=self.logger.wandb_project,
-            entity=self.logger.wandb_entity,
-            label=record.run_key,
-            tags=config.run.tags,
-            note=config.run.note,
-            config={**settings_of(config), "run_key": record.run_key, "code": vars_of(self.code)},
-            secs_to_finish=WANDB_FINISH_SECS,
-        )
+    def _wandb(self, told: Told, mode: str) -> WandbRun:
+        chosen = wandb_id(told.record)
+        if told.record.trackers.get("wandb") != {"id": chosen}:
+            self.attempt.update(trackers={**told.record.trackers, "wandb": {"id": chosen}})
+        return wandb_of(told, mode, WANDB_FINISH_SECS)
 
 
-def wandb_id(recorded: object, run_key: str) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """A run, as trackers are told of it."""
+
+    config: Config
+    paths: RunPaths
+    record: RunRecord
+
+
+def tensorboard_of(told: Told) -> TensorBoardFiles:
+    """TensorBoard's files of a run, of its newest attempt."""
+    from dino_exp.loggers.tensorboard_files import TensorBoardFiles
+
+    return TensorBoardFiles(
+        told.paths.tensorboard,
+        attempt=len(told.record.attempts),
+        run_key=told.record.run_key,
+        hparams=dict(hparams_of(told.config)),
+        draw=partial(draw_rows, told.paths.metrics),
+    )
+
+
+def wandb_of(told: Told, mode: str, secs_to_finish: int) -> WandbRun:
+    """The run at W&B, under its own id."""
+    from dino_exp.loggers.wandb_run import WandbRun
+
+    config, record = told.config, told.record
+    code = record.attempts[-1].code if record.attempts else record.code
+    return WandbRun(
+        told.paths.directory,
+        id=wandb_id(record),
+        mode=mode,
+        project=config.logger.wandb_project,
+        entity=config.logger.wandb_entity,
+        label=record.run_key,
+        tags=config.run.tags,
+        note=config.run.note,
+        config={**settings_of(config), "run_key": record.run_key, "code": asdict(code)},
+        secs_to_finish=secs_to_finish,
+    )
+
+
+def draw_rows(metrics: Path) -> bytes | None:
+    """The picture of a run's rows as PNG."""
+    from dino_exp.analysis.accuracy import draw_accuracy
+
+    drawn = draw_accuracy(list(read_lines(metrics)))
+    return None if drawn is None else drawn.png()
+
+
+def wandb_id(record: RunRecord) -> str:
     """The id at W&B: the one in `run.json` if that can be one, or that of the run's key."""
     from dino_exp.loggers.wandb_run import ID, run_id
 
-    return recorded if isinstance(recorded, str) and ID.fullmatch(recorded) else run_id(run_key)
-
-
-def vars_of(code: CodeRecord) -> dict[str, Any]:
-    """The code of an attempt in short."""
-    return {"id": code.id, "commit": code.commit, "dirty": code.dirty}
+    known = record.trackers.get("wandb")
+    recorded = known.get("id") if isinstance(known, dict) else None
+    return recorded if isinstance(recorded, str) and ID.fullmatch(recorded) else run_id(record.run_key)
 
 
 def settings_of(config: Config) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Work:
         self.manager: CheckpointManager | None = None
         self.latest: dict[str, float] = {} if attempt.record is None else dict(attempt.record.metrics)
         self._leader: Writers | None = None
-        self.trackers = Trackers(attempt, code, self.note_event)
+        self.trackers = Trackers(attempt, self.note_event)
 
     def train(self) -> Outcome:
         """Build, restore, train to the stop, and print how it went."""

@@ -1,4 +1,4 @@
-"""`dino-exp runs list|show|best|diff|reproduce|rebuild|doctor`: across the runs below an outputs folder."""
+"""`dino-exp runs list|show|best|diff|reproduce|deliver|rebuild|doctor`: across the runs below an outputs folder."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.catalogue.database import View
 from dino_exp.catalogue.query import Filter, best_groups, best_runs, count_runs, list_runs, natural_mode, problems
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
+from dino_exp.cli.deliver import deliver
 from dino_exp.cli.reproduce import reproduce
 from dino_exp.cli.run_details import show
 from dino_exp.cli.run_diff import diff
@@ -188,6 +189,7 @@ def doctor(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> Non
 app.command()(show)
 app.command()(diff)
 app.command()(reproduce)
+app.command()(deliver)
 
 
 @contextlib.contextmanager

@@ -100,11 +100,11 @@ class Delivery:
             self._deadline_secs, self._outcome = self._clock() + secs, outcome
             self._ending.set()
 
-    def finish(self) -> None:
-        """Wait for the end that was asked for, no longer than was said; say so where rows are left."""
+    def finish(self) -> int:
+        """Wait for the end that was asked for, no longer than was said; say so where rows are left. Their number."""
         self._thread.join(max(0.0, self._deadline_secs - self._clock()))
         if self._is_finished:
-            return
+            return 0
         self._is_finished = True
         self._is_left = self._thread.is_alive()  # from now on it says nothing, whatever it still does
         if self._is_left:
@@ -117,6 +117,7 @@ class Delivery:
             )
         elif self._is_left:
             log.info("%s did not come to an end in time", self.tracker.name)
+        return missing
 
     def _work(self) -> None:
         pause = 0.0

@@ -7,8 +7,10 @@ Each attempt writes a file of its own, since TensorBoard's readers stop at a tor
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,10 +34,13 @@ _MOST_WEIGHTS = 2  # copies of the model that wait to be written; older ones go 
 
 
 class TensorBoardFiles:
-    """Writes scalars, histograms of weights, and what the HParams page compares runs by."""
+    """Writes scalars, histograms of weights, what the HParams page compares runs by, and at the end a picture.
+
+    `draw` gives the picture as PNG, from all rows; None where there is nothing to be seen yet.
+    """
 
     name = "TensorBoard"
-    remedy = "the next attempt with logger=tensorboard writes them"
+    remedy = "the next attempt with logger=tensorboard writes them, or `dino-exp runs deliver`"
 
     def __init__(
         self,
@@ -44,14 +49,15 @@ class TensorBoardFiles:
         attempt: int,
         run_key: str,
         hparams: Mapping[str, bool | int | float | str],
+        draw: Callable[[], bytes | None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.draw = draw
         self.folder, self.attempt, self.run_key, self.hparams, self.clock = folder, attempt, run_key, hparams, clock
         self.weights: deque[Weights] = deque(maxlen=_MOST_WEIGHTS)
         self._file: IO[bytes] | None = None
         self._records: RecordWriter | None = None
-        self._num_files = 0
-        self._last_histogram_step = -1
+        self._last_step, self._last_histogram_step, self._last_picture_step = -1, -1, -1
 
     def open(self) -> int | None:
         """The step of the newest row in the files. Raises OSError, RefusedError for a folder that leads elsewhere."""
@@ -64,18 +70,25 @@ class TensorBoardFiles:
                 kind = str(value.WhichOneof("value"))
                 steps[kind] = max(event.step, steps.get(kind, -1))
         self._last_histogram_step = steps.get("histo", -1)
+        self._last_picture_step = steps.get("image", -1)
+        self._last_step = steps.get("simple_value", -1)
         return steps.get("simple_value")
 
     def deliver(self, rows: Sequence[Row]) -> None:
         """Write rows, and weights that wait. Raises OSError."""
         for row in rows:
             self._write(row["step"], scalars(numbers_of(row)))
+            self._last_step = row["step"]
         self._write_histograms()
         self._flush()
 
     def close(self, secs: float, outcome: str) -> None:
-        """Write what waits, and whether the training is complete. Raises OSError."""
+        """Write what waits, a picture where there is time to draw it, and whether it is complete. Raises OSError."""
         self._write_histograms()
+        if outcome in ("completed", "stopped") and self._last_step > self._last_picture_step:
+            drawn = self.draw()
+            if drawn is not None:
+                self._write(self._last_step, picture(drawn))
         if outcome == "completed" and self._file is not None:
             self._write(0, end_of_session(self.clock()))
         self._flush()
@@ -107,14 +120,17 @@ class TensorBoardFiles:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         make_dirs(self.folder)
-        self._num_files += 1
-        path = self.folder / f"{_PREFIX}{self.attempt:05d}.{self._num_files:03d}"
+        numbers = itertools.count(1)
+        path = next(path for path in map(self._path, numbers) if not path.exists())
         self._file = path.open("xb")
         records = RecordWriter(self._file)
         records.write(Event(wall_time=self.clock(), file_version="brain.Event:2").SerializeToString())
         start = start_of_session(self.hparams, self.run_key, self.clock())
         records.write(Event(wall_time=self.clock(), step=0, summary=start).SerializeToString())
         return records
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{_PREFIX}{self.attempt:05d}.{number:03d}"
 
     def _flush(self) -> None:
         if self._file is not None:
@@ -153,6 +169,15 @@ def histograms(weights: Weights) -> Summary:
             proto: HistogramProto = HistogramProto(**vars(found))
             made.append(Summary.Value(tag=f"weights/{name}", histo=proto))
     return Summary(value=made)
+
+
+def picture(png: bytes) -> Summary:
+    """A picture; a PNG says its width and height in bytes 16 to 23."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    width, height = struct.unpack(">II", png[16:24])
+    image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+    return Summary(value=[Summary.Value(tag="k-NN accuracy", image=image)])
 
 
 def start_of_session(hparams: Mapping[str, bool | int | float | str], run_key: str, now_secs: float) -> Summary:

@@ -86,9 +86,8 @@ class WandbRun:
     @property
     def remedy(self) -> str:
         """How the rest gets there."""
-        if self.mode == "offline":
-            return "the next attempt with logger=wandb writes them"
-        return "the next attempt with logger=wandb sends them"
+        verb = "writes" if self.mode == "offline" else "sends"
+        return f"the next attempt with logger=wandb {verb} them, or `dino-exp runs deliver`"
 
     def open(self) -> int | None:
         """Begin or resume the run. Raises OSError where no server answers, NoAccountError, errors of wandb."""

@@ -88,6 +88,11 @@ def test_a_server_that_is_not_there_is_said_once(lab: Lab) -> None:
     assert record(run)["state"] == "stopped"
     written = [path for path in run.rglob("*") if path.is_file()]
     assert [path for path in written if KEY.encode() in path.read_bytes()] == []
+    told = lab.cli("runs", "deliver", str(run), code=1)
+    assert "does not answer" in told
+    lab.cli("runs", "deliver", str(run), "--tensorboard")
+    lab.cli("runs", "deliver", str(run), "--tensorboard")
+    assert_tensorboard_has_each_row_once(run)
 
 
 def test_a_tracker_that_a_resume_adds_gets_all_rows_and_the_rest_stays_as_it_was(lab: Lab) -> None:
@@ -111,6 +116,14 @@ def test_a_missing_package_is_named_before_anything_is_done(lab: Lab, tmp_path: 
     assert lab.runs() == []
 
 
+def lose_power(run: Path) -> None:
+    """The newest files of both lose their ends, as they do where the machine and not only the process has died."""
+    time.sleep(3)  # wandb's process outlives its parent for a moment
+    for files in (run_files(run / "wandb", "offline-run"), sorted((run / "tensorboard").iterdir())):
+        data = files[-1].read_bytes()
+        files[-1].write_bytes(data[: -min(len(data), 900)])
+
+
 @pytest.mark.slow
 def test_many_kills(lab: Lab) -> None:
     lab.train("run.variant=plain")
@@ -125,10 +138,32 @@ def test_many_kills(lab: Lab) -> None:
         attempt.kill()
         if attempt.wait() == 0:
             break
+        if number > 20:
+            lose_power(tracked)
     lab.train(*BOTH, "run.variant=tracked")
     assert_same_end(tracked, plain)
     assert_tensorboard_has_each_row_once(tracked)
     assert_wandb_has_each_row_once(tracked)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_delivered_without_a_training(lab: Lab) -> None:
+    lab.train()
+    run = lab.only_run()
+    before = rows(run), record(run)["attempts"]
+    lab.cli("runs", "deliver", str(run), code=2)  # its settings name none
+    for _ in range(2):
+        lab.cli("runs", "deliver", str(run), "--tensorboard", "--wandb", "offline")
+    assert_tensorboard_has_each_row_once(run)
+    assert_wandb_has_each_row_once(run)
+    assert (rows(run), record(run)["attempts"]) == before
+    owned = run.with_name(f"{run.name}-owned")
+    attempt = lab.fork("run.variant=owned")
+    while rows_so_far(owned) < 3:
+        assert not attempt.ends_within(0.01)
+    lab.cli("runs", "deliver", str(owned), "--tensorboard", code=3)
+    attempt.kill()
+    attempt.wait()
 
 
 @pytest.mark.slow
@@ -162,7 +197,11 @@ def test_wandb_settings_that_a_stranger_put_into_a_run_are_not_read(lab: Lab) ->
     run = lab.only_run()
     (run / "wandb").mkdir()
     (run / "wandb" / "settings").write_text("[default]\nbase_url = http://127.0.0.1:8\nmode = online\n")
-    lab.environment |= {"WANDB_BASE_URL": NOBODY, "WANDB_API_KEY": KEY, "no_proxy": "127.0.0.1"}
+    (lab.directory / "settings").write_text(
+        f"[default]\nbase_url = {NOBODY}\n"
+    )  # of the user, which files may overrule
+    lab.environment |= {"WANDB_CONFIG_DIR": str(lab.directory), "WANDB_API_KEY": KEY, "no_proxy": "127.0.0.1"}
+    lab.environment.pop("WANDB_BASE_URL", None)
     printed = lab.train("logger=wandb", "train.stop_after_steps=6")
     assert "127.0.0.1:9 does not answer" in printed
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from runs_samples import sample_record
 
+from dino_exp.analysis.accuracy import draw_accuracy
 from dino_exp.attempts.tracking import check_packages, has_passed, hparams_of, wandb_id
 from dino_exp.config.check import config_from_mapping
 from dino_exp.config.compose import compose, touched_keys
@@ -100,6 +103,24 @@ def test_the_hparams_page_finds_settings_and_status(tmp_path: Path) -> None:
     assert metadata.parse_session_end_info_plugin_data(content[metadata.SESSION_END_INFO_TAG]).status == 1
 
 
+def test_a_picture_is_drawn_at_a_good_end_once_for_a_step(tmp_path: Path) -> None:
+    made = [{"step": step, "epoch": step / 10, "knn_top1": 0.5 + step / 100, "knn_1shot": 0.3} for step in (10, 20)]
+    start = {"step": 0, "epoch": 0.0, "init_knn_top1": 0.4, "pixel_knn_top1": 0.9}
+    assert draw_accuracy([start, made[0]]) is None
+    drawn = draw_accuracy([start, *made])
+    assert drawn is not None
+    assert "70.0 %" in drawn.alt
+    png = drawn.png()
+    for attempt, outcome in ((1, "preempted"), (2, "stopped"), (3, "stopped")):
+        tracker = TensorBoardFiles(tmp_path, attempt=attempt, run_key="key", hparams=HPARAMS, draw=lambda: png)
+        tracker.open()
+        tracker.deliver([row(20)] if attempt == 1 else [])
+        tracker.close(1.0, outcome)
+    (image,) = read(tmp_path).Images("k-NN accuracy")
+    assert (image.step, image.encoded_image_string) == (20, png)
+    assert image.width > image.height > 100
+
+
 def test_nothing_of_a_tracker_is_imported_before_it_is_chosen() -> None:
     package = Path(__file__).parents[2] / "dino_exp"
     early = [
@@ -152,9 +173,11 @@ def test_the_id_is_a_function_of_the_run_key() -> None:
     assert run_id("vit_s-12345678-abcdef01") == "vit_s-12345678-abcdef01"
     assert run_id("v" * 80) == run_id("v" * 80) != run_id("v" * 81)
     assert len(run_id("v" * 80)) == 32
-    assert wandb_id("mine", "key") == "mine"
+    record = sample_record()
+    assert wandb_id(replace(record, trackers={"wandb": {"id": "mine"}})) == "mine"
     for strange in (None, 3, "../../x", "", ".hidden", "a" * 65):
-        assert wandb_id(strange, "key") == "key"
+        assert wandb_id(replace(record, trackers={"wandb": {"id": strange}})) == record.run_key
+    assert wandb_id(replace(record, trackers={"wandb": "mine"})) == record.run_key
 
 
 def test_weights_are_due_at_the_first_row_after_so_many_steps() -> None:

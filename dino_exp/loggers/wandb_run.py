@@ -97,13 +97,14 @@ class WandbRun:
                 raise RefusedError(f"{path} is a link; a run's files must lie inside it. Remove it")
         wandb = _imported()
         last_step = None
+        self._let_settle()
         if self.mode == "online":
             check_reachable(wandb.setup().settings.base_url)
             if not wandb.login(prompt=False, verify=False):
                 raise NoAccountError("no API key on this machine; give it one with `wandb login`")
         else:
-            self._let_settle()
-            last_step = max((step for path in self._files() for step in history_steps(path)), default=None)
+            offline = run_files(self.folder, "offline-run")
+            last_step = max((step for path in offline for step in history_steps(path)), default=None)
         make_dirs(self.folder)
         settings = wandb.Settings(**self.settings)
         self._run = wandb.init(config=self.config, settings=settings, reinit="create_new")
@@ -148,16 +149,14 @@ class WandbRun:
             except Exception as problem:  # noqa: BLE001  (it had failed before; the new try tells how it is now)
                 log.info("wandb could not finish: %s", problem)
 
-    def _files(self) -> list[Path]:
-        return run_files(self.folder, "offline-run")
-
     def _let_settle(self) -> None:
-        if self._files():
+        if run_files(self.folder, "*run"):
             self.sleep(max(0.0, SETTLE_SECS - (self.clock() - self._born_secs)))
 
 
 def _imported() -> ModuleType:
     """wandb, told to keep quiet: it would print to the console of the training."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # to the makers of wandb
     import wandb
 
     wandb.setup(settings=wandb.Settings(silent=True))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.runs import Lab, assert_same_end, events, manifests, record, rows
+from support.wandb_server import WandbServer
 
 from dino_exp.loggers.wandb_file import history, run_files
 
@@ -144,6 +145,30 @@ def test_many_kills(lab: Lab) -> None:
     assert_same_end(tracked, plain)
     assert_tensorboard_has_each_row_once(tracked)
     assert_wandb_has_each_row_once(tracked)
+
+
+@pytest.mark.slow
+def test_online_a_killed_run_is_resumed_under_its_id_and_the_server_gets_each_row_once(lab: Lab) -> None:
+    with WandbServer() as server:
+        lab.environment |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "no_proxy": "127.0.0.1"}
+        for number in (20, 30):
+            attempt = lab.fork("logger=wandb")
+            wait_for_rows(lab, number)
+            time.sleep(0.3 * number % 1)
+            attempt.kill()
+            attempt.wait()
+        printed = lab.train("logger=wandb")
+    run = lab.only_run()
+    assert "warning" not in printed
+    assert list(server.rows) == [run.name] == list(server.finished)
+    assert server.finished[run.name] == 0
+    found = server.rows[run.name]
+    assert [row["_step"] for row in found] == [row["step"] for row in rows(run)]
+    assert [row["loss"] for row in found[1:]] == [row["loss"] for row in rows(run)[1:]]
+    assert server.config["optimizer"]["value"]["lr"] == 0.003
+    assert {"RunResumeStatus", "UpsertBucket"} <= set(server.requests)
+    written = [path for path in run.rglob("*") if path.is_file()]
+    assert [path for path in written if KEY.encode() in path.read_bytes()] == []
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dino_exp.loggers.tensorboard_files import TensorBoardFiles
     from dino_exp.loggers.wandb_run import WandbRun
     from dino_exp.training.plan import TrainingPlan
+    from dino_exp.training.state import TrainState
 
 log = logging.getLogger("dino_exp")
 
@@ -66,7 +67,7 @@ class Trackers:
         self.deliveries: list[Delivery] = []
         self.is_weights_step: Callable[[int], bool] = lambda step: False
 
-    def start(self, plan: TrainingPlan, *, is_sharded: bool) -> None:
+    def start(self, plan: TrainingPlan, state: TrainState, *, is_sharded: bool) -> None:
         """Begin to hand on. After the rows were cut to the checkpoint, and after the loader's workers were started."""
         assert self.attempt.record is not None
         told = Told(config=self.attempt.config, paths=self.attempt.paths, record=self.attempt.record)
@@ -82,6 +83,8 @@ class Trackers:
                 )
         if self.logger.wandb is not None:
             self._deliver_to(self._wandb(told, self.logger.wandb))
+        if state.step > 0:  # a kill may have come before those of the checkpoint's step were written
+            self.note_row(state.step, state.student)
 
     def note_row(self, step: int, student: nn.Module) -> None:
         """A row was written: copy the weights where histograms of them are due."""

@@ -118,7 +118,7 @@ class Work:
             self.manager = manager
             freeze_objects()
             stack.push(self.trackers.end_by)
-            self.trackers.start(plan, is_sharded=self.parallel.is_sharded)
+            self.trackers.start(plan, state, is_sharded=self.parallel.is_sharded)
             return self.run(training)
 
     def tell_end(self, outcome: Outcome) -> None:

@@ -43,8 +43,9 @@ def assert_tensorboard_has_each_row_once(run: Path) -> None:
     for name in ("loss", "lr", "kl", "init_knn_top1", "knn_top1"):
         expected = [(row["step"], np.float32(row[name])) for row in rows(run) if name in row]
         assert not expected or [(event.step, event.value) for event in found.Scalars(name)] == expected
-    for name in (name for name in found.Tags()["histograms"]):
-        assert [event.step for event in found.Histograms(name)] == [0, 22, 44]
+    for name in found.Tags()["histograms"]:
+        steps = [event.step for event in found.Histograms(name)]
+        assert steps in ([0, 22, 44], [22, 44])  # the first one may have been waiting when the process was killed
 
 
 def assert_wandb_has_each_row_once(run: Path) -> None:

@@ -143,6 +143,7 @@ def test_many_kills(lab: Lab) -> None:
         if number > 20:
             lose_power(tracked)
     lab.train(*BOTH, "run.variant=tracked")
+    lab.cli("runs", "deliver", str(tracked))  # where the last kill came after the run was recorded as complete
     assert_same_end(tracked, plain)
     assert_tensorboard_has_each_row_once(tracked)
     assert_wandb_has_each_row_once(tracked)

@@ -12,7 +12,7 @@ from dino_exp.runs.record import AttemptRecord, RunRecord
 
 _OF_ATTEMPTS = ("attempt_started", "attempt_ended", "resumed")
 _OF_SAVES = ("saved", "dropped")
-_QUIET = ("swept",)  # leftovers of a dead process: housekeeping
+_QUIET = ("swept", "reported")  # housekeeping
 
 
 @dataclass(frozen=True, kw_only=True)

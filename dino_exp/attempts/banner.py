@@ -57,7 +57,7 @@ def opening(
         )
 
 
-def closing(attempt: Attempt, outcome: Outcome, *, saved_step: int | None) -> None:
+def closing(attempt: Attempt, outcome: Outcome, *, saved_step: int | None, reported: bool) -> None:
     """The closing tables: k-NN at initialisation, now and of pixels; health; where things are."""
     record, console = attempt.record, attempt.console
     assert record is not None
@@ -85,6 +85,8 @@ def closing(attempt: Attempt, outcome: Outcome, *, saved_step: int | None) -> No
         ("directory", str(directory)),
         ("checkpoints", f"dino-exp checkpoints list {shlex.quote(str(directory))}"),
     ]
+    if reported:
+        places.append(("report", str(attempt.paths.report)))
     if outcome.state != "completed":
         places.append(("go on", train_command(override("resume", directory))))
     print_facts(console, "Run", places)

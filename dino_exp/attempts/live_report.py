@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -22,7 +23,8 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 class LiveReport:
     """Starts the process that writes the report, one at a time, and never waits for it while the training goes on.
 
-    That it failed is said once. The page is derived: a training that is killed leaves the last one.
+    That it failed is said once. The page is derived: a training that is killed leaves the last one. `blocked_secs`:
+    for how long the training was held up by all of it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -30,22 +32,28 @@ class LiveReport:
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
         self._failure_told = False
+        self.num_written = 0
+        self.blocked_secs = 0.0
 
     def refresh(self) -> None:
         """There is something new. A report that is still being written is not disturbed: the next one will have it."""
-        if self._process is not None and self._process.poll() is None:
-            return
-        self._hear()
-        self._start(_LIVE, gently=True)
+        began = time.perf_counter()
+        if self._process is None or self._process.poll() is not None:
+            self._hear()
+            self._start(_LIVE, gently=True)
+        self.blocked_secs += time.perf_counter() - began
 
-    def finish(self, *, secs: float | None) -> bool:
-        """Write the last report, with all that it can have, and wait for it for so long; whether it is there.
+    def begin_last(self, *, hurried: bool) -> None:
+        """Begin to write the last report, of a run that has ended, with all that it can have.
 
-        `secs` None: the machine may be gone soon, so nobody waits, and what can be left out is.
+        `hurried`: the machine may be gone soon, or something is wrong, so what can be left out is.
         """
         self._stop()
-        self._start(_LIVE if secs is None else (), gently=False)
-        if self._process is None or secs is None:
+        self._start(_LIVE if hurried else (), gently=False)
+
+    def wait(self, secs: float) -> bool:
+        """Wait for the last report; whether it was written."""
+        if self._process is None:
             return False
         try:
             code = self._process.wait(secs)
@@ -58,6 +66,7 @@ class LiveReport:
 
     def _start(self, options: Sequence[str], *, gently: bool) -> None:
         command = [sys.executable, "-m", "dino_exp", "checkpoints", "report", str(self._directory), *options]
+        self.num_written += 1
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed when it is read)
         try:
             self._process = subprocess.Popen(

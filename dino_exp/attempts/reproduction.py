@@ -19,10 +19,11 @@ from dino_exp.attempts.whole import check_whole, whole_steps
 from dino_exp.checkpoint.layout import PACKS, manifest_name
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.reader import CheckpointReader
-from dino_exp.config.stored import CANONICAL_NAME, YAML_NAME
+from dino_exp.config.plain_yaml import parse_plain_yaml
+from dino_exp.config.stored import CANONICAL_NAME, MAX_BYTES, YAML_NAME
 from dino_exp.config.typed import override
 from dino_exp.errors import CorruptCheckpointError, UsageError
-from dino_exp.fsio import make_dirs
+from dino_exp.fsio import LOCAL, make_dirs
 from dino_exp.runs.jsonl import read_lines
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import RunRecord, save_record
@@ -116,9 +117,20 @@ def replay(copy: RunPaths, span: Span, code: Path, num_ranks: int = 1) -> int:
     environment.pop("DINO_EXP_RUN_DIR", None)
     words = [override("resume", copy.directory), f"train.stop_after_steps={span.stop}", "train.stop_after_epochs=null"]
     words += [override("paths.outputs", copy.directory.parent.parent), "logger.console=plain"]
+    words += no_trackers(copy)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command = [sys.executable, *(launcher if num_ranks > 1 else []), "-m", "dino_exp.train", *words]
     return subprocess.call(command, env=environment, cwd=copy.directory, stdout=sys.stderr)
+
+
+def no_trackers(copy: RunPaths) -> list[str]:
+    """The overrides that keep a replay from telling trackers and from reporting; none where its code knows of none."""
+    path = copy.directory / YAML_NAME
+    settings = parse_plain_yaml(LOCAL.read_bytes(path, MAX_BYTES), str(path))
+    logger = settings.get("logger") if isinstance(settings, dict) else None
+    chosen = logger if isinstance(logger, dict) else {}
+    words = [f"logger.{name}=false" for name in ("tensorboard", "report") if chosen.get(name)]
+    return words + (["logger.wandb=null"] if chosen.get("wandb") else [])
 
 
 def ranks_of(record: RunRecord) -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from dino_exp.attempts.attempt import Attempt, Command
 from dino_exp.attempts.target import Target
+from dino_exp.attempts.tracking import check_packages
 from dino_exp.errors import DinoExpError, LockedError, RefusedError
 from dino_exp.fsio import make_dirs
 from dino_exp.runs.events import EventLog
@@ -27,6 +28,7 @@ from dino_exp.runs.signals import SignalFlags
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dino_exp.attempts.work import Work
     from dino_exp.dist.ranks import ManyRanks
     from dino_exp.training.loop import Outcome
 
@@ -45,6 +47,7 @@ def run_attempt(
     target = find_target()
     if is_done(target, console):
         return 0
+    check_packages(target.config.logger)
     make_dirs(target.paths.directory)
     with SignalFlags() as signals, lock_of(target, signals) as lock:
         found = find_target()  # the owner before us may have changed everything that was decided above
@@ -81,22 +84,27 @@ def carry_out(attempt: Attempt, ranks: ManyRanks | None = None) -> Outcome:
     events = EventLog(attempt.paths.events, time.time)
     with contextlib.closing(events), logging_to(attempt.paths.log(), attempt.console):
         events.append("attempt_started", attempt=attempt.number, pid=os.getpid(), host=socket.gethostname())
+        work: Work | None = None
         gc.disable()  # until training begins: what is imported and built stays, and looking through it takes long
         try:
             code = attempt.write_settings()
-            from dino_exp.attempts.work import Work  # torch and everything heavy, after the lock is ours
+            from dino_exp.attempts import work as heavy  # torch and all, after the lock is ours
 
-            work = Work(attempt, code, events) if ranks is None else Work(attempt, code, events, ranks)
+            work = heavy.Work(attempt, code, events) if ranks is None else heavy.Work(attempt, code, events, ranks)
             outcome = work.train()
         except LockedError:
             raise  # the run is another's now: nothing in it may be written
         except BaseException as error:
             attempt.fail(error, events)
+            if attempt.has_begun and work is not None:
+                work.end_report(None)
             raise
         finally:
             gc.enable()
         attempt.end(outcome.state, step=outcome.step)
         events.append("attempt_ended", attempt=attempt.number, outcome=outcome.state, signal=outcome.signum)
+        work.end_report(outcome)
+        work.trackers.end(outcome.state)  # everything of ours is recorded: a kill while we wait here costs nothing
         work.tell_end(outcome)
         return outcome
 
@@ -105,7 +113,12 @@ def refuse_links(attempt: Attempt) -> None:
     """What this attempt writes below the run's directory lies there. Raises RefusedError for a part that leads out."""
     paths = attempt.paths
     folders = [paths.hydra_dir, paths.attempt_hydra_dir(2).parent, paths.attempt_hydra_dir(attempt.number)]
-    folders += [paths.code_dir, paths.code_dir / "attempts", paths.code_dir / "attempts" / f"{attempt.number:03d}"]
+    folders += [
+        paths.tensorboard,
+        paths.code_dir,
+        paths.code_dir / "attempts",
+        paths.code_dir / "attempts" / f"{attempt.number:03d}",
+    ]
     for path in (*folders, paths.log()):
         if path.is_symlink() or (path == paths.log() and path.exists() and not path.is_file()):
             raise RefusedError(f"{path} is a link or a special file; a run's files must lie inside it. Remove it")

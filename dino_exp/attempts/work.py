@@ -20,7 +20,9 @@ from dino_exp.attempts.attempt import Attempt, best_of
 from dino_exp.attempts.banner import closing, opening
 from dino_exp.attempts.fork import parent_checkpoints
 from dino_exp.attempts.initial import take_weights
+from dino_exp.attempts.live_report import LiveReport
 from dino_exp.attempts.numerics import apply_numerics, differences
+from dino_exp.attempts.tracking import Trackers
 from dino_exp.checkpoint.generators import restore_generators
 from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.manifest import Manifest
@@ -50,6 +52,7 @@ from dino_exp.training.step import NonFiniteError
 
 log = logging.getLogger("dino_exp")
 
+REPORT_SECS = 120.0  # for which the end of a training waits for its last report
 OPTIONAL = ("optimizer.",)  # a fresh optimizer has no moments, and a frozen layer none in the checkpoint
 
 
@@ -64,6 +67,8 @@ class Work:
         self.manager: CheckpointManager | None = None
         self.latest: dict[str, float] = {} if attempt.record is None else dict(attempt.record.metrics)
         self._leader: Writers | None = None
+        self.trackers = Trackers(attempt, self.note_event)
+        self.report = LiveReport(attempt.paths.directory) if attempt.config.logger.report else None
 
     def train(self) -> Outcome:
         """Build, restore, train to the stop, and print how it went."""
@@ -73,7 +78,7 @@ class Work:
         self.attempt.lock.beat()
         fingerprint = ranks.from_first(self.data.train.fingerprint())
         plan = build.build_plan(self.config, len(self.data.train))
-        state = build.build_state(self.config, self.data.train.channels, self.device)
+        self.state = state = build.build_state(self.config, self.data.train.channels, self.device)
         # Before run.json: what does not fit leaves settings and a log, and no run.
         self.weights = self.take_weights(state)
         ranks.from_first(self.weights is not None)
@@ -115,11 +120,21 @@ class Work:
             ranks.from_first(Beginning(rows.num_rows, training.begun_with, training.latest))
             self.manager = manager
             freeze_objects()
+            stack.push(self.trackers.end_by)
+            self.trackers.start(plan, state, is_sharded=self.parallel.is_sharded)
             return self.run(training)
+
+    def end_report(self, outcome: Outcome | None) -> None:
+        """Begin the last report, when everything is recorded; nobody waits for it after a signal or an error (None)."""
+        if self.report is None:
+            return
+        self.note_event("reported", written=self.report.num_written, blocked_secs=round(self.report.blocked_secs, 6))
+        self.report.begin_last(hurried=outcome is None or outcome.signum is not None)
 
     def tell_end(self, outcome: Outcome) -> None:
         """The closing tables, after everything is recorded."""
-        closing(self.attempt, outcome, saved_step=self.saved_step)
+        reported = self.report is not None and outcome.signum is None and self.report.wait(REPORT_SECS)
+        closing(self.attempt, outcome, saved_step=self.saved_step, reported=reported)
 
     @property
     def saved_step(self) -> int | None:
@@ -321,6 +336,9 @@ class Work:
         self.latest |= {name: value for name, value in row.items() if isinstance(value, float)}
         if any("knn" in name for name in row):
             self.attempt.update(metrics=dict(self.latest), best=best_of(best))
+            if self.report is not None:
+                self.report.refresh()
+        self.trackers.note_row(row["step"], self.state.student)
 
     def note_commit(self, info: CheckpointInfo) -> None:
         """A checkpoint was committed: `run.json` says how far the run has come. Called by the thread that saves."""

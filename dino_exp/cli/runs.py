@@ -1,4 +1,4 @@
-"""`dino-exp runs list|show|best|diff|compare|reproduce|rebuild|doctor`: across the runs below an outputs folder."""
+"""`dino-exp runs list|show|best|diff|compare|...`: across the runs below an outputs folder."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.catalogue.database import View
 from dino_exp.catalogue.query import Filter, best_groups, best_runs, count_runs, list_runs, natural_mode, problems
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
+from dino_exp.cli.deliver import deliver
 from dino_exp.cli.reproduce import reproduce
 from dino_exp.cli.run_curves import compare
 from dino_exp.cli.run_details import show
@@ -191,6 +192,7 @@ app.command()(show)
 app.command()(diff)
 app.command()(compare)
 app.command()(reproduce)
+app.command()(deliver)
 
 
 @contextlib.contextmanager

@@ -270,9 +270,9 @@ def plain_settings(composed: DictConfig, schema: type[Section] = Config) -> dict
 def touched_keys(overrides: Sequence[str]) -> frozenset[str]:
     """The dotted keys that a list of overrides sets.
 
-    A value override sets its key (or all keys below it), a group override all keys of its section; an
-    experiment or debug choice sets what its file states, and whatever comes out differently because of it.
-    Raises ConfigError.
+    A value override sets its key (or all keys below it), a group override all keys of its section (`logger=` only those
+    that its choices switch); an experiment or debug choice sets what its file states, and whatever comes out
+    differently because of it. Raises ConfigError.
     """
     touched: set[str] = set()
     for override, line in _parse(overrides):
@@ -282,8 +282,19 @@ def touched_keys(overrides: Sequence[str]) -> frozenset[str]:
         if key in PRESETS:
             touched |= _preset_keys(key, override.value(), line, overrides)
         else:
-            touched |= {name for name in known_keys() if name == key or name.startswith(f"{key}.")}
+            touched |= _group_keys(key) if key == "logger" else _keys_of(key)
     return frozenset(touched)
+
+
+def _keys_of(key: str) -> set[str]:
+    return {name for name in known_keys() if name == key or name.startswith(f"{key}.")}
+
+
+def _group_keys(group: str) -> set[str]:
+    """What some choice of a group states, where the choices are parts that add up, and none of them is a whole."""
+    files = (conf_directory() / group).glob("*.yaml")
+    stated = [OmegaConf.to_container(OmegaConf.load(file), resolve=False) for file in files]
+    return {f"{group}.{key}" for mapping in stated for key, _ in walk_mapping(mapping)} & _keys_of(group)
 
 
 @contextlib.contextmanager

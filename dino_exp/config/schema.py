@@ -309,10 +309,29 @@ class RuntimeConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class LoggerConfig(Section):
-    """Rows of metrics.jsonl and the console."""
+    """Rows of metrics.jsonl, which are always written, the console, and trackers; several choices: `logger=[a,b]`."""
 
     every_steps: int = setting(minimum=1, role="budget", help="a row after every N steps")
     console: str = setting(role="runtime", choices=("auto", "plain", "rich"), help="auto: rich on a terminal")
+    report: bool = setting(
+        role="runtime", legacy=False, help="write report.html at evaluations and at the end, beside the training"
+    )
+    tensorboard: bool = setting(role="runtime", legacy=False, help="write the rows for TensorBoard too")
+    histogram_every_epochs: int | None = setting(
+        minimum=1, role="runtime", legacy=None, help="histograms of the student's weights (TensorBoard); null: none"
+    )
+    wandb: str | None = setting(
+        role="runtime",
+        legacy=None,
+        choices=("online", "offline"),
+        help="send the rows to Weights & Biases, or keep them for `wandb sync`; null: neither",
+    )
+    wandb_project: str = setting(
+        role="runtime", legacy="dino_exp", pattern=r"[^/\\#?%:\s][^/\\#?%:]{0,127}", help="its project there"
+    )
+    wandb_entity: str | None = setting(
+        role="runtime", legacy=None, pattern=r"[^/\\#?%:\s]{1,128}", help="team or user there; null: that of the key"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

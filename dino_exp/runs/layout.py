@@ -86,6 +86,11 @@ class RunPaths:
         return self.run_json, self.config_yaml, self.canonical_json, self.metrics
 
     @property
+    def tensorboard(self) -> Path:
+        """Event files of TensorBoard."""
+        return self.directory / "tensorboard"
+
+    @property
     def report(self) -> Path:
         """The self-contained report of the run."""
         return self.directory / "report.html"

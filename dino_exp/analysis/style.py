@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,29 +85,27 @@ class Picture:
 
     def png(self) -> bytes:
         """As a PNG, in light colours."""
-        with house():
-            into = io.BytesIO()
-            self.figure.savefig(into, format="png", metadata={"Software": None, "Description": self.alt})
-        return into.getvalue()
+        return self._saved("png", {"Software": None, "Description": self.alt})
 
     def save(self, path: Path) -> None:
         """Write it in the format of the name. Raises UsageError for another suffix than `SUFFIXES`, OSError."""
         check_suffix(path, "picture")
-        if path.suffix == ".svg":
-            write_atomic(path, self.svg(), durable=False)
-        elif path.suffix == ".png":
-            write_atomic(path, self.png(), durable=False)
-        else:
-            with house():
-                into = io.BytesIO()
-                self.figure.savefig(into, format="pdf", metadata={"CreationDate": None})
-            write_atomic(path, into.getvalue(), durable=False)
+        makers: dict[str, Callable[[], str | bytes]] = {".svg": self.svg, ".png": self.png, ".pdf": self._pdf}
+        write_atomic(path, makers[path.suffix](), durable=False)
+
+    def _pdf(self) -> bytes:
+        return self._saved("pdf", {"CreationDate": None, "Title": self.title})
 
     @cached_property
     def _drawn(self) -> str:  # once: a layout that is done again moves by a hair
-        into = io.StringIO()
-        with house({"svg.hashsalt": self.name}):  # names within the SVG are its own, also beside others in a page
-            self.figure.savefig(into, format="svg", metadata={"Date": None, "Title": self.title})
+        return self._saved("svg", {"Date": None, "Title": self.title}).decode()
+
+    def _saved(self, form: str, metadata: dict[str, str | None]) -> bytes:
+        into = io.BytesIO()
+        # Names within an SVG are its own, also beside others in a page; and matplotlib gives a figure without a layout
+        # the one of its settings when it has saved it.
+        with house({"svg.hashsalt": self.name, "figure.constrained_layout.use": False}):
+            self.figure.savefig(into, format=form, metadata=metadata)
         return into.getvalue()
 
 
@@ -135,6 +133,32 @@ def new_figure(height: float = 3.2, *, width: float = WIDTH) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height))
+
+
+def framed_figure(
+    height: float,
+    *,
+    width: float = WIDTH,
+    left: float = 0.62,
+    right: float = 0.08,
+    top: float = 0.08,
+    bottom: float = 0.48,
+    wspace: float = 0.0,
+    hspace: float = 0.0,
+) -> Figure:
+    """An empty figure with fixed margins in inches, and gaps between axes as shares of these.
+
+    For pictures of which it is known what stands beside the axes: a layout that matplotlib finds itself takes as long
+    as all of the drawing.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="none")  # type: ignore[arg-type]  # as documented
+    figure.subplots_adjust(
+        left=left / width, right=1 - right / width, top=1 - top / height, bottom=bottom / height, wspace=wspace,
+        hspace=hspace,
+    )  # fmt: skip
+    return figure
 
 
 def label_line(axes: Axes, x: float, y: float, text: str, colour: str) -> None:

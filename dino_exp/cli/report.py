@@ -58,19 +58,20 @@ def report(
       dino-exp checkpoints report last --to notes/run.md
       dino-exp checkpoints report vit_s-67b8 --most 200 --to vit_s.html
     """
-    from dino_exp.analysis.analyzer import CheckpointAnalyzer
-    from dino_exp.analysis.run_report import chosen_steps, make_report
-
-    analyzer = CheckpointAnalyzer(named_run(run, outputs, "a report").paths.directory)
-    target = analyzer.paths.report if to is None else to
+    wanted = named_run(run, outputs, "a report")
+    target = wanted.paths.report if to is None else to
     check_target(target)
     plan = ReportPlan(most_checkpoints=most, most_bytes=most_mb * 10**6)
     with contextlib.ExitStack() as stack:
         look = None
-        if model and analyzer.listing.rows:
+        if model and wanted.reader.num_found():
             from dino_exp.examination.sight import looking
 
-            look = partial(_looked, wait=stack.enter_context(looking(analyzer.directory)))
+            look = partial(_looked, wait=stack.enter_context(looking(wanted.paths.directory)))
+        from dino_exp.analysis.analyzer import CheckpointAnalyzer  # after that other process has begun with torch
+        from dino_exp.analysis.run_report import chosen_steps, make_report
+
+        analyzer = CheckpointAnalyzer(wanted.paths.directory)
         bar = stack.enter_context(progress("reading", quiet=as_json))
         chosen = set(chosen_steps(analyzer, plan))
         bar.expect(sum(row["content_bytes"] for row in analyzer.listing.rows if row["step"] in chosen))

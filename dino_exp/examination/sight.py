@@ -11,11 +11,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from dino_exp.errors import DinoExpError, NoCheckpointError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 NUM_IMAGES = 6
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dino_exp.analysis.style import HEAT, WIDTH, Picture, house, new_figure
+from dino_exp.analysis.style import HEAT, WIDTH, Picture, framed_figure, house
 
 _LEAST_CELL = 0.62  # inches: smaller ones show nothing in a thumbnail
 _TITLE = 0.3  # inches above the cells
@@ -76,8 +76,7 @@ class _Sheet:
     """Cells of one size close to each other, all on one pair of axes: axes for each take a second to be laid out."""
 
     def __init__(self, lines: int, columns: int, cell: float, *, title: float = 0.0) -> None:
-        self.figure = new_figure(lines * cell + title, width=columns * cell)
-        self.figure.set_layout_engine("none")
+        self.figure = framed_figure(lines * cell + title, width=columns * cell)
         self._axes = self.figure.add_axes((0, 0, 1, lines * cell / (lines * cell + title)))
         self._axes.set_axis_off()
         self._columns, self._lines = columns, lines

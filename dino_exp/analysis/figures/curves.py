@@ -18,9 +18,9 @@ from dino_exp.analysis.style import (
     STUDENT,
     TEACHER,
     Picture,
+    framed_figure,
     house,
     label_line,
-    new_figure,
     note,
 )
 from dino_exp.dino.collapse import MAX_DIVERGENCE, UNIFORM_RATIO
@@ -54,7 +54,7 @@ def draw_accuracy(history: History, per_epoch: int, best: Best | None) -> Pictur
     ]
     lines = [line for line in lines if len(line.series)]
     with house():
-        figure = new_figure(3.2)
+        figure = framed_figure(3.2)
         axes = figure.subplots()
         if not any(len(line.series.finite) for line in lines):
             note(axes, "no evaluation yet")
@@ -90,7 +90,7 @@ def draw_loss(history: History, per_epoch: int) -> Picture:
 def draw_health(history: History, per_epoch: int) -> Picture:
     """The four numbers in which a collapse shows, with the zone in which the alarm rings."""
     with house():
-        figure = new_figure(4.6)
+        figure = framed_figure(4.6, left=0.55, top=0.25, wspace=0.24, hspace=0.22)
         (entropy, kl), (spread, used) = figure.subplots(2, 2, sharex=True)
         _panel(entropy, history, ["entropy_ratio"], per_epoch, "teacher entropy / ln K")
         _panel(kl, history, ["kl"], per_epoch, "KL(teacher ‖ student), nats")
@@ -116,7 +116,7 @@ def draw_health(history: History, per_epoch: int) -> Picture:
 def draw_drive(history: History, per_epoch: int) -> Picture:
     """Learning rate, weight decay, teacher momentum and gradient norms."""
     with house():
-        figure = new_figure(4.6)
+        figure = framed_figure(4.6, left=0.55, top=0.25, wspace=0.24, hspace=0.22)
         (lr, momentum), (gradient, ratio) = figure.subplots(2, 2, sharex=True)
         _panel(lr, history, ["lr"], per_epoch, "learning rate")
         _panel(momentum, history, ["teacher_momentum"], per_epoch, "teacher momentum")
@@ -137,7 +137,7 @@ def draw_lines(lines: Sequence[Line], per_epoch: int, unit: str, *, name: str, t
     """Curves in one picture, each named at its end."""
     shown = [line for line in lines if len(line.series.finite)]
     with house():
-        figure = new_figure(3.2)
+        figure = framed_figure(3.2)
         axes = figure.subplots()
         if shown:
             _draw(axes, shown, per_epoch)

@@ -17,9 +17,9 @@ from dino_exp.analysis.style import (
     STUDENT,
     TEACHER,
     Picture,
+    framed_figure,
     house,
     label_line,
-    new_figure,
     note,
 )
 
@@ -36,7 +36,7 @@ def draw_evolution(moments: Sequence[Moment]) -> Picture:
     """Six panels over the epochs, and the change of each block between checkpoints as a heat map."""
     good = [moment for moment in moments if moment.problem is None]
     with house():
-        figure = new_figure(8.4)
+        figure = framed_figure(8.6, left=0.95, right=0.62, top=0.25, wspace=0.5, hspace=0.5)
         grid = figure.add_gridspec(4, 2, height_ratios=[1, 1, 1.3, 1])
         panels = [figure.add_subplot(grid[row, column]) for row, column in ((0, 0), (0, 1), (1, 0), (1, 1))]
         _norms(panels[0], good)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dino_exp.analysis.style import GRID, INK, QUIET, STUDENT, TEACHER, Picture, house, new_figure
+from dino_exp.analysis.style import GRID, INK, QUIET, STUDENT, TEACHER, Picture, framed_figure, house
 from dino_exp.words import size_text
 
 _COLOURS = {"student": STUDENT, "teacher": TEACHER}
@@ -24,7 +24,7 @@ def draw_storage(spaces: Sequence[Space]) -> Picture:
     """A bar for each part: pale is the state, full is what is stored of it."""
     shown = sorted(spaces, key=lambda space: space.content_bytes)
     with house():
-        figure = new_figure(0.8 + 0.36 * max(len(shown), 1))
+        figure = framed_figure(0.8 + 0.36 * max(len(shown), 1), left=0.95)
         axes = figure.subplots()
         places = range(len(shown))
         axes.barh(places, [space.content_bytes / _MEGA for space in shown], color=GRID, height=0.62)

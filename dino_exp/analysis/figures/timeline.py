@@ -17,8 +17,8 @@ from dino_exp.analysis.style import (
     STUDENT,
     TEACHER,
     Picture,
+    framed_figure,
     house,
-    new_figure,
     note,
 )
 from dino_exp.analysis.timeline import Save, Timeline
@@ -44,7 +44,7 @@ def draw_timeline(timeline: Timeline, metric: str, series: Series, best: Best | 
     """`series` is the metric that the run is judged by."""
     used = _lanes_of(timeline)
     with house():
-        figure = new_figure(2.5 + 0.24 * len(used) + 1.1)
+        figure = framed_figure(2.5 + 0.24 * len(used) + 1.1, left=1.12, top=0.1, hspace=0.14)
         above, middle, below = figure.subplots(3, 1, sharex=True, height_ratios=[1.7, 0.27 * len(used), 1.0])
         per_epoch = timeline.steps_per_epoch
         _draw_metric(above, series, metric, per_epoch, best)
@@ -63,6 +63,7 @@ def _draw_metric(axes: Axes, series: Series, metric: str, per_epoch: int, best: 
         return
     axes.plot(shown.steps / per_epoch, shown.values, color=TEACHER, marker="o" if len(shown) < 40 else None)
     axes.set_ylabel(metric)
+    axes.yaxis.set_label_coords(-0.115, 0.5)
     if best is not None and best.metric == metric:
         axes.plot(best.step / per_epoch, best.value, "o", color=BEST, markersize=8, zorder=5)
         axes.annotate("best", (best.step / per_epoch, best.value), xytext=(0, 7), textcoords="offset points",
@@ -137,6 +138,7 @@ def _draw_bytes(axes: Axes, timeline: Timeline) -> None:
         axes.text(0.0, 1.0, "its own", color=STUDENT, transform=axes.transAxes, ha="left", fontsize=8)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("stored, MB")
+    axes.yaxis.set_label_coords(-0.115, 0.5)
 
 
 def _alt(timeline: Timeline) -> str:

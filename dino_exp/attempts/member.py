@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dino_exp import build
+from dino_exp.attempts.beginning import OPTIONAL, Beginning, freeze_objects, set_generators, signals_of
 from dino_exp.attempts.initial import take_weights
 from dino_exp.attempts.numerics import apply_numerics
-from dino_exp.attempts.work import OPTIONAL, Beginning, freeze_objects, set_generators, signals_of
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.sharding.member import Member
 from dino_exp.config.schema import Config

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
-import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from dino_exp import build
 from dino_exp.attempts.attempt import Attempt, best_of
 from dino_exp.attempts.banner import closing, opening
+from dino_exp.attempts.beginning import OPTIONAL, Beginning, freeze_objects, position_of, set_generators, signals_of
 from dino_exp.attempts.fork import parent_checkpoints
 from dino_exp.attempts.initial import take_weights
 from dino_exp.attempts.live_report import LiveReport
 from dino_exp.attempts.numerics import apply_numerics, differences
 from dino_exp.attempts.tracking import Trackers
-from dino_exp.checkpoint.generators import restore_generators
 from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.reader import CheckpointReader
@@ -42,8 +38,6 @@ from dino_exp.runs.jsonl import read_lines
 from dino_exp.runs.jsontext import utc_text
 from dino_exp.runs.record import FailedSave
 from dino_exp.runs.rows import RowWriter
-from dino_exp.runs.signals import SignalFlags
-from dino_exp.training.agreement import AgreedSignals, Signals
 from dino_exp.training.loop import FORK, WEIGHTS, Outcome, Training, run_training
 from dino_exp.training.plan import TrainingPlan
 from dino_exp.training.saving import CollapseError
@@ -53,7 +47,6 @@ from dino_exp.training.step import NonFiniteError
 log = logging.getLogger("dino_exp")
 
 REPORT_SECS = 120.0  # for which the end of a training waits for its last report
-OPTIONAL = ("optimizer.",)  # a fresh optimizer has no moments, and a frozen layer none in the checkpoint
 
 
 class Work:
@@ -357,46 +350,3 @@ class Work:
             self.events.append(kind, **fields)
         except OSError as problem:
             log.warning("events.jsonl could not be written (%s); training goes on", problem)
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """What the other ranks must know of the state that rank 0 begins with: rows so far, and what was begun with."""
-
-    num_rows: int
-    begun_with: str | None
-    latest: dict[str, Any]
-
-
-def set_generators(manifest: Manifest | None, seed: int, rank: int = 0) -> None:
-    """Library generators, for code that draws from them: as this rank had them, or seeded where it had none."""
-    if manifest is not None:
-        try:
-            if restore_generators(manifest, rank):
-                return
-        except CorruptCheckpointError as problem:
-            log.warning("%s; library generators start anew (training itself draws from none)", problem)
-            return
-    random.seed(seed + rank)
-    np.random.seed((seed + rank) % 2**32)
-    torch.manual_seed(seed + rank)
-
-
-def signals_of(flags: SignalFlags, ranks: Ranks) -> Signals:
-    """Signals as the loop sees them: those of this process, or of all ranks."""
-    return flags if ranks.place.size == 1 else AgreedSignals(flags, ranks)
-
-
-def freeze_objects() -> None:
-    """From now on garbage is collected again, but for the million objects of imported modules."""
-    gc.collect()
-    gc.freeze()
-    gc.enable()
-
-
-def position_of(manifest: Manifest) -> tuple[int, int]:
-    """How many rows, in how many bytes, of metrics.jsonl belong to a checkpoint. Raises CorruptCheckpointError."""
-    rows, num_bytes = manifest.aside.get("metrics_rows"), manifest.aside.get("metrics_bytes")
-    if type(rows) is not int or type(num_bytes) is not int or not 0 <= rows <= num_bytes < 2**63:
-        raise CorruptCheckpointError(f"step {manifest.step} does not say which rows of metrics.jsonl belong to it")
-    return rows, num_bytes

@@ -172,7 +172,7 @@ def train_tiny(folder: str, attempt: str, parallel: str, timeout_secs: str = "20
     """
     import contextlib
 
-    from dino_exp.attempts.work import signals_of
+    from dino_exp.attempts.beginning import signals_of
     from dino_exp.checkpoint.manager import CheckpointManager
     from dino_exp.checkpoint.policies import AnyOf, AtEnd, KeepAny, LatestN, OnSignal
     from dino_exp.checkpoint.sharding.member import Member

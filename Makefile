@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint test-slow test-crash test-browser bench format
+.PHONY: help setup train test lint test-slow test-crash test-browser pictures bench format
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,11 +47,15 @@ test-browser: setup  ## reports in a real browser, at desk and phone width; inst
 	  $$([ "$$(id -u)" = 0 ] || echo sudo) sh -c 'apt-get update -qq && apt-get install -y -qq chromium chromium-driver'; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
+pictures: setup  ## draw the pictures of README anew, from a run that is trained, killed and stopped for them
+	$(BIN)/python -m benchmarks.pictures docs/pictures
+
 bench: setup  ## the benchmarks, as ratios within one run
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.loop_overhead
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.storage
 	$(BIN)/python -m benchmarks.ranks
+	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.catalogue

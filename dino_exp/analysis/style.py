@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,16 +72,15 @@ class Picture:
     alt: str
     figure: Figure
 
-    def svg(self) -> str:
-        """As a file of its own, in light colours. The same picture gives the same text."""
-        return self._drawn
+    def svg(self, *, dark: bool = False) -> str:
+        """As a file of its own, for a light or a dark page. The same picture gives the same text."""
+        return _coloured(self._drawn, DARK) if dark else self._drawn
 
     def svg_for_page(self) -> str:
         """As an element of a page, whose variables (`--ink`, ...) colour it."""
         text = _METADATA.sub("", _HEADER.sub("", self._drawn, count=1), count=1)
-        for name, colour in LIGHT.items():
-            text = text.replace(colour, f"var(--{name})")
-        return _as_element(text, self.alt)
+        variables = {name: f"var(--{name})" for name in LIGHT}
+        return _as_element(_coloured(text, variables), self.alt)
 
     def png(self) -> bytes:
         """As a PNG, in light colours."""
@@ -177,6 +176,12 @@ def note(axes: Axes, text: str) -> None:
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.grid(visible=False)
+
+
+def _coloured(svg: str, colours: Mapping[str, str]) -> str:
+    for name, colour in LIGHT.items():
+        svg = svg.replace(colour, colours[name])
+    return svg
 
 
 def _as_element(svg: str, alt: str) -> str:

@@ -39,8 +39,10 @@ class NoSightError(DinoExpError):
     """The model or its images could not be had; the report says why."""
 
 
-def see(directory: Path) -> Sight:
+def see(directory: Path, *, num_images: int = NUM_IMAGES, image_size: int | None = None) -> Sight:
     """Look at some held-out images with the best checkpoint of a run, or the latest where none is best.
+
+    `image_size` in pixels, where it is to be another than in training.
 
     Raises NoCheckpointError, CorruptCheckpointError, and other errors of the user's or the disk's.
     """
@@ -69,7 +71,7 @@ def see(directory: Path) -> Sight:
         progress=lambda *_: None,
     )
     held_out = subject.data.val
-    seen, shown = subject.shown(choose_images(held_out, min(NUM_IMAGES, len(held_out))))
+    seen, shown = subject.shown(choose_images(held_out, min(num_images, len(held_out))), image_size)
     colours = patch_colours(patch_tokens(subject.model, seen))
     return Sight(
         step=weights.manifest.step,

@@ -1,4 +1,4 @@
-"""The report that a training writes beside itself: there at the end, harmless to the training, and harmless if it fails."""
+"""The report that a training writes beside itself: there at the end, and harmless to it, whatever becomes of it."""
 
 from __future__ import annotations
 

@@ -122,6 +122,12 @@ def test_colours_of_a_page_are_variables_in_both_themes() -> None:
     assert LIGHT.keys() == DARK.keys()
 
 
+def test_a_picture_for_dark_pages_has_their_colours() -> None:
+    dark = picture().svg(dark=True)
+    assert all(DARK[name] in dark for name in ("paper", "ink", "student"))
+    assert not any(colour in dark for colour in LIGHT.values())
+
+
 def test_tables_carry_what_they_are_sorted_by() -> None:
     reader = read(to_html(document()))
     assert [found.get("data-sort") for found in reader.of("td")] == [None, "2.5", None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from support.runs import Lab, manifests, record, rows
 
 
@@ -30,6 +31,7 @@ def test_a_fork_goes_on_with_other_settings_and_is_found_again(lab: Lab) -> None
     assert record(child)["step"] == 66
 
 
+@pytest.mark.slow
 def test_a_fork_that_changes_nothing_ends_like_its_parent(lab: Lab) -> None:
     lab.train()
     parent = lab.only_run()

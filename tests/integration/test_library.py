@@ -40,6 +40,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-W", "error", "-c", example(), *arguments], cwd=folder, text=True)
 
 
+@pytest.mark.slow
 def test_the_example_of_readme_is_killed_and_ends_in_the_same_bits(tmp_path: Path) -> None:
     assert start(tmp_path / "straight").wait(120) == 0
     checkpoints = tmp_path / "killed" / "checkpoints"

@@ -31,6 +31,7 @@ def test_a_training_writes_its_report_and_ends_in_the_same_bits(lab: Lab, tmp_pa
     assert events(silent, "reported") == []
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_is_said_once_and_stops_nothing(lab: Lab) -> None:
     lab.train("train.stop_after_steps=1")
     run = lab.only_run()

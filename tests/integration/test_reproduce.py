@@ -43,6 +43,7 @@ def test_from_the_start_and_from_a_checkpoint(lab: Lab) -> None:
     assert "not exact: the first difference is loss at step 24" in told
 
 
+@pytest.mark.slow
 def test_a_fork_is_replayed_from_its_first_checkpoint(lab: Lab) -> None:
     lab.train("train.stop_after_steps=11")
     parent = lab.only_run()

@@ -187,6 +187,7 @@ COLLAPSING = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_collapse_is_named_and_says_what_to_change(lab: Lab) -> None:
     lab.settings = COLLAPSING
     printed = lab.train(code=1)

@@ -94,6 +94,7 @@ def test_a_disk_that_takes_no_catalogue_stops_no_training(lab: Lab) -> None:
     assert [row["step"] for row in listed(lab, "list")] == [2]
 
 
+@pytest.mark.slow
 def test_where_the_catalogue_cannot_be_locked_the_runs_are_read(lab: Lab) -> None:
     """SQLite's locks are refused by the system, as some network disks do; trainings and readers say so once each."""
     compiler = shutil.which("cc")

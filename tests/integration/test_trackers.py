@@ -58,6 +58,7 @@ def assert_wandb_has_each_row_once(run: Path) -> None:
     assert id_of_all == run.name
 
 
+@pytest.mark.slow
 def test_each_row_is_there_once_after_a_kill_and_the_training_ends_in_the_same_bits(lab: Lab) -> None:
     lab.train("run.variant=plain")
     plain = lab.only_run()

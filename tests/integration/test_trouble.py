@@ -149,6 +149,7 @@ def test_a_second_signal_while_the_last_save_is_written(
     assert_same_end(run, of(lab, "reference"))
 
 
+@pytest.mark.slow
 def test_saving_at_once_ends_in_the_same_bits(lab: Lab, disk: Disk) -> None:
     lab.train("run.variant=atonce", "checkpoint.storage.background=false", "train.stop_after_steps=13")
     lab.train("run.variant=atonce", "checkpoint.storage.max_mb_per_sec=50")

@@ -15,6 +15,8 @@ from typing import IO
 
 log = logging.getLogger("dino_exp")
 
+SWEEP_VARIABLE = "DINO_EXP_SWEEP"  # set for the jobs of a sweep: its name
+
 _LOWEST_PRIORITY = 19
 _LIVE = ("--no-model", "--most-mb", "200")  # what costs much is left to the last one
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -65,22 +67,13 @@ class LiveReport:
         return code == 0
 
     def _start(self, options: Sequence[str], *, gently: bool) -> None:
-        command = [sys.executable, "-m", "dino_exp", "checkpoints", "report", str(self._directory), *options]
         self.num_written += 1
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed when it is read)
         try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors,
-                env={**os.environ, **(_ONE_THREAD if gently else {})},
-                process_group=0,  # a terminal's Ctrl-C is the training's
-            )  # fmt: skip
+            self._process = _begin(["checkpoints", "report", str(self._directory), *options], self._errors, gently)
         except OSError as problem:
             self._process = None
             self._tell(str(problem))
-            return
-        if gently:
-            with contextlib.suppress(OSError):  # it has come to its end already
-                os.setpriority(os.PRIO_PROCESS, self._process.pid, _LOWEST_PRIORITY)
 
     def _hear(self) -> None:
         """How the last process ended."""
@@ -108,3 +101,32 @@ class LiveReport:
 
     def _again(self) -> str:
         return f"To write it: dino-exp checkpoints report {self._directory}"
+
+
+def begin_sweep_page(outputs: Path, *, gently: bool = True) -> subprocess.Popen[bytes] | None:
+    """Begin to write the page of the sweep that this process works for; None where it works for none.
+
+    Nobody waits for it: the next job writes it again.
+    """
+    name = os.environ.get(SWEEP_VARIABLE)
+    if name is None:
+        return None
+    try:
+        return _begin(["sweeps", "report", name, "--outputs", str(outputs)], subprocess.DEVNULL, gently)
+    except OSError as problem:
+        log.warning("the page of sweep %s could not be written: %s", name, problem)
+        return None
+
+
+def _begin(words: Sequence[str], errors: IO[bytes] | int, gently: bool) -> subprocess.Popen[bytes]:
+    """Start `dino-exp <words>`. `gently`: it takes only what time nobody else wants."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dino_exp", *words],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+        env={**os.environ, **(_ONE_THREAD if gently else {})},
+        process_group=0,  # a terminal's Ctrl-C is the training's
+    )  # fmt: skip
+    if gently:
+        with contextlib.suppress(OSError):  # it has come to its end already
+            os.setpriority(os.PRIO_PROCESS, process.pid, _LOWEST_PRIORITY)
+    return process

@@ -17,7 +17,7 @@ from dino_exp.attempts.banner import closing, opening
 from dino_exp.attempts.beginning import OPTIONAL, Beginning, freeze_objects, position_of, set_generators, signals_of
 from dino_exp.attempts.fork import parent_checkpoints
 from dino_exp.attempts.initial import take_weights
-from dino_exp.attempts.live_report import LiveReport
+from dino_exp.attempts.live_report import LiveReport, begin_sweep_page
 from dino_exp.attempts.numerics import apply_numerics, differences
 from dino_exp.attempts.tracking import Trackers
 from dino_exp.checkpoint.manager import CheckpointManager
@@ -123,6 +123,7 @@ class Work:
             return
         self.note_event("reported", written=self.report.num_written, blocked_secs=round(self.report.blocked_secs, 6))
         self.report.begin_last(hurried=outcome is None or outcome.signum is not None)
+        begin_sweep_page(self.paths.directory.parent.parent)
 
     def tell_end(self, outcome: Outcome) -> None:
         """The closing tables, after everything is recorded."""

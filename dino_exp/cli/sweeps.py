@@ -20,7 +20,7 @@ from dino_exp.config.typed import override, train_command
 from dino_exp.errors import DinoExpError, UsageError
 from dino_exp.runs.jsontext import spell
 from dino_exp.sweeps.outcome import OUTCOME_COLUMNS, Outcome, outcome_lines, outcomes_of
-from dino_exp.sweeps.record import SweepRecord, load_sweep, sweep_names, sweep_path
+from dino_exp.sweeps.record import PAGE, SweepRecord, load_sweep, sweep_names, sweep_path
 from dino_exp.sweeps.report import report_lines
 from dino_exp.words import age_text, count_text
 
@@ -129,7 +129,7 @@ def report(
       dino-exp sweeps report last --to sweep.md --picture sweep.png
     """
     record = _find(outputs, sweep)
-    target = sweep_path(outputs, record.name).with_name("report.html") if to is None else to
+    target = sweep_path(outputs, record.name).with_name(PAGE) if to is None else to
     check_target(target)
     if picture is not None:
         check_suffix(picture, "--picture")

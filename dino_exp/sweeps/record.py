@@ -17,6 +17,7 @@ from dino_exp.runs.shape import WrongShapeError, list_of, optional, record_of, t
 FORMAT = 1
 FOLDER = "sweeps"
 FILE_NAME = "sweep.json"
+PAGE = "report.html"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MAX_BYTES = 64 << 20
 

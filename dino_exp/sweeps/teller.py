@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import statistics
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from dino_exp.attempts.live_report import SWEEP_VARIABLE, begin_sweep_page
 from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.catalogue.database import CatalogueError
 from dino_exp.config.canonical import group_hash
 from dino_exp.runs.jsontext import utc_text
 from dino_exp.sweeps.outcome import OUTCOME_COLUMNS, Outcome, differing, first_line, outcome_lines, outcomes_of
 from dino_exp.sweeps.plan import ACTIONS, FindTarget, PlannedJob, plan_jobs
-from dino_exp.sweeps.record import JobRecord, SweepRecord, load_sweep, save_sweep, sweep_name, sweep_path
+from dino_exp.sweeps.record import PAGE, JobRecord, SweepRecord, load_sweep, save_sweep, sweep_name, sweep_path
 from dino_exp.words import duration_text
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 Say: TypeAlias = Callable[[str], object]
 PrintTable: TypeAlias = Callable[[Sequence[str], Sequence[Sequence[str]]], object]
 
+_PAGE_SECS = 60.0
 SIGNALLED = 128  # exit codes above: stopped by a signal
 
 
@@ -70,6 +74,7 @@ class SweepTeller:
             self._say("every job is finished; nothing was touched")
             return 0
         self._recorded, self._num_jobs = (path, merged), len(planned)
+        os.environ[SWEEP_VARIABLE] = name  # jobs that report on themselves report on the sweep, too
         return None
 
     def ends(self, codes: Sequence[int]) -> int:
@@ -82,12 +87,25 @@ class SweepTeller:
         outcomes = outcomes_of(record, self._outputs)
         jobs = tuple(replace(job, state=found.state) for job, found in zip(record.jobs, outcomes, strict=True))
         save_sweep(path, replace(record, updated_at=utc_text(time.time()), jobs=jobs))
+        self._end_page(path)
         ours = outcomes[: self._num_jobs]
         print_outcomes(ours, self._print_table, self._say)
         self._say(
             f"again, or on with it: dino-exp sweeps resume {record.name} --outputs {shlex.quote(str(self._outputs))}"
         )
         return signalled or int(any(not one.is_well for one in ours) or any(codes))
+
+    def _end_page(self, path: Path) -> None:
+        """Once more where jobs have written it: of several at once, the last one need not have been the latest."""
+        page = path.with_name(PAGE)
+        process = begin_sweep_page(self._outputs, gently=False) if page.exists() else None
+        if process is None:
+            return
+        try:
+            process.wait(_PAGE_SECS)
+            self._say(f"page: {page}")
+        except subprocess.TimeoutExpired:
+            process.kill()
 
     def _print_plan(self, name: str, planned: Sequence[PlannedJob], sweep: Sweep) -> None:
         speeds = Speeds(self._outputs)

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from dino_exp.checkpoint.reader import CheckpointReader
 
 ROOT = Path(__file__).parents[2]

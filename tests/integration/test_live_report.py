@@ -58,6 +58,14 @@ def test_a_training_that_is_stopped_or_killed_leaves_a_page(lab: Lab) -> None:
     assert "killed or aborted" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
+def test_a_sweep_has_a_page_that_its_jobs_write(lab: Lab) -> None:
+    lab.train("--multirun", "seed=0,1", ON, "sweep.name=pair")
+    page = (lab.outputs / "sweeps" / "pair" / "report.html").read_text()
+    assert page.count("<td>completed</td>") == 2
+    assert "data-refresh" not in page.split("<script>")[0]
+
+
 def test_one_is_written_at_a_time_and_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = tmp_path / "slow"
     slow.write_text("#!/bin/sh\necho x >> $0.log; sleep 30\n")

@@ -26,7 +26,7 @@ from dino_exp.checkpoint.storage import Storage
 
 NUM_ROUNDS = 3
 NUM_CHECKPOINTS = 2_000
-NUM_LARGE = 3
+NUM_LARGE = 6
 ALL = KeepAny((LatestN(10**6), BestN("knn_top1")))
 TOOL = [sys.executable, "-m", "dino_exp"]
 _PEAK = (

@@ -95,6 +95,12 @@ class ReadHandle(_Handle):
         super().__init__(fd)
         self.num_bytes = num_bytes
 
+    def expect_all(self) -> None:
+        """Tell the system that all of the file will be read, in whatever order, so that it begins now."""
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):  # a hint: what cannot be read tells so when it is read
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_WILLNEED)
+
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Fill `buffer` from `offset`; return the number of bytes read, fewer only at the file's end."""
         done = 0

@@ -8,18 +8,20 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from dino_exp.analysis.measures import (
     Spectrum,
     Sums,
+    change_sum,
     dead_rows,
     on_one_core,
     plain_sum,
     spectrum_of,
     square_sum,
-    sums_of,
 )
 from dino_exp.analysis.names import block_of
 from dino_exp.checkpoint.arrays import Array, OpenCheckpoint
@@ -30,6 +32,8 @@ STUDENT, TEACHER, OPTIMIZER = "student.", "teacher.", "optimizer."
 PROTOTYPES = "head.last_layer.weight_v"
 TOTAL = "total"
 _FIRST, _SECOND, _MOMENTUM = ".exp_avg", ".exp_avg_sq", ".momentum_buffer"
+_BEFORE = "before."
+_MOMENTS = (_FIRST, _MOMENTUM, _SECOND)
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _KEPT_BYTES = 64 << 20  # of a student that is kept for the next checkpoint instead of being read again
 
@@ -109,7 +113,7 @@ def _look_at(
             opened = stack.enter_context(OpenCheckpoint(store, step))
             look = _Look(opened, None if before is None else stack.enter_context(before), weights, progress)
             moment = look.measure()
-        return moment, _Before(store, step, look.kept) if look.holds_student else None
+        return moment, _Before(store, step, look) if look.holds_student else None
     except FileNotFoundError:
         return None
     except DinoExpError as damage:
@@ -136,8 +140,9 @@ def chosen_weights(names: Sequence[str]) -> tuple[str, ...]:
 class _Before:
     """The student of the checkpoint before: kept, or read again where it is large."""
 
-    def __init__(self, store: Store, step: int, kept: Mapping[str, Array] | None) -> None:
-        self._store, self._step, self._kept = store, step, kept
+    def __init__(self, store: Store, step: int, look: _Look) -> None:
+        self._store, self._step, self._kept = store, step, look.kept
+        self.squares: Mapping[str, float] = look.squares
         self._opened: OpenCheckpoint | None = None
 
     def __enter__(self) -> _Before:
@@ -163,7 +168,10 @@ class _Before:
 
 
 class _Look:
-    """Goes through one checkpoint, and adds up by block and in total. At most two tensors are held at a time."""
+    """Goes through one checkpoint, and adds up by block and in total.
+
+    At most three tensors are held at a time: two to be compared, and the next one, which is read beside.
+    """
 
     def __init__(
         self, opened: OpenCheckpoint, before: _Before | None, weights: Sequence[str] | None, progress: Progress
@@ -175,16 +183,21 @@ class _Look:
         self.holds_student = any(name.startswith(STUDENT) for name in tensors)
         student_bytes = sum(entry.num_bytes for name, entry in tensors.items() if name.startswith(STUDENT))
         self.kept: dict[str, Array] | None = {} if self.holds_student and student_bytes <= _KEPT_BYTES else None
+        self.squares: dict[str, float] = {}  # of the student's tensors, by name
         self._squares: dict[str, dict[str, float]] = {}
         self._spectra: dict[str, Spectrum] = {}
         self._dead: int | None = None
+        self._ahead: _Ahead
 
     def measure(self) -> Moment:
         """All of it."""
-        for name in self._names:
-            block = block_of(STUDENT + name)
-            self._models(block, name)
-            self._moments(block, name)
+        self._opened.expect_all()
+        with ThreadPoolExecutor(1) as reading:
+            self._ahead = _Ahead(reading, self._wanted())
+            for name in self._names:
+                block = block_of(STUDENT + name)
+                self._models(block, name)
+                self._moments(block, name)
         manifest = self._opened.manifest
         measured = {group: _measures(squares) for group, squares in self._squares.items()}
         table = manifest.tensors.get(STUDENT + PROTOTYPES) or manifest.tensors.get(TEACHER + PROTOTYPES)
@@ -199,29 +212,38 @@ class _Look:
             num_prototypes=None if table is None else table.shape[0],
         )
 
+    def _wanted(self) -> Iterator[tuple[str, Callable[[], Array | None]]]:
+        """What will be loaded, in order, under which name."""
+        for name in self._names:
+            for part in (STUDENT + name, TEACHER + name, *(OPTIMIZER + name + ending for ending in _MOMENTS)):
+                if part in self._opened.manifest.tensors:
+                    yield part, partial(self._opened.load, part)
+                if part == STUDENT + name and self._before is not None:
+                    yield _BEFORE + name, partial(self._before.load, name)
+
     def _models(self, block: str, name: str) -> None:
         student = self._load(STUDENT + name)
+        if student is None and self._before is not None:
+            self._ahead.take(_BEFORE + name)
         if student is not None:
+            self.squares[name] = square_sum(student)
+            self._add(block, student=self.squares[name])
             self._change(block, name, student)
             if self.kept is not None:
                 self.kept[name] = student
         teacher = self._load(TEACHER + name)
-        if student is not None and teacher is not None and student.shape == teacher.shape:
-            sums = sums_of(student, teacher)
-            self._add(block, student=sums.a, teacher=sums.b, product=sums.product, distance=sums.difference)
-        elif teacher is not None:
+        if teacher is not None:
             self._add(block, teacher=square_sum(teacher))
-        elif student is not None:
-            self._add(block, student=square_sum(student))
+        if student is not None and teacher is not None and student.shape == teacher.shape:
+            self._add(block, distance=change_sum(student, teacher))
         weight = student if student is not None else teacher
         if name in self._chosen and weight is not None and (spectrum := spectrum_of(weight)) is not None:
             self._spectra[name] = spectrum
 
     def _change(self, block: str, name: str, student: Array) -> None:
-        before = None if self._before is None else self._before.load(name)
-        if before is not None and before.shape == student.shape:
-            sums = sums_of(before, student)
-            self._add(block, before=sums.a, change=sums.difference)
+        before = None if self._before is None else self._ahead.take(_BEFORE + name)
+        if self._before is not None and before is not None and before.shape == student.shape:
+            self._add(block, before=self._before.squares[name], change=change_sum(before, student))
 
     def _moments(self, block: str, name: str) -> None:
         for ending in (_FIRST, _MOMENTUM):
@@ -239,7 +261,7 @@ class _Look:
         if entry is None:
             return None
         self._progress(entry.num_bytes)
-        return self._opened.load(name)
+        return self._ahead.take(name)
 
     def _add(self, block: str, **squares: float) -> None:
         for group in (block, TOTAL):
@@ -248,11 +270,34 @@ class _Look:
                 into[name] = into.get(name, 0.0) + value
 
 
+class _Ahead:
+    """Reads the tensor after the one that is being looked at. `wanted`: names, and what loads each."""
+
+    def __init__(self, reading: Executor, wanted: Iterator[tuple[str, Callable[[], Array | None]]]) -> None:
+        self._reading, self._wanted = reading, wanted
+        self._next: tuple[str, Future[Array | None]] | None = None
+        self._begin()
+
+    def take(self, name: str) -> Array | None:
+        """The next one, which has this name. Raises as `OpenCheckpoint.load`."""
+        assert self._next is not None
+        expected, future = self._next
+        assert expected == name
+        found = future.result()
+        self._begin()
+        return found
+
+    def _begin(self) -> None:
+        wanted = next(self._wanted, None)
+        self._next = None if wanted is None else (wanted[0], self._reading.submit(wanted[1]))
+
+
 def _measures(squares: Mapping[str, float]) -> Measures:
     def root(name: str) -> float | None:
         return math.sqrt(squares[name]) if name in squares else None
 
-    between = Sums(squares.get("student", 0.0), squares.get("teacher", 0.0), squares.get("product", 0.0))
+    a, b, apart = (squares.get(name, 0.0) for name in ("student", "teacher", "distance"))
+    between = Sums(a, b, product=(a + b - apart) / 2)
     since = Sums(a=squares.get("before", 0.0), difference=squares.get("change", 0.0))
     return Measures(
         student_norm=root("student"),

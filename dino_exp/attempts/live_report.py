@@ -129,4 +129,6 @@ def _begin(words: Sequence[str], errors: IO[bytes] | int, gently: bool) -> subpr
     if gently:
         with contextlib.suppress(OSError):  # it has come to its end already
             os.setpriority(os.PRIO_PROCESS, process.pid, _LOWEST_PRIORITY)
+            if hasattr(os, "SCHED_IDLE"):  # on Linux: less than the lowest priority
+                os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
     return process

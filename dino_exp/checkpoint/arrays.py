@@ -29,6 +29,11 @@ class OpenCheckpoint:
         self.manifest, self.identity = store.read(step)
         self._packs = PackReader(store.files, store.packs_folder, self.manifest.packs)
 
+    def expect_all(self) -> None:
+        """All tensors will be loaded: let the disk begin. Raises CorruptCheckpointError for a missing pack, OSError."""
+        for pack in self.manifest.packs:
+            self._packs.handle(pack.name).expect_all()
+
     def load(self, name: str) -> Array:
         """A tensor of the manifest, decoded and checked; bfloat16 as float32.
 

@@ -136,9 +136,9 @@ def read_blocks(
 
 def buffer_of(chunk: Chunk, dtype: str) -> memoryview:
     """Memory for a chunk's content. Raises CheckpointError where there is not so much."""
-    try:
-        return memoryview(bytearray(chunk.num_elements * DTYPES[dtype].item_bytes))
-    except (MemoryError, OverflowError) as problem:
+    try:  # not a bytearray, which is filled with zeros first: that takes as long as reading
+        return np.empty(chunk.num_elements * DTYPES[dtype].item_bytes, np.uint8).data
+    except (MemoryError, OverflowError, ValueError) as problem:
         raise CheckpointError(f"{chunk.key}: {dtype} {list(chunk.shape)} does not fit into memory") from problem
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dino_exp.analysis import measures
-from dino_exp.analysis.measures import Sums, dead_rows, plain_sum, spectrum_of, square_sum, sums_of
+from dino_exp.analysis.measures import Sums, change_sum, dead_rows, plain_sum, spectrum_of, square_sum, sums_of
 
 
 def test_sums_of_two_small_arrays() -> None:
@@ -25,6 +25,7 @@ def test_sums_over_several_blocks_are_those_of_the_whole(monkeypatch: pytest.Mon
     assert found.cosine == pytest.approx((exact_a * exact_b).sum() / np.sqrt((exact_a**2).sum() * (exact_b**2).sum()))
     assert square_sum(a) == pytest.approx((exact_a**2).sum(), rel=1e-12)
     assert plain_sum(a) == pytest.approx(exact_a.sum(), rel=1e-9)
+    assert change_sum(a, b) == pytest.approx(found.difference, rel=1e-6)
     assert found.largest == np.abs(exact_a - exact_b).max()
 
 

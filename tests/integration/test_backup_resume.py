@@ -11,6 +11,7 @@ from support.backups import fetch, send
 from support.runs import Lab, assert_same_end, manifests, record, rows
 
 
+@pytest.mark.slow
 def test_a_restored_run_resumes_bit_for_bit(lab: Lab, tmp_path: Path) -> None:
     """From the middle of an epoch, with nothing left of the run but its backup."""
     lab.train("run.variant=reference")

@@ -78,6 +78,7 @@ def test_student_and_teacher_begin_with_the_file_and_it_is_recorded(lab: Lab, we
     assert "init.weights=dino.pth" in command_of(RunPaths(run))
 
 
+@pytest.mark.slow
 def test_the_file_is_not_needed_after_the_start(lab: Lab, weights: Path) -> None:
     whole = Lab(lab.directory / "whole", QUICK)
     whole.directory.mkdir()

@@ -37,6 +37,7 @@ def test_a_name_that_looks_like_something_else_is_a_name(lab: Lab, name: str) ->
     assert not lab.outputs.exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_lies_where_its_outputs_lead(lab: Lab) -> None:
     place = lab.directory / "a, b"
     lab.environment["PLACE"] = str(place)

@@ -288,6 +288,7 @@ def test_a_process_that_lost_its_run_writes_nothing_more(lab: Lab) -> None:
     assert not (run / "FAILED.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_does_not_stop_the_training(lab: Lab) -> None:
     words = shlex.join(lab.command())
     subprocess.run(f"{words} | head -1", shell=True, check=True, cwd=lab.directory, env=lab.environment, timeout=200)

@@ -23,7 +23,7 @@ from dino_exp.analysis.measures import (
     spectrum_of,
     square_sum,
 )
-from dino_exp.analysis.names import block_of
+from dino_exp.analysis.names import block_of, place_in_network
 from dino_exp.checkpoint.arrays import Array, OpenCheckpoint
 from dino_exp.checkpoint.store import Store
 from dino_exp.errors import DinoExpError
@@ -64,10 +64,14 @@ MEASURES = tuple(Measures.__dataclass_fields__)
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """One checkpoint. `problem` says what of it could not be read; then the rest may be empty."""
+    """One checkpoint. `problem` says what of it could not be read; then the rest may be empty.
+
+    `epoch` counts those that were complete, `epochs` the part of one as well.
+    """
 
     step: int
     epoch: int
+    epochs: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
     total: Measures = field(default_factory=Measures)
     blocks: Mapping[str, Measures] = field(default_factory=dict)
@@ -132,7 +136,7 @@ def parameters_of(names: Iterable[str]) -> list[str]:
 
 def chosen_weights(names: Sequence[str]) -> tuple[str, ...]:
     """Weights that tell much: queries, keys and values of the first, middle and last block, and the prototypes."""
-    qkv = [name for name in names if name.endswith(".attn.qkv.weight")]
+    qkv = sorted((name for name in names if name.endswith(".attn.qkv.weight")), key=place_in_network)
     places = dict.fromkeys((0, len(qkv) // 2, len(qkv) - 1)) if qkv else ()
     return (*(qkv[place] for place in places), *(name for name in names if name == PROTOTYPES))
 
@@ -204,6 +208,7 @@ class _Look:
         return Moment(
             step=manifest.step,
             epoch=manifest.epoch,
+            epochs=round(manifest.step / manifest.schedule.steps_per_epoch, 6),
             metrics=dict(manifest.metrics),
             total=measured.pop(TOTAL, Measures()),
             blocks=measured,

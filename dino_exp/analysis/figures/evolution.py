@@ -85,7 +85,7 @@ def _curves(axes: Axes, moments: Sequence[Moment], title: str, curves: Sequence[
     axes.set_title(title, fontsize=9)
     ends = []
     for read, name, colour in curves:
-        points = [(one.epoch, value) for one in moments if (value := read(one)) is not None and math.isfinite(value)]
+        points = [(one.epochs, value) for one in moments if (value := read(one)) is not None and math.isfinite(value)]
         if points:
             epochs, values = zip(*points, strict=True)
             axes.plot(epochs, values, color=colour, marker="o" if len(points) <= 60 else None, markersize=3)
@@ -111,7 +111,7 @@ def _changes(figure: Figure, axes: Axes, moments: Sequence[Moment]) -> None:
     shown = range(0, len(blocks), -(-len(blocks) // _MOST_LABELS))
     axes.set_yticks(list(shown), [short_name(blocks[place]) for place in shown], fontsize=7)
     places = sorted({round(place * (len(moved) - 1) / 6) for place in range(7)})
-    axes.set_xticks(places, [str(moved[place].epoch) for place in places])
+    axes.set_xticks(places, [f"{moved[place].epochs:.4g}" for place in places])
     axes.set_xlabel("checkpoint of epoch")
     axes.grid(visible=False)
     axes.tick_params(length=0)

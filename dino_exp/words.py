@@ -29,6 +29,11 @@ def age_text(created_at: str, now_secs: float) -> str:
     return f"{max(secs, 0):.0f}s ago"
 
 
+def moment_text(moment: str) -> str:
+    """A moment in ISO 8601 (UTC) to the second: `2026-01-02 03:04:05`; as it begins if it is none."""
+    return moment[:19].replace("T", " ")
+
+
 def duration_text(secs: float) -> str:
     """Seconds as people say them: `42s`, `3m 05s`, `2h 07m`, `3d 04h`."""
     secs = int(secs)

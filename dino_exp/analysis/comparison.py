@@ -19,7 +19,6 @@ from dino_exp.config.fields import walk_mapping
 from dino_exp.errors import DinoExpError
 from dino_exp.fsio import DamagedFileError, parse_json
 
-BY = ("relative", "change", "cosine")
 _COUNTERS = (".step", ".num_batches_tracked")
 
 
@@ -135,7 +134,7 @@ def _difference(
 def largest_first(tensors: Sequence[TensorDifference], by: str = "relative") -> list[TensorDifference]:
     """What cannot be compared first, then the largest change, and counters last.
 
-    `by` is one of `BY`. A change from zero is beyond every ratio, and has no angle.
+    `by` is relative, change or cosine. A change from zero is beyond every ratio, and has no angle.
     """
 
     def size(one: TensorDifference) -> tuple[bool, bool, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -105,8 +104,3 @@ def _add(columns: dict[str, tuple[array[float], array[float]]], step: int, row: 
 
 def _series(columns: Mapping[str, tuple[array[float], array[float]]]) -> dict[str, Series]:
     return {name: Series(np.array(steps), np.array(values)) for name, (steps, values) in columns.items()}
-
-
-def is_drawable(value: float | None) -> bool:
-    """Whether there is such a value, and it is a number."""
-    return value is not None and math.isfinite(value)

@@ -18,12 +18,11 @@ from dino_exp.analysis.timeline import Save
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.config.compare import roles_by_key
 from dino_exp.config.fields import walk_mapping
-from dino_exp.config.plain_yaml import parse_plain_yaml
-from dino_exp.config.stored import MAX_BYTES
+from dino_exp.config.stored import stored_values
 from dino_exp.errors import DinoExpError
-from dino_exp.fsio import LOCAL, read_json_bounded
+from dino_exp.fsio import read_json_bounded
 from dino_exp.runs.command import command_of
-from dino_exp.words import age_text, count_text, size_text
+from dino_exp.words import age_text, count_text, moment_text, size_text
 
 _MEGA = 1e6
 
@@ -40,7 +39,7 @@ def timeline(run: CheckpointAnalyzer) -> Iterator[Block]:
     )
     rows = [
         [
-            cell(span.number, "d"), cell(_moment(span.started_at)), cell(span.begin, "d"), cell(span.end, "d"),
+            cell(span.number, "d"), cell(moment_text(span.started_at)), cell(span.begin, "d"), cell(span.end, "d"),
             cell("killed" if span.was_killed else span.outcome), cell(span.rolled_back, "d"),
             cell("yes" if span.exact else "no"), cell(span.error or ""),
         ]
@@ -49,12 +48,12 @@ def timeline(run: CheckpointAnalyzer) -> Iterator[Block]:
     columns = ("attempt", "started, UTC", "from step", "to step", "outcome", "steps done again", "exact", "error")
     yield Table(title="Attempts", columns=columns, rows=rows)
     if made.incidents:
-        mishaps = [[cell(_moment(one.time)), cell(one.step), cell(one.text)] for one in made.incidents]
+        mishaps = [[cell(moment_text(one.time)), cell(one.step), cell(one.text)] for one in made.incidents]
         yield Table(title="What else happened", columns=("time, UTC", "step", "what"), rows=mishaps)
     if made.saves:
         saves = [
             [
-                cell(save.step, "d"), cell(_moment(save.saved_at)), cell(", ".join(save.reasons)),
+                cell(save.step, "d"), cell(moment_text(save.saved_at)), cell(", ".join(save.reasons)),
                 cell(", ".join(save.kinds)), cell(fate(save)),
             ]
             for save in made.saves
@@ -145,8 +144,7 @@ def settings(run: CheckpointAnalyzer) -> Iterator[Block]:
     """What was typed, and every setting."""
     with contextlib.suppress(DinoExpError):  # a run that was begun without the command line
         yield Command(command_of(run.paths), "What was typed; the same again is the same run")
-    path = run.paths.config_yaml
-    found = dict(walk_mapping(parse_plain_yaml(LOCAL.read_bytes(path, MAX_BYTES), str(path))))
+    found = stored_values(run.directory)
     roles = roles_by_key()
     rows = [[cell(key), cell(_text(value)), cell(roles.get(key, "identity"))] for key, value in found.items()]
     for title, of_role in (("Settings that make the result", True), ("All other settings", False)):
@@ -191,7 +189,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return "–" if value is None else str(value)
-
-
-def _moment(text: str) -> str:
-    return text[:19].replace("T", " ")

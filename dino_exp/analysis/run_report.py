@@ -31,7 +31,7 @@ from dino_exp.config.typed import override, train_command
 from dino_exp.dino.collapse import collapse_kind
 from dino_exp.errors import DinoExpError
 from dino_exp.runs.jsontext import utc_text
-from dino_exp.words import count_text, duration_text, size_text
+from dino_exp.words import count_text, duration_text, moment_text, size_text
 
 REFRESH_SECS = 20
 GOING_ON = ("running",)
@@ -116,8 +116,8 @@ def _summary(run: CheckpointAnalyzer, now_secs: float) -> Iterator[Block]:
         "Share of held-out images whose class the nearest training images vote for; labels serve for this only.",
     )
     tags = [("tags", ", ".join(record.tags))] if record.tags else []
-    yield Facts([("directory", str(run.directory)), *tags, ("last started", _moment(record.attempts[-1].started_at))]
-                if record.attempts else [("directory", str(run.directory)), *tags])  # fmt: skip
+    started = [("last started", f"{moment_text(attempt.started_at)} UTC") for attempt in record.attempts[-1:]]
+    yield Facts([("directory", str(run.directory)), *tags, *started])
 
 
 def _alarms(run: CheckpointAnalyzer) -> Iterator[Block]:
@@ -261,7 +261,3 @@ def _value(metric: str, value: float) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
-
-
-def _moment(text: str) -> str:
-    return text[:19].replace("T", " ") + " UTC"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -168,14 +169,25 @@ def label_line(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
     )  # fmt: skip
 
 
+def bare(axes: Axes) -> None:
+    """No lines around or within: for maps, whose cells are lines enough."""
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def percent(share: float | None) -> float:
+    """In percent; NaN, which is not drawn, where there is none."""
+    return math.nan if share is None else 100 * share
+
+
 def note(axes: Axes, text: str) -> None:
     """Say in the middle of an empty picture why it is empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=QUIET)
     axes.set_xticks([])
     axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.grid(visible=False)
+    bare(axes)
 
 
 def _coloured(svg: str, colours: Mapping[str, str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dino_exp.checkpoint.reader import Listing
@@ -73,13 +73,10 @@ class Timeline:
     incidents: tuple[Incident, ...]
     problem: str | None = None
     parent: JSON = None
-    lines: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
-        made = asdict(self)
-        del made["lines"]
-        return made
+        return asdict(self)
 
 
 def make_timeline(
@@ -98,7 +95,6 @@ def make_timeline(
         incidents=tuple(_incidents(told)),
         problem=problem,
         parent=record.parent,
-        lines=tuple(told),
     )
 
 

@@ -18,7 +18,7 @@ from dino_exp.cli.progress import progress
 from dino_exp.cli.show import Cell, plain, print_json, print_table
 from dino_exp.errors import NoCheckpointError, UsageError
 from dino_exp.runs.jsontext import spell
-from dino_exp.words import count_text, size_text
+from dino_exp.words import count_text, moment_text, size_text
 
 if TYPE_CHECKING:
     from dino_exp.analysis.comparison import Comparison, TensorDifference
@@ -262,35 +262,31 @@ def timeline(
 def _timeline_lines(made: Timeline, everything: bool) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for span in made.spans:
-        again = f", {span.rolled_back} steps done again" if span.rolled_back else ""
-        exact = "" if span.exact else ", not exact"
-        lines.append((_moment(span.started_at), str(span.begin), f"attempt {span.number} begins", again[2:] + exact))
+        told = [f"{span.rolled_back} steps done again"] * bool(span.rolled_back) + ["not exact"] * (not span.exact)
+        began = f"attempt {span.number} begins"
+        lines.append((moment_text(span.started_at), str(span.begin), began, ", ".join(told)))
         if span.was_killed:
             lines.append(
-                (_moment(span.ended_at or span.started_at), str(span.end), f"attempt {span.number} killed", "")
+                (moment_text(span.ended_at or span.started_at), str(span.end), f"attempt {span.number} killed", "")
             )
         elif span.ended_at is not None:
             what = f"attempt {span.number} {span.outcome}"
-            lines.append((_moment(span.ended_at), str(span.end), what, span.error or ""))
+            lines.append((moment_text(span.ended_at), str(span.end), what, span.error or ""))
     for save in made.saves:
         if save.is_here:
             kinds = f" [{', '.join(save.kinds)}]" if save.kinds else ""
-            lines.append((_moment(save.saved_at), str(save.step), f"saved{kinds}", "; ".join(save.reasons)))
+            lines.append((moment_text(save.saved_at), str(save.step), f"saved{kinds}", "; ".join(save.reasons)))
         elif everything:
-            lines.append((_moment(save.saved_at), str(save.step), "saved, dropped", save.dropped_because or ""))
+            lines.append((moment_text(save.saved_at), str(save.step), "saved, dropped", save.dropped_because or ""))
     for incident in made.incidents:
         where = "–" if incident.step is None else str(incident.step)
-        lines.append((_moment(incident.time), where, incident.text, ""))
+        lines.append((moment_text(incident.time), where, incident.text, ""))
     return lines
 
 
 def _tell_picture(picture: Path | None) -> None:
     if picture is not None:
         print(f"picture: {plain(str(picture))}")
-
-
-def _moment(text: str) -> str:
-    return text[:19].replace("T", " ")
 
 
 def _number(value: float | None) -> str:

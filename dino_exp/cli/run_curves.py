@@ -13,11 +13,8 @@ from dino_exp.analysis.style import check_suffix
 from dino_exp.catalogue.query import natural_mode
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
 from dino_exp.cli.show import plain, print_json, print_table
-from dino_exp.config.fields import walk_mapping
-from dino_exp.config.plain_yaml import parse_plain_yaml
-from dino_exp.config.stored import MAX_BYTES
+from dino_exp.config.stored import stored_values
 from dino_exp.errors import UsageError
-from dino_exp.fsio import LOCAL
 from dino_exp.runs.find import find_run
 from dino_exp.runs.jsontext import spell
 
@@ -88,7 +85,7 @@ def _curve(run: CheckpointAnalyzer, name: str, metric: str) -> RunCurve:
 
 def _names(runs: Sequence[CheckpointAnalyzer]) -> list[str]:
     """By the settings in which they differ, or else by their keys."""
-    settings = [_settings(run) for run in runs]
+    settings = [stored_values(run.directory) for run in runs]
     keys = dict.fromkeys(key for one in settings for key in one)
     differing = [key for key in keys if len({str(one.get(key)) for one in settings}) > 1 and key not in _NOT_NAMES]
     names = [
@@ -98,11 +95,6 @@ def _names(runs: Sequence[CheckpointAnalyzer]) -> list[str]:
     if len(set(names)) < len(runs) or not differing:
         names = [f"{name} {run.directory.name}".strip() for name, run in zip(names, runs, strict=True)]
     return names
-
-
-def _settings(run: CheckpointAnalyzer) -> dict[str, Any]:
-    path = run.paths.config_yaml
-    return dict(walk_mapping(parse_plain_yaml(LOCAL.read_bytes(path, MAX_BYTES), str(path))))
 
 
 def _rank(best: float | None, metric: str) -> float:

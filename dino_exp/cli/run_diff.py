@@ -11,10 +11,9 @@ from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, RunArgume
 from dino_exp.cli.show import plain, print_json, print_table
 from dino_exp.config.compare import roles_by_key
 from dino_exp.config.fields import walk_mapping
-from dino_exp.config.plain_yaml import parse_plain_yaml
-from dino_exp.config.stored import MAX_BYTES
+from dino_exp.config.stored import stored_values
 from dino_exp.errors import UsageError
-from dino_exp.fsio import LOCAL, read_json_bounded
+from dino_exp.fsio import read_json_bounded
 from dino_exp.runs.code_difference import code_difference
 from dino_exp.runs.find import find_run
 from dino_exp.runs.jsontext import spell
@@ -94,16 +93,11 @@ def _rows(section: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> lis
 def _settings(a: RunPaths, b: RunPaths) -> list[dict[str, Any]]:
     roles = roles_by_key()
     sections = {"identity": "settings", "numerics": "numerics", "budget": "budget", "runtime": "runtime"}
-    rows = _rows("settings", _stored(a), _stored(b))
+    rows = _rows("settings", stored_values(a.directory), stored_values(b.directory))
     for row in rows:
         role = roles.get(row["key"], "identity")
         row["section"] = "seed" if row["key"] == "seed" else sections[role]
     return rows
-
-
-def _stored(paths: RunPaths) -> dict[str, Any]:
-    path = paths.config_yaml
-    return dict(walk_mapping(parse_plain_yaml(LOCAL.read_bytes(path, MAX_BYTES), str(path))))
 
 
 def _code(record: RunRecord) -> dict[str, Any]:

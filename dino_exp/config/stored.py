@@ -50,6 +50,15 @@ def yaml_text(config: Config) -> str:
     return head + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
+def stored_values(directory: Path) -> dict[str, Any]:
+    """Every setting of a run by dotted key, as `config.yaml` has it: to be shown or compared, not to be resumed with.
+
+    Raises FileNotFoundError; DamagedFileError for a file that is not plain data of a sensible size.
+    """
+    path = directory / YAML_NAME
+    return dict(walk_mapping(parse_plain_yaml(LOCAL.read_bytes(path, MAX_BYTES), str(path))))
+
+
 def load_stored(directory: Path) -> Config:
     """The settings of the run in `directory`; nothing in its files is interpolated, imported or instantiated.
 

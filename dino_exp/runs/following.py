@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dino_exp.fsio import LOCAL, DamagedFileError, parse_json
+from dino_exp.fsio import LOCAL
+from dino_exp.runs.jsonl import parse_line
 from dino_exp.runs.jsontext import Json
 
 BLOCK_BYTES = 1 << 20
-_MAX_LINE_DEPTH = 32
 
 
 def rows_from(path: Path, num_bytes: int, block_bytes: int = BLOCK_BYTES) -> tuple[list[dict[str, Json]], int]:
@@ -30,10 +30,5 @@ def rows_from(path: Path, num_bytes: int, block_bytes: int = BLOCK_BYTES) -> tup
             if end or num_bytes + size >= handle.num_bytes:
                 break
             block_bytes *= 2  # one row is longer than the block
-    rows = []
-    for line in found[:end].splitlines():
-        row = parse_json(line, str(path), max_depth=_MAX_LINE_DEPTH)
-        if not isinstance(row, dict):
-            raise DamagedFileError(f"{path}: found {type(row).__name__} in a line after byte {num_bytes}")
-        rows.append(row)
-    return rows, num_bytes + end
+    where = f"{path}, after byte {num_bytes}"
+    return [parse_line(line, where) for line in found[:end].splitlines()], num_bytes + end

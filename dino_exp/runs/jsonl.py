@@ -97,12 +97,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Json]]:
             *lines, rest = (rest + _read(handle, start, start + _BLOCK_BYTES)).split(b"\n")
             for line in lines:
                 num_lines += 1
-                yield _parsed(line, f"{path}, line {num_lines}")
+                yield parse_line(line, f"{path}, line {num_lines}")
             if len(rest) > _MAX_LINE_BYTES:
                 raise DamagedFileError(f"{path}, line {num_lines + 1}: longer than {_MAX_LINE_BYTES} bytes")
 
 
-def _parsed(line: bytes, where: str) -> dict[str, Json]:
+def parse_line(line: bytes, where: str) -> dict[str, Json]:
+    """One line as the strict JSON object that it must be. Raises DamagedFileError that begins with `where`."""
     value = parse_json(line, where, max_depth=_MAX_LINE_DEPTH)
     if not isinstance(value, dict):
         raise DamagedFileError(f"{where}: found {type(value).__name__}, expected an object")

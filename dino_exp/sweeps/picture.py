@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from dino_exp.analysis.style import ALARM, HEAT, INK, STUDENT, Picture, house, new_figure
+from dino_exp.analysis.style import ALARM, HEAT, INK, STUDENT, Picture, bare, house, new_figure
 from dino_exp.errors import UsageError
 from dino_exp.sweeps.outcome import Outcome
 from dino_exp.sweeps.report import swept_settings, value_of
@@ -112,10 +112,7 @@ def _draw_map(figure: Figure, axes: Axes, grid: _Grid, metric: str) -> None:
         _cross(axes, x, y + 0.27)
     axes.set_yticks(range(len(grid.ticks[1])), grid.ticks[1])
     axes.set_ylabel(grid.keys[1])
-    axes.grid(visible=False)
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    bare(axes)
 
 
 def _draw_dots(axes: Axes, grid: _Grid, metric: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from analysis_samples import PROTOTYPES, QKV, make_run, row, tiny_state
 from cli_samples import cli, contents
 from config_examples import config
-from runs_samples import KEY
+from runs_samples import KEY, sample_attempt
 from support.checkpoints import flip, pack_of
 
 from dino_exp.runs.layout import RunPaths
@@ -143,3 +143,10 @@ def test_runs_compare_names_runs_by_what_differs(run: RunPaths, tmp_path: Path) 
     wrong = cli("compare", run.directory, "--metric", "speed", noun="runs")
     assert (wrong.code, "there are epoch, knn_top1, loss" in wrong.err) == (2, True)
     assert json.loads(cli("compare", run.directory, run.directory, "--json", noun="runs").out)[0]["name"] == KEY
+
+
+def test_timeline_says_that_an_attempt_was_not_exact(tmp_path: Path) -> None:
+    attempts = (sample_attempt(1, outcome="completed", exact=False, why_not_exact=("threads was 1, is 2",)),)
+    paths = make_run(tmp_path / "run", attempts=attempts)
+    (line,) = [line for line in cli("timeline", paths.directory).lines if "attempt 1 begins" in line]
+    assert line.endswith("attempt 1 begins  not exact")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dino_exp.analysis.comparison import Comparison, relative_by_layer
 from dino_exp.analysis.names import short_name
-from dino_exp.analysis.style import HEAT, QUIET, STUDENT, TEACHER, Picture, house, new_figure, note
+from dino_exp.analysis.style import HEAT, QUIET, STUDENT, TEACHER, Picture, bare, house, new_figure, note, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,14 +41,11 @@ def _heat(figure: Figure, axes: Axes, cells: dict[tuple[str, str], float | None]
         return
     rows, columns = list(dict.fromkeys(block for block, _ in cells)), list(dict.fromkeys(kind for _, kind in cells))
     columns.sort(key=lambda kind: _ORDER.index(kind) if kind in _ORDER else len(_ORDER))
-    values = [[_percent(cells.get((block, kind))) for kind in columns] for block in rows]
+    values = [[percent(cells.get((block, kind))) for kind in columns] for block in rows]
     image = axes.imshow(values, aspect="auto", cmap=HEAT, interpolation="nearest", vmin=0)
     axes.set_xticks(range(len(columns)), [kind.rpartition(".")[2] for kind in columns], fontsize=8)
     axes.set_yticks(range(len(rows)), [short_name(row) for row in rows], fontsize=8)
-    axes.tick_params(length=0)
-    axes.grid(visible=False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    bare(axes)
     if len(rows) <= _MOST_NUMBERED:
         middle = (image.get_clim()[0] + image.get_clim()[1]) / 2
         for y, row in enumerate(values):
@@ -85,10 +82,6 @@ def _named(place: tuple[str, str]) -> str:
     block, kind = place
     bare = short_name(block)
     return bare if kind in ("", block) else f"{bare}.{kind}"
-
-
-def _percent(value: float | None) -> float:
-    return math.nan if value is None else 100 * value
 
 
 def _title(comparison: Comparison, part: str) -> str:

@@ -79,7 +79,7 @@ def _baselines(history: History) -> list[tuple[float, str]]:
 
 
 def draw_loss(history: History, per_epoch: int) -> Picture:
-    """Loss in training and on held-out images, and the teacher's entropy, which is the least the loss can be."""
+    """Loss in training and on held-out images."""
     lines = [
         Line(history.series("loss"), "training", INK),
         Line(history.series("val_loss"), "held out", STUDENT),

@@ -17,10 +17,12 @@ from dino_exp.analysis.style import (
     STUDENT,
     TEACHER,
     Picture,
+    bare,
     framed_figure,
     house,
     label_line,
     note,
+    percent,
 )
 
 if TYPE_CHECKING:
@@ -106,17 +108,14 @@ def _changes(figure: Figure, axes: Axes, moments: Sequence[Moment]) -> None:
     if not moved or not blocks:
         note(axes, "needs two checkpoints that hold the student")
         return
-    rows = [[_percent(one.blocks.get(name, Measures()).relative_change) for one in moved] for name in blocks]
+    rows = [[percent(one.blocks.get(name, Measures()).relative_change) for one in moved] for name in blocks]
     image = axes.imshow(rows, aspect="auto", cmap=HEAT, interpolation="nearest", vmin=0)
     shown = range(0, len(blocks), -(-len(blocks) // _MOST_LABELS))
     axes.set_yticks(list(shown), [short_name(blocks[place]) for place in shown], fontsize=7)
     places = sorted({round(place * (len(moved) - 1) / 6) for place in range(7)})
     axes.set_xticks(places, [f"{moved[place].epochs:.4g}" for place in places])
     axes.set_xlabel("checkpoint of epoch")
-    axes.grid(visible=False)
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    bare(axes)
     bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=14)
     bar.outline.set_visible(False)
 
@@ -138,10 +137,6 @@ def _spectra(
     for place, name in enumerate(names if named else ()):
         axes.text(0.3, 0.34 + 0.12 * (len(names) - 1 - place), short_name(name), transform=axes.transAxes,
                   color=SERIES[place % len(SERIES)], fontsize=7)  # fmt: skip
-
-
-def _percent(value: float | None) -> float:
-    return math.nan if value is None else 100 * value
 
 
 def _alt(moments: Sequence[Moment]) -> str:

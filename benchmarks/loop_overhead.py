@@ -45,7 +45,7 @@ def bare_script() -> float:
     started = time.perf_counter()
     for _ in range(NUM_STEPS):
         batch = next(batches)
-        crops = augment(batch.images_BCHW, batch.sample_ids_B, batch.epoch)
+        crops = augment(batch.images, batch.sample_ids_B, batch.epoch)
         with torch.no_grad():
             teacher, _ = state.teacher(crops[:2])
         student, _ = state.student(crops)

@@ -23,8 +23,8 @@ from dino_exp.checkpoint.storage import Storage
 from dino_exp.checkpoint.types import CheckpointInfo, Schedule
 from dino_exp.checkpoint.writing import SaveRequest
 from dino_exp.config.check import config_from_mapping
+from dino_exp.config.checkpoint_sections import CheckpointConfig
 from dino_exp.config.compose import compose
-from dino_exp.config.schema import CheckpointConfig
 from dino_exp.dino.parts import COMPANIONS
 
 RECIPE = (

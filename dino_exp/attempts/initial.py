@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_exp.config.canonical import config_hash
-from dino_exp.config.schema import Config, DataConfig
+from dino_exp.config.image_sections import DataConfig
+from dino_exp.config.schema import Config
 from dino_exp.errors import ConfigError, DinoExpError, RefusedError, UsageError
 from dino_exp.fsio import LOCAL
 from dino_exp.runs.record import RunRecord, load_record

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dino_exp.config.fields import Section, setting
-from dino_exp.config.schema import MAX_SEED, DataConfig, DigitsAugmentConfig, DinoAugmentConfig, PathsConfig
+from dino_exp.config.image_sections import DataConfig, DigitsAugmentConfig, DinoAugmentConfig
+from dino_exp.config.schema import MAX_SEED, PathsConfig
 
 _ONE_OR_MORE = "one, or a list"
 _IMAGES = "how many held-out images, of all classes in turn; or a list of their numbers, from 0"

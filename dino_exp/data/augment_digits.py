@@ -25,6 +25,7 @@ from dino_exp.data.crops import (
     select,
     to_unit,
 )
+from dino_exp.data.images import Images
 from dino_exp.errors import ConfigError
 from dino_exp.rng import Stream
 
@@ -36,7 +37,7 @@ _DRAWS = 8
 class DigitsAugment:
     """Two global and `num_local_crops` local crops of every image; areas are shares of the image.
 
-    Called with (B, C, H, W) uint8 images, their numbers in the data set and the epoch; returns the crops,
+    Called with images of one size, their numbers in the data set and the epoch; returns the crops,
     global ones first, each (B, C, size, size) float32 and normalised. A pure function of (seed, epoch, image,
     crop).
     """
@@ -64,20 +65,20 @@ class DigitsAugment:
                 "expected 0 or more"
             )
 
-    def __call__(self, images_BCHW: Tensor, sample_ids_B: Tensor, epoch: int) -> list[Tensor]:
-        """The crops of a batch."""
-        ids, unit_BCHW = host_ids(sample_ids_B), to_unit(images_BCHW)
+    def __call__(self, images: Images, sample_ids_B: Tensor, epoch: int) -> list[Tensor]:
+        """The crops of a batch. Raises ConfigError for images of several sizes."""
+        ids, unit_BCHW = host_ids(sample_ids_B), to_unit(_whole(images))
         crops = self._views(unit_BCHW, ids, epoch, range(NUM_GLOBAL), self.global_size, self.global_area)
         if self.num_local_crops:
             local = range(NUM_GLOBAL, NUM_GLOBAL + self.num_local_crops)
             crops += self._views(unit_BCHW, ids, epoch, local, self.local_size, self.local_area)
         return crops
 
-    def clean(self, images_BCHW: Tensor) -> Tensor:
+    def clean(self, images: Images) -> Tensor:
         """The undistorted images at the global size, normalised alike: what evaluation sees."""
-        num = len(images_BCHW)
+        num = len(images)
         whole = np.tile([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], (num, 1, 1))
-        return _normalised(_sample(to_unit(images_BCHW), whole, self.global_size))
+        return _normalised(_sample(to_unit(_whole(images)), whole, self.global_size))
 
     def _views(
         self,
@@ -112,6 +113,15 @@ class DigitsAugment:
         cos, sin = np.cos(angle), np.sin(angle)
         rows = [width * cos, -height * sin, x, width * sin, height * cos, y]
         return np.stack(rows, axis=-1).reshape(-1, 2, 3)
+
+
+def _whole(images: Images) -> Tensor:
+    if not images.fill_canvas:
+        raise ConfigError(
+            "augment=digits needs images of one size, and these differ; choose another augmentation, for example "
+            "augment=dino"
+        )
+    return images.pixels_BCHW
 
 
 def _sample(images_BCHW: Tensor, affine_B23: Floats, size: int) -> Tensor:

@@ -22,7 +22,7 @@ from dino_exp.data.crops import (
     NUM_GLOBAL,
     Floats,
     between,
-    centre_square,
+    centre_squares,
     check_areas,
     check_probabilities,
     check_ranges,
@@ -34,6 +34,7 @@ from dino_exp.data.crops import (
     sum_last,
     to_unit,
 )
+from dino_exp.data.images import Images, Sizes
 from dino_exp.errors import ConfigError
 from dino_exp.rng import Stream
 
@@ -50,7 +51,7 @@ _KERNEL_STDS = 3  # the Gaussian is cut off there
 class DinoAugment:
     """Two global and `num_local_crops` local crops of every image; areas are shares of the image.
 
-    Called with (B, 3, H, W) uint8 images, their numbers in the data set and the epoch; returns the crops,
+    Called with colour images, their numbers in the data set and the epoch; returns the crops,
     global ones first, each (B, 3, size, size) float32 and normalised. A pure function of (seed, epoch, image,
     crop). `blur_probabilities` are those of the first global, the second global and the local crops;
     `blur_radius` is the range of the standard deviation, in pixels; only the second global crop is solarised.
@@ -89,27 +90,25 @@ class DinoAugment:
         if not 0 <= self.hue <= 0.5:
             raise ConfigError(f"augment.hue is {self.hue}; expected turns of the colour circle, from 0 to 0.5")
 
-    def __call__(self, images_BCHW: Tensor, sample_ids_B: Tensor, epoch: int) -> list[Tensor]:
+    def __call__(self, images: Images, sample_ids_B: Tensor, epoch: int) -> list[Tensor]:
         """The crops of a batch. Raises ConfigError for images without three channels."""
-        ids, unit_BCHW = host_ids(sample_ids_B), to_unit(_coloured(images_BCHW))
+        ids, unit_BCHW = host_ids(sample_ids_B), to_unit(_coloured(images))
         crops: list[Tensor] = []
         for view in range(NUM_GLOBAL + self.num_local_crops):
             draws = Stream(self.seed, "augment.dino").uniform(epoch, ids, view, num=_DRAWS)
-            crops.append(self._view(unit_BCHW, draws, view))
+            crops.append(self._view(unit_BCHW, images.sizes_B2, draws, view))
         return crops
 
-    def clean(self, images_BCHW: Tensor) -> Tensor:
+    def clean(self, images: Images) -> Tensor:
         """The undistorted central squares at the global size, normalised alike: what evaluation sees."""
-        unit_BCHW = to_unit(_coloured(images_BCHW))
-        boxes = centre_square(unit_BCHW)
-        return self._normalised(crop_and_resize(unit_BCHW, boxes, self.global_size))
+        boxes = centre_squares(images.sizes_B2)
+        return self._normalised(crop_and_resize(to_unit(_coloured(images)), boxes, self.global_size))
 
-    def _view(self, unit_BCHW: Tensor, draws: Floats, view: int) -> Tensor:
+    def _view(self, unit_BCHW: Tensor, sizes_B2: Sizes, draws: Floats, view: int) -> Tensor:
         """One crop of each image, in the official order of operations."""
         is_global = view < NUM_GLOBAL
         area = self.global_area if is_global else self.local_area
-        height, width = unit_BCHW.shape[-2:]
-        boxes = random_boxes(draws[:, :BOX_DRAWS], height=height, width=width, area=area, ratio=self.ratio)
+        boxes = random_boxes(draws[:, :BOX_DRAWS], sizes_B2, area=area, ratio=self.ratio)
         crops = crop_and_resize(unit_BCHW, boxes, self.global_size if is_global else self.local_size)
         device = crops.device
         if (chosen := select(draws[:, _FLIP] < self.flip_probability, device)) is not None:
@@ -205,10 +204,10 @@ def _blend(base: Tensor, crops: Tensor, factor: Tensor) -> Tensor:
     return (base + factor * (crops - base)).clamp(0, 1)
 
 
-def _coloured(images_BCHW: Tensor) -> Tensor:
-    if images_BCHW.shape[1] != 3:
+def _coloured(images: Images) -> Tensor:
+    if images.pixels_BCHW.shape[1] != 3:
         raise ConfigError(
-            f"augment=dino needs images with 3 channels, and these have {images_BCHW.shape[1]}; "
+            f"augment=dino needs images with 3 channels, and these have {images.pixels_BCHW.shape[1]}; "
             "choose another augmentation, for example augment=digits, or a data set in colour"
         )
-    return images_BCHW
+    return images.pixels_BCHW

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dino_exp.data.images import Sizes
 from dino_exp.errors import ConfigError
 
 NUM_GLOBAL = 2
@@ -59,24 +60,27 @@ def check_probabilities(**probabilities: float) -> None:
             raise ConfigError(f"augment.{name} is {value}; expected a probability from 0 to 1")
 
 
-def random_boxes(
-    draws: Floats, *, height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]
-) -> Boxes:
+def random_boxes(draws: Floats, sizes_B2: Sizes, *, area: tuple[float, float], ratio: tuple[float, float]) -> Boxes:
     """The box of RandomResizedCrop for each row of `draws`, uniform numbers of shape (B, BOX_DRAWS).
+
+    `sizes_B2` are heights and widths of the images.
 
     Up to ten tries of an area (share of the image) and a width over height (uniform in its logarithm); when
     none fits, the largest central part of an allowed ratio. Source: torchvision's RandomResizedCrop.
     """
     tries = draws[:, : 2 * _TRIES].reshape(-1, _TRIES, 2)
-    target = height * width * between(area, tries[..., 0])
+    height_B, width_B = sizes_B2[:, 0], sizes_B2[:, 1]
+    target = (height_B * width_B)[:, None] * between(area, tries[..., 0])
     shape = np.exp(between((np.log(ratio[0]), np.log(ratio[1])), tries[..., 1]))
     widths, heights = np.rint(np.sqrt(target * shape)), np.rint(np.sqrt(target / shape))
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    fits = (widths > 0) & (widths <= width_B[:, None]) & (heights > 0) & (heights <= height_B[:, None])
     row, first, found = np.arange(len(draws)), fits.argmax(axis=1), fits.any(axis=1)
-    central_height, central_width = _central_box(height, width, ratio)
+    # The largest central part: all of the height or of the width, unless its shape is not allowed.
+    central_height = np.where(width_B < height_B * ratio[0], np.rint(width_B / ratio[0]), height_B)
+    central_width = np.where(width_B > height_B * ratio[1], np.rint(height_B * ratio[1]), width_B)
     box_height = np.where(found, heights[row, first], central_height)
     box_width = np.where(found, widths[row, first], central_width)
-    free_height, free_width = height - box_height, width - box_width
+    free_height, free_width = height_B - box_height, width_B - box_width
     top = np.where(found, np.floor(draws[:, -2] * (free_height + 1)), free_height // 2)
     left = np.where(found, np.floor(draws[:, -1] * (free_width + 1)), free_width // 2)
     return Boxes(*(part.astype(np.int64) for part in (top, left, box_height, box_width)))
@@ -86,14 +90,6 @@ def between(limits: tuple[float, float], uniform: Floats) -> Floats:
     """Numbers from 0 to 1 stretched to `limits`."""
     low, high = limits
     return low + (high - low) * uniform
-
-
-def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
-    if width < height * ratio[0]:
-        return round(width / ratio[0]), width
-    if width > height * ratio[1]:
-        return height, round(height * ratio[1])
-    return height, width
 
 
 def resize_matrix(start: Ints, extent: Ints, in_size: int, out_size: int, device: torch.device) -> Tensor:
@@ -141,12 +137,11 @@ def crop_and_resize(images_BCHW: Tensor, boxes: Boxes, size: int) -> Tensor:
     return (down_BOI[:, None] @ rows_BCHO).clamp(0, 1)
 
 
-def centre_square(images_BCHW: Tensor) -> Boxes:
-    """The largest central square of each image."""
-    num, _, height, width = images_BCHW.shape
-    side = min(height, width)
-    values = ((height - side) // 2, (width - side) // 2, side, side)
-    return Boxes(*(np.full(num, value, np.int64) for value in values))
+def centre_squares(sizes_B2: Sizes) -> Boxes:
+    """The largest central square of images of these heights and widths."""
+    height_B, width_B = sizes_B2[:, 0], sizes_B2[:, 1]
+    side_B = np.minimum(height_B, width_B)
+    return Boxes((height_B - side_B) // 2, (width_B - side_B) // 2, side_B, side_B)
 
 
 def to_unit(images_BCHW: Tensor) -> Tensor:

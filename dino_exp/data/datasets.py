@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dino_exp.data.images import Images
 from dino_exp.errors import ConfigError, DinoExpError
 
 Indices = NDArray[np.int64]
@@ -45,13 +46,13 @@ class Dataset(Protocol):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of every image, in pixels."""
+        """Height and width, in pixels, of the canvas on which every image lies."""
 
     def __len__(self) -> int:
         """Number of images."""
 
-    def images(self, indices: Indices) -> Tensor:
-        """The images at `indices`, (B, C, H, W) uint8. A pure function of the index."""
+    def images(self, indices: Indices) -> Images:
+        """The images at `indices`. A pure function of each index."""
 
     def labels(self, indices: Indices) -> Tensor:
         """The classes of the images at `indices`, (B,) int64."""
@@ -96,9 +97,9 @@ class ArrayDataset:
         """Number of images."""
         return len(self.images_NCHW)
 
-    def images(self, indices: Indices) -> Tensor:
-        """The images at `indices`, (B, C, H, W) uint8."""
-        return torch.from_numpy(self.images_NCHW[indices])
+    def images(self, indices: Indices) -> Images:
+        """The images at `indices`."""
+        return Images.whole(torch.from_numpy(self.images_NCHW[indices]))
 
     def labels(self, indices: Indices) -> Tensor:
         """The classes of the images at `indices`, (B,) int64."""

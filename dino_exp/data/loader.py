@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from dino_exp.data.datasets import DataError, Dataset, Indices
+from dino_exp.data.images import Images, Sizes
 from dino_exp.data.order import batch_indices, epoch_of
 from dino_exp.dist.place import ALONE, Place, share
 from dino_exp.errors import ConfigError
@@ -43,7 +44,7 @@ class Batch:
     step: int
     epoch: int
     sample_ids_B: Tensor  # int64: their numbers in the data set
-    images_BCHW: Tensor  # uint8
+    images: Images
 
     def part(self, number: int, num_parts: int) -> Batch:
         """One of so many consecutive parts, which differ by at most one image."""
@@ -54,7 +55,7 @@ class Batch:
 
     def at(self, places: slice) -> Batch:
         """Some of its images."""
-        return replace(self, sample_ids_B=self.sample_ids_B[places], images_BCHW=self.images_BCHW[places])
+        return replace(self, sample_ids_B=self.sample_ids_B[places], images=self.images.at(places))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class _Plan:
         ours = self.place.share_of(self.batch_size)
         return batch_indices(self.seed, step, self.batch_size, len(self.dataset))[ours.start : ours.stop]
 
-    def images(self, step: int) -> Tensor:
+    def images(self, step: int) -> Images:
         """The images of `step`. Raises DataError that names the image which cannot be loaded."""
         indices = self.indices(step)
         try:
@@ -148,21 +149,20 @@ class BatchStream(Iterator[Batch]):
     def __next__(self) -> Batch:
         """The batch of the next step."""
         step = self._step + 1
-        images_BCHW = self._receive(step) if self._workers else self._plan.images(step)
+        images = self._receive(step) if self._workers else self._plan.images(step)
         self._step = step
         return Batch(
             step=step,
             epoch=epoch_of(step, len(self._plan.dataset), self._plan.batch_size),
             sample_ids_B=torch.from_numpy(self._plan.indices(step)),
-            images_BCHW=images_BCHW,
+            images=images,
         )
 
-    def _receive(self, step: int) -> Tensor:
+    def _receive(self, step: int) -> Images:
         worker = self._worker_of(step)
-        images_BCHW = torch.empty(self._shape, dtype=torch.uint8)
-        worker.receive(step, images_BCHW)
+        images = worker.receive(step, torch.empty(self._shape, dtype=torch.uint8))
         worker.request(step + len(self._workers) * _AHEAD)
-        return images_BCHW
+        return images
 
     def close(self) -> None:
         """End the workers; may be called twice, and after an error."""
@@ -206,15 +206,16 @@ class _Worker:
         with suppress(OSError):
             self._pipe.send(step)
 
-    def receive(self, step: int, into_BCHW: Tensor) -> None:
+    def receive(self, step: int, into_BCHW: Tensor) -> Images:
         try:
-            problem: str | None = self._pipe.recv()
-            if problem is None:
+            answer: Sizes | str = self._pipe.recv()
+            if not isinstance(answer, str):
                 self._pipe.recv_bytes_into(into_BCHW.view(-1).numpy().data)
         except (EOFError, OSError) as error:
             raise self._death(step) from error
-        if problem is not None:
-            raise DataError(problem)
+        if isinstance(answer, str):
+            raise DataError(answer)
+        return Images(into_BCHW, answer)
 
     def _death(self, step: int) -> DataError:
         self._process.join(_JOIN_SECS)
@@ -245,12 +246,12 @@ def _serve(plan: _Plan, pipe: Connection) -> None:
         while True:
             step: int = pipe.recv()
             try:
-                images_BCHW = plan.images(step)
+                images = plan.images(step)
             except DataError as error:
                 pipe.send(str(error))
                 continue
-            pipe.send(None)
-            pipe.send_bytes(images_BCHW.reshape(-1).numpy().data)
+            pipe.send(images.sizes_B2)
+            pipe.send_bytes(images.pixels_BCHW.reshape(-1).numpy().data)
 
 
 @contextmanager

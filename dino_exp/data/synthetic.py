@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dino_exp.data.datasets import Indices, content_digest
+from dino_exp.data.images import Images
 from dino_exp.errors import ConfigError
 from dino_exp.rng import Stream
 
@@ -67,8 +68,8 @@ class SyntheticDataset:
         """The classes of the images at `indices`, (B,) int64."""
         return torch.from_numpy(np.asarray(indices, np.int64) % self.num_classes)
 
-    def images(self, indices: Indices) -> Tensor:
-        """The images at `indices`, (B, 3, 32, 32) uint8."""
+    def images(self, indices: Indices) -> Images:
+        """The images at `indices`, (B, 3, 32, 32) each."""
         stripes_BPP = self._stripes(indices)[:, None]
         look_BK = Stream(_SEED, "data.synthetic.classes").uniform(self.labels(indices).numpy(), 1, num=6)
         dark_BC11, light_BC11 = look_BK[:, :3, None, None], look_BK[:, 3:, None, None]
@@ -77,7 +78,7 @@ class SyntheticDataset:
         grain_BPP = 0.1 * (own.uniform(indices, 2, num=SIDE * SIDE).reshape(-1, 1, SIDE, SIDE) - 0.5)
         colour = dark_BC11 + (light_BC11 - dark_BC11) * stripes_BPP
         pixels = np.rint(255 * np.clip(colour * brightness_B111 + grain_BPP, 0, 1))
-        return torch.from_numpy(pixels.astype(np.uint8))
+        return Images.whole(torch.from_numpy(pixels.astype(np.uint8)))
 
     def _stripes(self, indices: Indices) -> NDArray[np.float64]:
         """(B, P, P) from 0 to 1: a triangle wave across the picture, which needs no rounding-prone sine."""
@@ -95,4 +96,4 @@ class SyntheticDataset:
         first = np.arange(min(self.num_samples, _FINGERPRINTED))
         description = {"name": self.name, "version": self.version}
         counts = {"num_samples": self.num_samples, "num_classes": self.num_classes}
-        return content_digest({**description, **counts}, self.images(first).numpy())
+        return content_digest({**description, **counts}, self.images(first).pixels_BCHW.numpy())

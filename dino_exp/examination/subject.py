@@ -22,6 +22,7 @@ from dino_exp.config.check import section_from_mapping
 from dino_exp.config.evaluate import RecordedConfig
 from dino_exp.config.stored import load_stored
 from dino_exp.data.datasets import Dataset, Indices
+from dino_exp.data.images import Images
 from dino_exp.errors import ConfigError, CorruptCheckpointError, DinoExpError, NoCheckpointError, UsageError
 from dino_exp.evaluation.features import extract_features
 from dino_exp.models.vit import VisionTransformer
@@ -81,7 +82,7 @@ class Subject:
         """The images to train on and the held-out ones."""
         return build.build_data(self.recorded.data)
 
-    def clean(self, images_BCHW: Tensor, image_size: int | None = None) -> Tensor:
+    def clean(self, images: Images, image_size: int | None = None) -> Tensor:
         """Raw images as the model sees them in evaluation, or at another size. Raises ConfigError for a bad size."""
         data = self.recorded.data
         if image_size is not None and image_size % data.patch_size:
@@ -91,7 +92,7 @@ class Subject:
                 f"try evaluation.image_size={fitting}"
             )
         sized = replace(data, image_size=data.image_size if image_size is None else image_size)
-        return build.build_augment(replace(self.recorded, data=sized)).clean(images_BCHW.to(self.device))
+        return build.build_augment(replace(self.recorded, data=sized)).clean(images.to(self.device))
 
     def features(self, forward: Callable[[Tensor], Tensor], dataset: Dataset, batch_size: int) -> Tensor:
         """What `forward`, of the model, makes of all images of a data set, (N, F) on the device."""
@@ -111,7 +112,11 @@ class Subject:
         raw = self.data.val.images(ids)
         seen = self.clean(raw, image_size)
         # Normalisation is linear, so black and white say what it was.
-        black, white = (self.clean(torch.full_like(raw[:1], value), image_size) for value in (0, 255))
+        one = raw.at(slice(1))
+        black, white = (
+            self.clean(replace(one, pixels_BCHW=torch.full_like(one.pixels_BCHW, value)), image_size)
+            for value in (0, 255)
+        )
         return seen, ((seen - black) / (white - black)).clamp(0, 1).permute(0, 2, 3, 1).cpu()
 
     @property

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dino_exp.data.datasets import Dataset
+from dino_exp.data.images import Images
 from dino_exp.dino.loss import dino_loss
 from dino_exp.dino.schedules import Schedules
 from dino_exp.dist.ranks import Ranks
@@ -39,7 +40,7 @@ class Evaluator:
     train_set: Dataset
     val_set: Dataset
     augment: Augment
-    clean: Callable[[Tensor], Tensor]
+    clean: Callable[[Images], Tensor]
     schedules: Schedules
     rule: StepRule
     seed: int
@@ -80,7 +81,7 @@ class Evaluator:
         return self.ranks.gather(features[:num_images], 0)
 
     def _pixels(self, dataset: Dataset) -> Tensor:
-        return dataset.images(np.arange(len(dataset))).flatten(1).float()
+        return dataset.images(np.arange(len(dataset))).pixels_BCHW.flatten(1).float()
 
     def _chunks(self, dataset: Dataset) -> list[np.ndarray]:
         ids = np.arange(len(dataset))

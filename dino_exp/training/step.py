@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dino_exp.data.images import Images
 from dino_exp.data.loader import Batch
 from dino_exp.dino.drop_path import drop_scales
 from dino_exp.dino.health import Health, Outputs, measure_health
@@ -27,7 +28,7 @@ from dino_exp.training.state import TrainState
 
 NUM_GLOBAL = 2
 
-Augment = Callable[[Tensor, Tensor, int], list[Tensor]]
+Augment = Callable[[Images, Tensor, int], list[Tensor]]
 
 
 class NonFiniteError(TrainingError):
@@ -158,7 +159,7 @@ def _forward_backward(
     """One pass over some images of the batch: the sums of teacher logits and of the loss in one row (K + 1,)."""
     index = batch.step - 1  # schedules count the steps from 0
     device = state.center_1K.device
-    crops = augment(batch.images_BCHW.to(device), batch.sample_ids_B, batch.epoch)
+    crops = augment(batch.images.to(device), batch.sample_ids_B, batch.epoch)
     scales = drop_scales(
         seed=rule.seed, step=batch.step, sample_ids_B=batch.sample_ids_B, num_crops=len(crops),
         rate=rule.drop_path_rate, depth=rule.depth,

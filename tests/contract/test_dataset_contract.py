@@ -26,7 +26,7 @@ def build(request: pytest.FixtureRequest) -> Callable[[], Dataset]:
 
 def test_images_are_uint8_of_the_declared_shape(build: Callable[[], Dataset]) -> None:
     dataset = build()
-    images = dataset.images(np.array([0, len(dataset) - 1]))
+    images = dataset.images(np.array([0, len(dataset) - 1])).pixels_BCHW
     assert images.dtype == torch.uint8
     assert images.shape == (2, dataset.channels, *dataset.size)
     assert images.is_contiguous()
@@ -42,17 +42,17 @@ def test_labels_are_int64_and_every_class_occurs(build: Callable[[], Dataset]) -
 
 def test_an_image_is_a_pure_function_of_its_index(build: Callable[[], Dataset]) -> None:
     dataset = build()
-    together = dataset.images(np.array([5, 3, 5, 40]))
+    together = dataset.images(np.array([5, 3, 5, 40])).pixels_BCHW
     assert torch.equal(together[0], together[2])
     for position, index in enumerate([5, 3, 5, 40]):
-        assert torch.equal(build().images(np.array([index]))[0], together[position])
+        assert torch.equal(build().images(np.array([index])).pixels_BCHW[0], together[position])
 
 
 def test_images_may_be_written_to_without_harm(build: Callable[[], Dataset]) -> None:
     dataset = build()
-    before = dataset.images(np.array([1])).clone()
-    dataset.images(np.array([1])).zero_()
-    assert torch.equal(dataset.images(np.array([1])), before)
+    before = dataset.images(np.array([1])).pixels_BCHW.clone()
+    dataset.images(np.array([1])).pixels_BCHW.zero_()
+    assert torch.equal(dataset.images(np.array([1])).pixels_BCHW, before)
 
 
 def test_it_survives_pickling(build: Callable[[], Dataset]) -> None:

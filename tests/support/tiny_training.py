@@ -28,6 +28,7 @@ from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.checkpoint.types import SaveContext
 from dino_exp.data.augment_digits import DigitsAugment
 from dino_exp.data.datasets import ArrayDataset
+from dino_exp.data.images import Images
 from dino_exp.data.loader import Batch, BatchStream
 from dino_exp.dino.multicrop import MultiCropModel
 from dino_exp.dino.optim import build_optimizer, ema_update_
@@ -221,7 +222,7 @@ class SavedSteps(list[tuple[int, tuple[str, ...]]]):
 class QuickEvaluator:
     """Features of the training images in three batches, and a number made of them instead of the real measures."""
 
-    clean: Callable[[torch.Tensor], torch.Tensor]
+    clean: Callable[[Images], torch.Tensor]
 
     def measure(self, state: TrainState, should_stop: Callable[[], bool]) -> dict[str, float]:
         ids = np.arange(len(TRAIN)).reshape(-1, BATCH)

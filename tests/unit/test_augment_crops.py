@@ -5,16 +5,20 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_exp.data.crops import BOX_DRAWS, Boxes, centre_square, crop_and_resize, random_boxes, to_unit
+from dino_exp.data.crops import BOX_DRAWS, Boxes, centre_squares, crop_and_resize, random_boxes, to_unit
 from dino_exp.errors import ConfigError
 from dino_exp.rng import Stream
 
 RATIO = (3 / 4, 4 / 3)
 
 
+def sizes(num: int, height: int, width: int) -> np.ndarray:
+    return np.tile(np.array([height, width]), (num, 1))
+
+
 def boxes_of(num: int, *, height: int, width: int, area: tuple[float, float]) -> Boxes:
     draws = Stream(0, "test.boxes").uniform(np.arange(num), num=BOX_DRAWS)
-    return random_boxes(draws, height=height, width=width, area=area, ratio=RATIO)
+    return random_boxes(draws, sizes(num, height, width), area=area, ratio=RATIO)
 
 
 @pytest.mark.parametrize("area", [(0.4, 1.0), (0.05, 0.4), (0.14, 0.14)])
@@ -82,13 +86,13 @@ def test_crops_are_those_of_pil(side: int, size: int) -> None:
 
 def test_a_resize_to_the_same_size_changes_nothing() -> None:
     images = to_unit(torch.from_numpy(pictures(2, 32, 32)))
-    assert torch.allclose(crop_and_resize(images, centre_square(images), 32), images, atol=1e-6)
+    assert torch.allclose(crop_and_resize(images, centre_squares(sizes(2, 32, 32)), 32), images, atol=1e-6)
 
 
 def test_the_central_square_is_central() -> None:
     images = torch.zeros(2, 3, 10, 30)
     images[:, :, :, 10:20] = 1
-    assert crop_and_resize(images, centre_square(images), 10).min() == 1
+    assert crop_and_resize(images, centre_squares(sizes(2, 10, 30)), 10).min() == 1
 
 
 def test_pixels_that_are_no_bytes_are_refused() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dino_exp.data.augment_digits import INK_MEAN, INK_STD, DigitsAugment
 from dino_exp.data.digits import load_digits_split
+from dino_exp.data.images import Images
 from dino_exp.errors import ConfigError
 
 STILL = DigitsAugment(
@@ -34,7 +35,7 @@ def ink(crops: Tensor) -> Tensor:
 
 
 def on_picture(augment: DigitsAugment, picture: Tensor, num: int = MANY) -> list[Tensor]:
-    images = picture.to(torch.uint8).expand(num, 1, 8, 8).contiguous()
+    images = Images.whole(picture.to(torch.uint8).expand(num, 1, 8, 8).contiguous())
     return [ink(crop) for crop in augment(images, torch.arange(num), 0)]
 
 
@@ -42,7 +43,7 @@ def test_without_distortions_crops_are_the_clean_view() -> None:
     images = load_digits_split("val").images(np.arange(10))
     crops = STILL(images, torch.arange(10), 0)
     assert torch.allclose(crops[0], STILL.clean(images), atol=1e-5)
-    assert torch.allclose(ink(crops[2]), images / 255, atol=1e-5)
+    assert torch.allclose(ink(crops[2]), images.pixels_BCHW / 255, atol=1e-5)
 
 
 def test_normalised_pixels_are_centred() -> None:

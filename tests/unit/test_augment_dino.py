@@ -11,6 +11,7 @@ from torch import Tensor
 from dino_exp.data import augment_dino as ops
 from dino_exp.data.augment_dino import DinoAugment
 from dino_exp.data.digits import load_digits_split
+from dino_exp.data.images import Images
 from dino_exp.errors import ConfigError
 
 STILL = DinoAugment(
@@ -46,8 +47,8 @@ def picture(side: int = 32) -> Tensor:
 
 
 def crops_of(augment: DinoAugment, num: int = MANY, image: Tensor | None = None) -> list[Tensor]:
-    images = (picture() if image is None else image).expand(num, 3, 32, 32).contiguous()
-    return augment(images, torch.arange(num), 0)
+    pixels = (picture() if image is None else image).expand(num, 3, 32, 32).contiguous()
+    return augment(Images.whole(pixels), torch.arange(num), 0)
 
 
 def share(condition: Tensor) -> float:
@@ -60,7 +61,7 @@ def changed(crops: Tensor) -> Tensor:
 
 def test_switched_off_it_only_resizes() -> None:
     first, second, local = crops_of(STILL, num=3)
-    assert torch.allclose(first, STILL.clean(picture().expand(3, 3, 32, 32).contiguous()), atol=1e-6)
+    assert torch.allclose(first, STILL.clean(Images.whole(picture().expand(3, 3, 32, 32).contiguous())), atol=1e-6)
     assert torch.equal(first, second)
     assert torch.allclose(first[0], picture() / 255, atol=1e-6)
     assert local.shape == (3, 3, 16, 16)
@@ -126,7 +127,7 @@ def test_the_four_jitters_come_in_every_order() -> None:
         for name in ("brightness", "contrast", "saturation", "hue"):
             patch.setattr(ops, name, noted(name, getattr(ops, name)))
         for sample in range(200):
-            augment(picture()[None], torch.tensor([sample]), 0)
+            augment(Images.whole(picture()[None]), torch.tensor([sample]), 0)
     jitters_of_a_crop = {tuple(orders[start : start + 4]) for start in range(0, len(orders), 4)}
     assert len(jitters_of_a_crop) == 24
 

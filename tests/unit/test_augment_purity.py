@@ -112,7 +112,7 @@ def test_the_same_crops_from_any_number_of_workers_and_any_start(case: Case, num
         stream = BatchStream(dataset, seed=5, batch_size=24, start_step=start_step, num_workers=num_workers)
         with stream:
             batches = list(islice(stream, num))
-        return [crop for b in batches for crop in augment(b.images_BCHW, b.sample_ids_B, b.epoch)]
+        return [crop for b in batches for crop in augment(b.images, b.sample_ids_B, b.epoch)]
 
     whole = crops_from(0, 0, 13)
     per_step = len(whole) // 13
@@ -122,11 +122,11 @@ def test_the_same_crops_from_any_number_of_workers_and_any_start(case: Case, num
 def test_the_input_and_every_stateful_generator_stay_untouched(case: Case) -> None:
     augment, dataset = case
     images, ids = dataset.images(np.arange(8)), torch.arange(8)
-    kept = images.clone()
+    kept = images.pixels_BCHW.clone()
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
     augment(images, ids, 0)
     augment.clean(images)
-    assert torch.equal(images, kept)
+    assert torch.equal(images.pixels_BCHW, kept)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
     assert random.getstate() == before[2]
@@ -137,7 +137,9 @@ def test_the_clean_view_is_at_the_global_size_and_split_proof(case: Case) -> Non
     images = dataset.images(np.arange(20))
     whole = augment.clean(images)
     assert whole.shape == (20, dataset.channels, augment.global_size, augment.global_size)
-    assert torch.equal(torch.cat([augment.clean(part) for part in images.split([3, 17])]), whole)
+    assert torch.equal(
+        torch.cat([augment.clean(part) for part in (images.at(slice(3)), images.at(slice(3, 20)))]), whole
+    )
 
 
 def test_no_local_crops_is_allowed(case: Case) -> None:

@@ -5,7 +5,8 @@ import pytest
 from config_examples import changed, config, mapping
 
 from dino_exp.config.check import config_from_mapping, did_you_mean, known_keys, suggest_keys
-from dino_exp.config.schema import AdamWConfig, DinoAugmentConfig, SgdConfig
+from dino_exp.config.image_sections import DinoAugmentConfig
+from dino_exp.config.learning_sections import AdamWConfig, SgdConfig
 from dino_exp.errors import ConfigError
 
 

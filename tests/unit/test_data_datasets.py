@@ -40,7 +40,7 @@ def test_synthetic_images_are_those_of_record() -> None:
 def test_synthetic_classes_differ_more_than_their_images() -> None:
     dataset = SyntheticDataset(split="train", num_samples=80, num_classes=8)
     everything = np.arange(80)
-    colour = dataset.images(everything).float().mean(dim=(2, 3)).numpy()
+    colour = dataset.images(everything).pixels_BCHW.float().mean(dim=(2, 3)).numpy()
     labels = dataset.labels(everything).numpy()
     means = np.stack([colour[labels == label].mean(axis=0) for label in range(8)])
     within = np.mean([colour[labels == label].std(axis=0).mean() for label in range(8)])

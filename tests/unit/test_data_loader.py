@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dino_exp.data.datasets import DataError, Indices
 from dino_exp.data.digits import load_digits_split
+from dino_exp.data.images import Images
 from dino_exp.data.loader import Batch, BatchStream
 from dino_exp.data.synthetic import SyntheticDataset
 from dino_exp.errors import ConfigError
@@ -42,7 +43,7 @@ class BrokenDataset:
     def __len__(self) -> int:
         return len(self.inner)
 
-    def images(self, indices: Indices) -> Tensor:
+    def images(self, indices: Indices) -> Images:
         bad = sorted(set(self.broken) & set(indices.tolist()))
         if bad:
             raise OSError(f"cannot identify image file img{bad[0]}.png")
@@ -66,7 +67,7 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
     for a, b in zip(one, other, strict=True):
         assert (a.step, a.epoch) == (b.step, b.epoch)
         assert torch.equal(a.sample_ids_B, b.sample_ids_B)
-        assert torch.equal(a.images_BCHW, b.images_BCHW)
+        assert torch.equal(a.images.pixels_BCHW, b.images.pixels_BCHW)
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
@@ -88,8 +89,8 @@ def test_batches_hold_the_images_they_name() -> None:
     batch = read(0, num_batches=1)[0]
     assert (batch.step, batch.epoch) == (1, 0)
     assert batch.sample_ids_B.dtype == torch.int64
-    assert batch.images_BCHW.dtype == torch.uint8
-    assert torch.equal(batch.images_BCHW, dataset.images(batch.sample_ids_B.numpy()))
+    assert batch.images.pixels_BCHW.dtype == torch.uint8
+    assert torch.equal(batch.images.pixels_BCHW, dataset.images(batch.sample_ids_B.numpy()).pixels_BCHW)
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])

@@ -21,7 +21,7 @@ def normal(purpose: str, rows: int, columns: int) -> Tensor:
 
 def pixels(dataset: ArrayDataset) -> tuple[Tensor, Tensor]:
     everything = np.arange(len(dataset))
-    return dataset.images(everything).flatten(1).float(), dataset.labels(everything)
+    return dataset.images(everything).pixels_BCHW.flatten(1).float(), dataset.labels(everything)
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,9 @@ def test_the_maps_are_those_of_the_teacher_and_the_run_stays_as_it_is(run: Path)
     val = load_digits_split("val")
     assert [image["index"] for image in found["details"]["images"]] == [5, 0]
     assert [image["label"] for image in found["details"]["images"]] == val.labels(np.array([5, 0])).tolist()
-    clean = (torch.nn.functional.interpolate(val.images(np.array([5, 0])) / 255, 16, mode="bilinear") - 0.3054) / 0.3761
+    clean = (
+        torch.nn.functional.interpolate(val.images(np.array([5, 0])).pixels_BCHW / 255, 16, mode="bilinear") - 0.3054
+    ) / 0.3761
     expected = class_attention(teacher_of(STATE), clean)
     assert torch.allclose(torch.tensor(found["details"]["images"][0]["attention"]), expected[0], atol=1e-5)
     assert torch.allclose(torch.tensor(found["details"]["images"][1]["mean"]), expected[1].mean(dim=0), atol=1e-5)
@@ -196,7 +198,7 @@ def test_labels_are_needed_where_classes_are_told_apart(
     digits = load_digits_split("val")
     for num_classes, has in ((1, "one class only"), (0, "no labels")):
         blank = replace(digits, num_classes=num_classes, labels_N=np.zeros(len(digits), np.int64))
-        monkeypatch.setattr("dino_exp.build.load_digits_split", lambda _, blank=blank: blank)
+        monkeypatch.setattr("dino_exp.build.images.load_digits_split", lambda _, blank=blank: blank)
         for kind in ("knn", "linear"):
             refused(2, evaluate(run, tmp_path, f"evaluation={kind}"), f"evaluation={kind}", has, "need no labels")
     assert evaluate(run, tmp_path, "evaluation=features", "evaluation.images=1").code == 0

@@ -9,6 +9,7 @@ import torch
 from support.golden import BATCH, NUM_PROTOTYPES, A, B, exactly, formula_model, images
 from torch import nn
 
+from dino_exp.data.images import Images
 from dino_exp.data.loader import Batch
 from dino_exp.dino.optim import build_optimizer
 from dino_exp.dino.schedules import Schedules
@@ -60,7 +61,7 @@ def batch_of(step: int) -> Batch:
         step=step,
         epoch=(step - 1) // 3,
         sample_ids_B=torch.arange(BATCH),
-        images_BCHW=torch.zeros(BATCH, 3, 1, 1, dtype=torch.uint8),
+        images=Images.whole(torch.zeros(BATCH, 3, 1, 1, dtype=torch.uint8)),
     )
 
 

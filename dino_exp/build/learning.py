@@ -1,49 +1,22 @@
-"""From settings to objects: the only file that sees the whole configuration and makes things of it.
-
-A `name` in the configuration selects one of the entries of a table here; nothing is imported by a name that a file
-or a command line gives.
-"""
+"""Models, optimizer, schedules and the parts of the loop, from the settings."""
 
 from __future__ import annotations
 
 import copy
 import math
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
-from dino_exp.checkpoint import policies
-from dino_exp.checkpoint.manager import CheckpointManager
-from dino_exp.checkpoint.storage import Storage
-from dino_exp.checkpoint.writers import Writers
-from dino_exp.config.evaluate import RecordedConfig
-from dino_exp.config.schema import (
-    AdamWConfig,
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    DigitsAugmentConfig,
-    OptimizerConfig,
-    SgdConfig,
-)
-from dino_exp.config.texts import read_best
+from dino_exp.build.images import Data
+from dino_exp.config.learning_sections import AdamWConfig, OptimizerConfig, SgdConfig
+from dino_exp.config.schema import Config
 from dino_exp.data.augment_digits import DigitsAugment
 from dino_exp.data.augment_dino import DinoAugment
-from dino_exp.data.datasets import Dataset
-from dino_exp.data.digits import load_digits_split
-from dino_exp.data.loader import BatchStream
 from dino_exp.data.order import steps_per_epoch
-from dino_exp.data.synthetic import SyntheticDataset
 from dino_exp.dino.multicrop import MultiCropModel
 from dino_exp.dino.optim import build_optimizer
-from dino_exp.dino.parts import COMPANIONS, THIN_PARTS
 from dino_exp.dino.schedules import ScheduleName, Schedules
-from dino_exp.dist.council import Council
-from dino_exp.dist.place import ALONE, Place
 from dino_exp.dist.ranks import Ranks
 from dino_exp.errors import ConfigError
 from dino_exp.models.head import DINOHead
@@ -57,28 +30,11 @@ from dino_exp.training.state import TrainState
 from dino_exp.training.step import StepRule
 
 if TYPE_CHECKING:
-    from dino_exp.checkpoint.sharding.member import Member
+    pass
 
 
-@dataclass(frozen=True)
-class Data:
-    """The images to train on and the held-out ones."""
-
-    train: Dataset
-    val: Dataset
-
-
-def build_data(data: DataConfig) -> Data:
-    """The data set that `data.name` selects."""
-    if data.name == "synthetic":
-        assert data.num_samples is not None
-        assert data.num_classes is not None
-        parts = [
-            SyntheticDataset(split=split, num_samples=data.num_samples, num_classes=data.num_classes)
-            for split in ("train", "val")
-        ]
-        return Data(*parts)
-    return Data(load_digits_split("train"), load_digits_split("val"))
+_BYTES_PER_PARAMETER = 20  # student, teacher, two moments and gradients, in float32
+_SHARE_OF_DEVICE = 0.5  # the other half is for activations
 
 
 def build_plan(config: Config, num_images: int) -> TrainingPlan:
@@ -137,17 +93,6 @@ def peak_lr(config: Config) -> float:
     if optimizer.scale_lr_to_width is not None:
         scale *= math.sqrt(optimizer.scale_lr_to_width / config.model.embed_dim)
     return optimizer.lr * scale
-
-
-def build_augment(config: Config | RecordedConfig) -> DigitsAugment | DinoAugment:
-    """The augmentation that `augment.name` selects, cutting the crops that `data` asks for."""
-    values: dict[str, Any] = vars(config.augment) | {
-        "seed": config.seed,
-        "global_size": config.data.image_size,
-        "local_size": config.data.local_size,
-    }
-    del values["name"]
-    return DigitsAugment(**values) if isinstance(config.augment, DigitsAugmentConfig) else DinoAugment(**values)
 
 
 def build_student(config: Config, channels: int) -> MultiCropModel:
@@ -211,10 +156,6 @@ def spread(config: Config, state: TrainState, ranks: Ranks) -> Parallel:
     return spread_out
 
 
-_BYTES_PER_PARAMETER = 20  # student, teacher, two moments and gradients, in float32
-_SHARE_OF_DEVICE = 0.5  # the other half is for activations
-
-
 def parallel_name(asked: str, state: TrainState) -> str:
     """How models lie over several ranks: whole on each, unless asked otherwise or too large for the device."""
     if asked != "auto":
@@ -266,119 +207,4 @@ def build_evaluator(
         seed=config.seed,
         batch_size=config.evaluation.batch_size,
         parallel=spread_out,
-    )
-
-
-def build_batches(config: Config, dataset: Dataset, start_step: int, place: Place = ALONE) -> BatchStream:
-    """The loader of this process's shares, continuing after `start_step`; its workers start here."""
-    return BatchStream(
-        dataset,
-        seed=config.seed,
-        batch_size=config.train.batch_size,
-        start_step=start_step,
-        num_workers=config.runtime.workers,
-        place=place,
-    )
-
-
-def build_save_policy(config: CheckpointConfig) -> policies.AnyOf:
-    """When to save, by the settings; an empty policy never saves."""
-    save = config.save
-    chosen: list[policies.SavePolicy] = []
-    if save.every_epochs is not None:
-        chosen.append(policies.EveryEpochs(save.every_epochs))
-    if save.every_steps is not None:
-        chosen.append(policies.EverySteps(save.every_steps))
-    if save.every_minutes is not None:
-        chosen.append(policies.EveryMinutes(save.every_minutes))
-    if save.on_improvement:
-        chosen.append(policies.OnImprovement())
-    if config.keep.milestones:
-        chosen.append(policies.AtMilestones(_milestones(config)))
-    if save.at_end:
-        chosen.append(policies.AtEnd())
-    if save.on_signal:
-        chosen.append(policies.OnSignal())
-    if save.before_secs is not None:
-        chosen.append(policies.BeforeDeadline(save.before_secs))
-    return policies.AnyOf(tuple(chosen))
-
-
-def build_keep_policy(config: CheckpointConfig) -> policies.KeepAny:
-    """What to keep, by the settings: the union of last, best, every N-th epoch, milestones and pinned."""
-    keep = config.keep
-    if not build_save_policy(config).policies:  # who saves nothing shall not delete what earlier attempts saved
-        return policies.KeepAny((policies.LatestN(sys.maxsize), policies.Pinned(), policies.Milestones(())))
-    chosen: list[policies.KeepRule] = [
-        policies.LatestN(sys.maxsize if keep.last is None else keep.last),
-        policies.Pinned(),
-    ]
-    if keep.best or keep.also_best:  # the first one says what `@best` means, even when it keeps none itself
-        chosen.append(policies.BestN(metric=keep.metric, mode=keep.mode, num=keep.best))
-    chosen += [policies.BestN(*read_best(text)) for text in keep.also_best]
-    if keep.every_epochs is not None:
-        chosen.append(policies.EveryNEpochs(keep.every_epochs))
-    chosen.append(policies.Milestones(_milestones(config)))  # even none: what was saved as one stays
-    if keep.thin is not None:
-        chosen.append(policies.ThinMilestones(THIN_PARTS[keep.thin]))
-    return policies.KeepAny(tuple(chosen))
-
-
-def _milestones(config: CheckpointConfig) -> tuple[policies.Milestone, ...]:
-    return tuple(policies.milestone_from_text(text) for text in config.keep.milestones)
-
-
-def build_manager(
-    config: CheckpointConfig,
-    directory: Path,
-    *,
-    attempt: int,
-    guard: Callable[[], None],
-    on_event: Callable[..., None],
-    on_commit: Callable[..., None],
-    writers: Writers | None = None,
-) -> CheckpointManager | None:
-    """The run's checkpoints; None when nothing is ever saved and nothing was. `writers`: those who write them."""
-    policy = build_save_policy(config)
-    if not policy.policies and not directory.exists():
-        return None
-    return CheckpointManager(
-        directory,
-        save=policy,
-        keep=build_keep_policy(config),
-        attempt=attempt,
-        background=config.storage.background,
-        max_bytes_per_sec=_bytes_per_sec(config),
-        require_finite=True,
-        writers=writers,
-        guard=guard,
-        on_event=on_event,
-        on_commit=on_commit,
-        max_lost_steps=config.restore.max_lost_steps,
-        storage=Storage(
-            codec=config.storage.codec,
-            max_chain=config.storage.max_chain,
-            threads=config.storage.threads,
-            companions=COMPANIONS,
-        ),
-    )
-
-
-def _bytes_per_sec(config: CheckpointConfig) -> float | None:
-    return None if config.storage.max_mb_per_sec is None else config.storage.max_mb_per_sec * 1e6
-
-
-def build_member(config: CheckpointConfig, directory: Path, council: Council, side: Council, *, attempt: int) -> Member:
-    """What the other ranks have in place of the manager of rank 0."""
-    from dino_exp.checkpoint.sharding.member import Member
-
-    return Member(
-        directory,
-        council,
-        side,
-        save=build_save_policy(config),
-        attempt=attempt,
-        background=config.storage.background,
-        max_bytes_per_sec=_bytes_per_sec(config),
-        require_finite=True,
     )

@@ -1,0 +1,64 @@
+"""Data sets, augmentation and loaders, from the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dino_exp.config.evaluate import RecordedConfig
+from dino_exp.config.image_sections import DataConfig, DigitsAugmentConfig
+from dino_exp.config.schema import Config
+from dino_exp.data.augment_digits import DigitsAugment
+from dino_exp.data.augment_dino import DinoAugment
+from dino_exp.data.datasets import Dataset
+from dino_exp.data.digits import load_digits_split
+from dino_exp.data.loader import BatchStream
+from dino_exp.data.synthetic import SyntheticDataset
+from dino_exp.dist.place import ALONE, Place
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images to train on and the held-out ones."""
+
+    train: Dataset
+    val: Dataset
+
+
+def build_data(data: DataConfig) -> Data:
+    """The data set that `data.name` selects."""
+    if data.name == "synthetic":
+        assert data.num_samples is not None
+        assert data.num_classes is not None
+        parts = [
+            SyntheticDataset(split=split, num_samples=data.num_samples, num_classes=data.num_classes)
+            for split in ("train", "val")
+        ]
+        return Data(*parts)
+    return Data(load_digits_split("train"), load_digits_split("val"))
+
+
+def build_augment(config: Config | RecordedConfig) -> DigitsAugment | DinoAugment:
+    """The augmentation that `augment.name` selects, cutting the crops that `data` asks for."""
+    values: dict[str, Any] = vars(config.augment) | {
+        "seed": config.seed,
+        "global_size": config.data.image_size,
+        "local_size": config.data.local_size,
+    }
+    del values["name"]
+    return DigitsAugment(**values) if isinstance(config.augment, DigitsAugmentConfig) else DinoAugment(**values)
+
+
+def build_batches(config: Config, dataset: Dataset, start_step: int, place: Place = ALONE) -> BatchStream:
+    """The loader of this process's shares, continuing after `start_step`; its workers start here."""
+    return BatchStream(
+        dataset,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        start_step=start_step,
+        num_workers=config.runtime.workers,
+        place=place,
+    )

@@ -1,0 +1,64 @@
+"""Settings of the images: the data set, and what is done to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dino_exp.config.fields import Section, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """The data set and the sizes of its crops."""
+
+    name: str = setting(choices=("digits", "synthetic"), help="digits: scikit-learn's; synthetic: made, colour")
+    image_size: int = setting(minimum=1, help="side of a global crop, pixels")
+    local_size: int = setting(minimum=1, help="side of a local crop, pixels")
+    patch_size: int = setting(minimum=1, help="side of a patch, pixels; divides both crop sizes")
+    num_samples: int | None = setting(minimum=1, help="training images to make (synthetic only)")
+    num_classes: int | None = setting(minimum=2, help="classes to make (synthetic only)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig(Section):
+    """What both augmentations have: the crops."""
+
+    name: str = setting(choices=("digits", "dino"), help="which augmentation")
+    num_local_crops: int = setting(minimum=0, help="local crops of an image, beside its two global ones")
+    global_area: tuple[float, float] = setting(
+        above=0, maximum=1, increasing=True, help="area of a global crop, share of the image"
+    )
+    local_area: tuple[float, float] = setting(
+        above=0, maximum=1, increasing=True, help="area of a local crop, share of the image"
+    )
+    ratio: tuple[float, float] = setting(above=0, increasing=True, help="width over height of a crop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsAugmentConfig(AugmentConfig):
+    """Gentle distortions for digits: never flipped."""
+
+    name: str = setting(choices=("digits",), help="which augmentation")
+    max_rotation_degrees: float = setting(minimum=0, maximum=180, help="rotation either way, degrees")
+    blur_probability: float = setting(minimum=0, maximum=1, help="share of crops that are blurred")
+    max_gain: float = setting(minimum=0, maximum=1, help="contrast change either way, share")
+    noise_std: float = setting(minimum=0, help="Gaussian noise, in units of full ink")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DinoAugmentConfig(AugmentConfig):
+    """The paper's augmentation (Caron et al. 2021, after BYOL); needs colour images."""
+
+    name: str = setting(choices=("dino",), help="which augmentation")
+    flip_probability: float = setting(minimum=0, maximum=1, help="horizontal flip")
+    jitter_probability: float = setting(minimum=0, maximum=1, help="colour jitter")
+    brightness: float = setting(minimum=0, help="jitter strength")
+    contrast: float = setting(minimum=0, help="jitter strength")
+    saturation: float = setting(minimum=0, help="jitter strength")
+    hue: float = setting(minimum=0, maximum=0.5, help="jitter strength, turns of the colour circle")
+    grey_probability: float = setting(minimum=0, maximum=1, help="conversion to grey")
+    blur_probabilities: tuple[float, float, float] = setting(
+        minimum=0, maximum=1, help="Gaussian blur of the first global, second global and local crops"
+    )
+    blur_radius: tuple[float, float] = setting(above=0, increasing=True, help="standard deviation, pixels")
+    solarise_probability: float = setting(minimum=0, maximum=1, help="solarisation of the second global crop")

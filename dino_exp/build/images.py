@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dino_exp.config.evaluate import RecordedConfig
-from dino_exp.config.image_sections import DataConfig, DigitsAugmentConfig
+from dino_exp.config.image_sections import AnyDataConfig, DigitsAugmentConfig
 from dino_exp.config.schema import Config
 from dino_exp.data.augment_digits import DigitsAugment
 from dino_exp.data.augment_dino import DinoAugment
@@ -28,7 +28,7 @@ class Data:
     val: Dataset
 
 
-def build_data(data: DataConfig) -> Data:
+def build_data(data: AnyDataConfig) -> Data:
     """The data set that `data.name` selects."""
     if data.name == "synthetic":
         assert data.num_samples is not None

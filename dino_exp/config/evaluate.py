@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dino_exp.config.fields import Section, setting
-from dino_exp.config.image_sections import DataConfig, DigitsAugmentConfig, DinoAugmentConfig
+from dino_exp.config.image_sections import AnyAugmentConfig, AnyDataConfig
 from dino_exp.config.schema import MAX_SEED, PathsConfig
 
 _ONE_OR_MORE = "one, or a list"
@@ -132,8 +132,8 @@ class RecordedConfig(Section):
     """What an evaluation needs of the settings that a checkpoint records."""
 
     seed: int = setting(minimum=0, maximum=MAX_SEED, help="of all randomness")
-    data: DataConfig
-    augment: DigitsAugmentConfig | DinoAugmentConfig
+    data: AnyDataConfig
+    augment: AnyAugmentConfig
 
 
 def listed(value: Any) -> tuple[Any, ...]:

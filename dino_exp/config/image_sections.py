@@ -9,12 +9,19 @@ from dino_exp.config.fields import Section, setting
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
-    """The data set and the sizes of its crops."""
+    """What all data sets have: the sizes of their crops."""
 
-    name: str = setting(choices=("digits", "synthetic"), help="digits: scikit-learn's; synthetic: made, colour")
+    name: str = setting(choices=("digits", "synthetic"), help="which data set")
     image_size: int = setting(minimum=1, help="side of a global crop, pixels")
     local_size: int = setting(minimum=1, help="side of a local crop, pixels")
     patch_size: int = setting(minimum=1, help="side of a patch, pixels; divides both crop sizes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyDataConfig(DataConfig):
+    """Data that is there without a download."""
+
+    name: str = setting(choices=("digits", "synthetic"), help="digits: scikit-learn's; synthetic: made, colour")
     num_samples: int | None = setting(minimum=1, help="training images to make (synthetic only)")
     num_classes: int | None = setting(minimum=2, help="classes to make (synthetic only)")
 
@@ -62,3 +69,7 @@ class DinoAugmentConfig(AugmentConfig):
     )
     blur_radius: tuple[float, float] = setting(above=0, increasing=True, help="standard deviation, pixels")
     solarise_probability: float = setting(minimum=0, maximum=1, help="solarisation of the second global crop")
+
+
+AnyDataConfig = ReadyDataConfig
+AnyAugmentConfig = DigitsAugmentConfig | DinoAugmentConfig

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dino_exp.config.checkpoint_sections import CheckpointConfig
 from dino_exp.config.fields import Section, setting
-from dino_exp.config.image_sections import DataConfig, DigitsAugmentConfig, DinoAugmentConfig
+from dino_exp.config.image_sections import AnyAugmentConfig, AnyDataConfig
 from dino_exp.config.learning_sections import (
     LABEL,
     AdamWConfig,
@@ -117,8 +117,8 @@ class Config(Section):
     )
     model: ModelConfig
     init: InitConfig
-    data: DataConfig
-    augment: DigitsAugmentConfig | DinoAugmentConfig
+    data: AnyDataConfig
+    augment: AnyAugmentConfig
     loss: LossConfig
     optimizer: AdamWConfig | SgdConfig
     scheduler: SchedulerConfig

@@ -29,17 +29,14 @@ class MultiCropModel(nn.Module):
     def forward(self, crops: Sequence[Tensor], drop_scales_L2VB: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (V, B, K) and backbone features (V, B, D) of V crops (B, C, H, W) of the same B images.
 
-        Consecutive crops of equal width pass the backbone as one batch, crop after crop; all features pass
-        the head as one batch, and that is what its batch norm sees. `drop_scales_L2VB` are the factors of
-        stochastic depth (`dino_exp.dino.drop_path`); None drops no layer.
+        Consecutive crops of equal width are one batch of the backbone, crop after crop, and all of them pass it
+        together; all features pass the head as one batch, and that is what its batch norm sees. `drop_scales_L2VB` are
+        the factors of stochastic depth (`dino_exp.dino.drop_path`); None drops no layer.
         """
-        features = []
-        for first, end in _equal_widths(crops):
-            drop = None if drop_scales_L2VB is None else drop_scales_L2VB[:, :, first:end].flatten(2)
-            rows = self.backbone(torch.cat(list(crops[first:end])), drop)
-            features.append(rows.unflatten(0, (end - first, -1)))
+        groups = [torch.cat(list(crops[first:end])) for first, end in _equal_widths(crops)]
+        features_RD = self.backbone(groups, None if drop_scales_L2VB is None else drop_scales_L2VB.flatten(2))
+        features_VBD = features_RD.unflatten(0, (len(crops), -1)).clone()
         # Neither result is a view of something: FSDP hangs its hooks on them.
-        features_VBD = torch.cat(features)
         return self.head(features_VBD), features_VBD
 
 

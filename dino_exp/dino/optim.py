@@ -93,6 +93,4 @@ def freeze_last_layer_(named_parameters: Mapping[str, nn.Parameter]) -> None:
 @torch.no_grad()
 def ema_update_(teacher: Iterable[Tensor], student: Iterable[Tensor], momentum: float) -> None:
     """Move each parameter of the teacher to `momentum` times itself plus the rest of the student's."""
-    moving = list(teacher)
-    torch._foreach_mul_(moving, momentum)
-    torch._foreach_add_(moving, list(student), alpha=1 - momentum)
+    torch._foreach_lerp_(list(teacher), list(student), 1 - momentum)

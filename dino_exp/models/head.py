@@ -6,6 +6,7 @@ Shapes: R rows (views x images), D width of the features, K prototypes.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +62,49 @@ class WeightNormLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Apply to the last axis of `rows`."""
-        lengths_K1 = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
-        return functional.linear(rows, self.weight_v * (self.weight_g / lengths_K1))
+        device, vectors = self.weight_v.device.type, self.weight_v.detach()
+        if torch.is_autocast_enabled(device):  # as autocast treats a linear layer
+            rows, vectors = rows.to(torch.get_autocast_dtype(device)), vectors.to(torch.get_autocast_dtype(device))
+        logits: Tensor = _UnitLinear.apply(  # type: ignore[no-untyped-call]
+            rows, self.weight_v, vectors, self.weight_g
+        )
+        return logits
+
+
+class _UnitLinear(torch.autograd.Function):
+    """Rows times unit vectors times lengths. `vectors_KD` are `weight_v` in the precision of the rows.
+
+    The products are scaled, not the vectors, which are many more than rows; and the gradient of the normalisation is
+    added to that of the product in one pass over them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight_v_KD: Tensor, vectors_KD: Tensor, weight_g_K1: Tensor) -> Tensor:
+        lengths_K = torch.linalg.vector_norm(weight_v_KD, dim=1)
+        products = functional.linear(rows, vectors_KD)
+        scales_K = weight_g_K1[:, 0] / lengths_K
+        ctx.save_for_backward(rows, weight_v_KD, vectors_KD, weight_g_K1, lengths_K, products)
+        logits: Tensor = products * scales_K.to(products.dtype)
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
+        rows, weight_v_KD, vectors_KD, weight_g_K1, lengths_K, products = ctx.saved_tensors
+        (gradient,) = gradients
+        scales_K = weight_g_K1[:, 0] / lengths_K
+        of_products_RK = (gradient * scales_K.to(gradient.dtype)).flatten(0, -2)
+        of_rows = of_v_KD = of_g_K1 = None
+        if ctx.needs_input_grad[0]:
+            of_rows = (of_products_RK @ vectors_KD).view_as(rows)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
+            of_scales_K = (gradient * products).flatten(0, -2).sum(dim=0, dtype=scales_K.dtype)
+            if ctx.needs_input_grad[1]:
+                of_v_KD = (of_products_RK.T @ rows.flatten(0, -2)).to(weight_v_KD.dtype)
+                inwards_K = -of_scales_K * scales_K / lengths_K.square()
+                of_v_KD.addcmul_(weight_v_KD, inwards_K[:, None])
+            if ctx.needs_input_grad[3]:
+                of_g_K1 = (of_scales_K / lengths_K)[:, None]
+        return of_rows, of_v_KD, None, of_g_K1
 
 
 def _mlp(widths: list[int], *, use_bn: bool) -> nn.Module:

@@ -1,19 +1,21 @@
 """Vision transformer (Dosovitskiy et al. 2020) as in official DINO and timm, with their parameter names.
 
-Shapes: B images, C channels, H and W pixels, N tokens (the class token and one per patch), D width, L depth,
-P pixels of a patch in all channels. A `drop_scale_L2B` holds the stochastic-depth factor of every layer,
-branch (0 attention, 1 MLP) and image: 0, or one over the probability to keep.
+Shapes: B images of one size, R of all sizes, C channels, H and W pixels, N tokens (the class token and one per
+patch), T tokens of all images, D width, L depth, P pixels of a patch in all channels. `drop_scales_L2R` hold the
+stochastic-depth factor of every layer, branch (0 attention, 1 MLP) and image: 0, or one over the probability to keep.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dino_exp.errors import ConfigError
-
-_NORM_EPS = 1e-6
+from dino_exp.models.blocks import NORM_EPS, Block, LayerNorm
+from dino_exp.models.packing import packed
 
 
 class VisionTransformer(nn.Module):
@@ -46,20 +48,29 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.base_grid**2, embed_dim))
         hidden_dim = int(embed_dim * mlp_ratio)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, hidden_dim) for _ in range(depth))
-        self.norm = LayerNorm(embed_dim, eps=_NORM_EPS)
+        self.norm = LayerNorm(embed_dim, eps=NORM_EPS)
         # Constants, so neither parameters nor buffers: no checkpoint and no state_dict carries them.
         self._resize_matrices: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
 
-    def forward(self, images_BCHW: Tensor, drop_scale_L2B: Tensor | None = None) -> Tensor:
-        """Normalised class token of each image, (B, D). Any image size of at least one patch."""
+    def forward(self, images: Tensor | Sequence[Tensor], drop_scales_L2R: Tensor | None = None) -> Tensor:
+        """Normalised class token of each image, (R, D). Images (B, C, H, W) of one size, or of several in turn.
+
+        Any size of at least one patch. All of them pass the layers together: one product for each weight.
+        """
+        groups = [images] if isinstance(images, Tensor) else images
+        tokens_TD, packing = packed([self._embed(group_BCHW) for group_BCHW in groups])
+        scales_L2T1 = None if drop_scales_L2R is None else packing.per_token(drop_scales_L2R)
+        *before, last = self.blocks
+        for layer, block in enumerate(before):
+            tokens_TD = block(tokens_TD, packing, None if scales_L2T1 is None else scales_L2T1[layer])
         # Nothing reads the other tokens of the last block, so only the class token is computed there: the
         # same numbers for two thirds of the arithmetic where there are two layers.
-        tokens_B1D = self._encode(images_BCHW, drop_scale_L2B, num_last=1)
-        return self.norm(tokens_B1D[:, 0])  # type: ignore[no-any-return]
+        class_RD = last(tokens_TD, packing, None if scales_L2T1 is None else scales_L2T1[-1], only_class=True)
+        return self.norm(class_RD)  # type: ignore[no-any-return]
 
     def forward_tokens(self, images_BCHW: Tensor) -> Tensor:
         """All tokens of the last block after the final norm, (B, N, D); index 0 is the class token."""
-        return self.norm(self._encode(images_BCHW, None, num_last=None))  # type: ignore[no-any-return]
+        return self.last_tokens(images_BCHW, 1)[0]
 
     def last_tokens(self, images_BCHW: Tensor, num_blocks: int) -> list[Tensor]:
         """All tokens after each of the last `num_blocks` blocks and the final norm, each (B, N, D), in order.
@@ -68,11 +79,11 @@ class VisionTransformer(nn.Module):
         """
         if not 1 <= num_blocks <= len(self.blocks):
             raise ValueError(f"the last {num_blocks} of {len(self.blocks)} blocks: expected 1 to {len(self.blocks)}")
-        tokens_BND, found = self._embed(images_BCHW), []
+        (tokens_TD, packing), found = packed([self._embed(images_BCHW)]), []
         for layer, block in enumerate(self.blocks):
-            tokens_BND = block(tokens_BND)
+            tokens_TD = block(tokens_TD, packing)
             if layer >= len(self.blocks) - num_blocks:
-                found.append(self.norm(tokens_BND))
+                found += packing.split(self.norm(tokens_TD))
         return found
 
     def last_attention(self, images_BCHW: Tensor, num_queries: int | None = None) -> Tensor:
@@ -81,24 +92,17 @@ class VisionTransformer(nn.Module):
         Each row sums to 1. Computed for the caller alone: other passes never hold these weights. With all queries, the
         `get_last_selfattention` of the official code.
         """
-        tokens_BND = self._embed(images_BCHW)
+        tokens_TD, packing = packed([self._embed(images_BCHW)])
         *before, last = self.blocks
         for block in before:
-            tokens_BND = block(tokens_BND)
+            tokens_TD = block(tokens_TD, packing)
         assert isinstance(last, Block)
-        return last.attn.weights(last.norm1(tokens_BND), num_queries)
+        (tokens_BND,) = packing.split(last.norm1(tokens_TD))
+        return last.attn.weights(tokens_BND, num_queries)
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the patches of an image of that size in pixels; a rest at the edge has none."""
         return height // self.patch_embed.patch_size, width // self.patch_embed.patch_size
-
-    def _encode(self, images_BCHW: Tensor, drop_scale_L2B: Tensor | None, num_last: int | None) -> Tensor:
-        tokens_BND = self._embed(images_BCHW)
-        last = len(self.blocks) - 1
-        for layer, block in enumerate(self.blocks):
-            drop_scale_2B = None if drop_scale_L2B is None else drop_scale_L2B[layer]
-            tokens_BND = block(tokens_BND, drop_scale_2B, num_last if layer == last else None)
-        return tokens_BND
 
     def _embed(self, images_BCHW: Tensor) -> Tensor:
         patches_BND = self.patch_embed(images_BCHW)
@@ -127,15 +131,6 @@ class VisionTransformer(nn.Module):
         return self._resize_matrices[key]
 
 
-class LayerNorm(nn.LayerNorm):
-    """In the precision of its input, also where FSDP hands it weights of another."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Normalise the last axis."""
-        weight, bias = self.weight.to(tokens.dtype), self.bias.to(tokens.dtype)
-        return functional.layer_norm(tokens, self.normalized_shape, weight, bias, self.eps)
-
-
 class PatchEmbed(nn.Module):
     """Patches to tokens, (B, C, H, W) to (B, patches, D), row by row; a rest at the edge is left out."""
 
@@ -157,70 +152,6 @@ class PatchEmbed(nn.Module):
         return functional.linear(patches_BNP, self.proj.weight.flatten(1), self.proj.bias)
 
 
-class Block(nn.Module):
-    """One pre-norm transformer layer: attention, then MLP, each as a residual branch."""
-
-    def __init__(self, dim: int, num_heads: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.norm1 = LayerNorm(dim, eps=_NORM_EPS)
-        self.attn = Attention(dim, num_heads)
-        self.norm2 = LayerNorm(dim, eps=_NORM_EPS)
-        self.mlp = Mlp(dim, hidden_dim)
-
-    def forward(
-        self, tokens_BND: Tensor, drop_scale_2B: Tensor | None = None, num_queries: int | None = None
-    ) -> Tensor:
-        """Output of the layer for the first `num_queries` tokens (None: for all); they attend to all."""
-        kept = tokens_BND[:, :num_queries]
-        kept = kept + _scaled(self.attn(self.norm1(tokens_BND), num_queries), drop_scale_2B, 0)
-        return kept + _scaled(self.mlp(self.norm2(kept)), drop_scale_2B, 1)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with biases on query, key and value."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, tokens_BND: Tensor, num_queries: int | None = None) -> Tensor:
-        """Attention output of the first `num_queries` tokens over all tokens, (B, num_queries, D)."""
-        query, key, value = self._split(tokens_BND)
-        # Against softmax(q k^T) v written out, forward and backward on one CPU thread: 7.8 ms, not 13.7, for
-        # 17 tokens, 4 heads, width 64, batch 384; at the width of ViT-S 10.8, not 13.3, for 17 tokens (batch
-        # 128) and 84.8, not 109, for 197 tokens (batch 32). It also never holds the matrix of scores.
-        mixed = functional.scaled_dot_product_attention(query[:, :, :num_queries], key, value)
-        return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-    def weights(self, tokens_BND: Tensor, num_queries: int | None = None) -> Tensor:
-        """What `forward` weighs the values of all tokens with, (B, heads, num_queries, N); each row sums to 1."""
-        query, key, _ = self._split(tokens_BND)
-        scores = query[:, :, :num_queries] @ key.transpose(-2, -1)
-        weights: Tensor = (scores * query.shape[-1] ** -0.5).softmax(dim=-1)
-        return weights
-
-    def _split(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, heads, N, D / heads)."""
-        split = self.qkv(tokens_BND).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
-        return query, key, value
-
-
-class Mlp(nn.Module):
-    """Two linear layers around an exact (error function) GELU."""
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
-
-    def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Apply to each token on its own."""
-        return self.fc2(functional.gelu(self.fc1(tokens_BND)))  # type: ignore[no-any-return]
-
-
 def resize_matrix(base: int, rows: int, cols: int) -> Tensor:
     """Matrix (rows * cols, base * base), float64, that resizes a square table of positions to a grid.
 
@@ -238,9 +169,3 @@ def resize_grid(grid_NCgg: Tensor, rows: int, cols: int) -> Tensor:
     base = grid_NCgg.shape[-1]
     scale = ((rows + 0.1) / base, (cols + 0.1) / base)
     return functional.interpolate(grid_NCgg, scale_factor=scale, mode="bicubic")
-
-
-def _scaled(branch_BND: Tensor, drop_scale_2B: Tensor | None, branch: int) -> Tensor:
-    if drop_scale_2B is None:
-        return branch_BND
-    return branch_BND * drop_scale_2B[branch].to(branch_BND.dtype)[:, None, None]

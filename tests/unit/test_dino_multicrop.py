@@ -33,15 +33,15 @@ class Recorder(nn.Module):
         self.batches, self.drops = [], []
 
     def forward(self, images, drop):
-        self.batches.append(tuple(images.shape))
+        self.batches.append([tuple(group.shape) for group in images])
         self.drops.append(drop)
-        return images.mean((1, 2, 3))[:, None]
+        return torch.cat([group.mean((1, 2, 3)) for group in images])[:, None]
 
 
-def test_one_backbone_pass_per_resolution_and_rows_in_the_order_of_the_crops():
+def test_one_backbone_pass_with_a_batch_per_resolution_and_rows_in_the_order_of_the_crops():
     backbone, given = Recorder(), crops()
     logits, features = MultiCropModel(backbone, nn.Identity())(given)
-    assert backbone.batches == [(6, 1, 16, 16), (9, 1, 8, 8)]
+    assert backbone.batches == [[(6, 1, 16, 16), (9, 1, 8, 8)]]
     assert logits.shape == features.shape == (5, 3, 1)
     for view, crop in enumerate(given):
         assert torch.equal(features[view, :, 0], crop.mean((1, 2, 3)))
@@ -51,7 +51,7 @@ def test_equal_widths_that_do_not_follow_each_other_stay_apart():
     backbone = Recorder()
     first, _, local, *_ = crops()
     MultiCropModel(backbone, nn.Identity())([first, local, first])
-    assert [shape[-1] for shape in backbone.batches] == [16, 8, 16]
+    assert [shape[-1] for shape in backbone.batches[0]] == [16, 8, 16]
 
 
 def test_all_crops_together_equal_each_crop_alone():

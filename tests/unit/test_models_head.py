@@ -97,3 +97,32 @@ def test_deepcopy_works():
     other = copy.deepcopy(head)
     rows = torch.eye(6)
     assert torch.equal(head(rows), other(rows))
+
+
+@pytest.mark.parametrize("train_norms", [True, False])
+def test_the_gradient_of_the_prototypes_is_that_of_the_formula(train_norms: bool) -> None:
+    layer = WeightNormLinear(5, 7, train_norms=train_norms).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        layer.weight_v.copy_(torch.randn(7, 5, generator=generator))
+        layer.weight_g.copy_(torch.rand(7, 1, generator=generator) + 0.5)
+    rows = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    wanted = [rows, layer.weight_v] + ([layer.weight_g] if train_norms else [])
+    plain = rows @ (layer.weight_g * layer.weight_v / layer.weight_v.norm(dim=1, keepdim=True)).T
+    weights = torch.randn(2, 3, 7, generator=generator, dtype=torch.float64)
+    ours = torch.autograd.grad((layer(rows) * weights).sum(), wanted)
+    theirs = torch.autograd.grad((plain * weights).sum(), wanted)
+    torch.testing.assert_close(layer(rows), plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
+def test_under_autocast_logits_are_half_and_gradients_whole() -> None:
+    layer = WeightNormLinear(16, 32, train_norms=True)
+    torch.nn.init.normal_(layer.weight_v)
+    rows = torch.randn(8, 16, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = layer(rows)
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.float(), layer(rows), rtol=0.03, atol=0.03)
+    logits.sum().backward()
+    assert {parameter.grad.dtype for parameter in layer.parameters()} == {torch.float32}

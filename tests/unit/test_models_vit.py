@@ -5,8 +5,10 @@ import torch
 from torch.nn import functional
 
 from dino_exp.errors import ConfigError
+from dino_exp.models.blocks import Attention
 from dino_exp.models.init import materialise
-from dino_exp.models.vit import Attention, PatchEmbed, VisionTransformer, resize_matrix
+from dino_exp.models.packing import Packing
+from dino_exp.models.vit import PatchEmbed, VisionTransformer, resize_matrix
 
 
 def shape_only(**settings):
@@ -121,8 +123,9 @@ def test_attention_equals_the_written_out_form():
     query, key, value = attention.qkv(tokens).reshape(2, 7, 3, 4, 4).permute(2, 0, 3, 1, 4)
     scores = (query @ key.transpose(-2, -1)) * 4**-0.5
     expected = attention.proj((scores.softmax(-1) @ value).transpose(1, 2).reshape(2, 7, 16))
-    torch.testing.assert_close(attention(tokens), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(attention(tokens, 1), expected[:, :1], rtol=1e-12, atol=1e-12)
+    rows, packing = tokens.flatten(0, 1), Packing(((2, 7),))
+    torch.testing.assert_close(attention(rows, packing), expected.flatten(0, 1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(attention(rows, packing, only_class=True), expected[:, 0], rtol=1e-12, atol=1e-12)
 
 
 def test_class_token_alone_equals_the_class_token_among_all():

@@ -66,6 +66,7 @@ def train_along(
     state = build.build_state(config, data.train.channels, device)
     if ranks.from_first(False):
         take_weights(config, state)
+    build.prepare_layers(config.runtime, state)
     parallel = build.spread(config, state, ranks)
     saves = ranks.from_first(False)
     folder = RunPaths(Path(directory)).checkpoints
@@ -85,7 +86,7 @@ def train_along(
             batches=batches,
             augment=augment,
             schedules=schedules,
-            rule=build.build_rule(config),
+            rule=build.build_rule(config, read_every=build.read_every(state)),
             plan=plan,
             evaluator=evaluator,
             rows=RowCount(beginning.num_rows),

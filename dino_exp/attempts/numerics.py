@@ -19,6 +19,7 @@ from dino_exp.dist.place import ALONE, Place
 from dino_exp.errors import ConfigError
 
 MAX_THREADS = 16  # chosen unasked: more do not help models of the sizes that fit a CPU
+SWITCHES = ("compile", "tf32", "gradient_checkpointing")  # recorded where they are on
 MAX_RECORDED_THREADS = 1024  # as many as the setting allows
 
 
@@ -71,7 +72,9 @@ def apply_numerics(
     if runtime.deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.backends.cudnn.benchmark = False
-    return device, {
+    switched_on = {name: True for name in SWITCHES if getattr(runtime, name, False)}
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if "tf32" in switched_on else "ieee"
+    return device, switched_on | {
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": threads,
@@ -85,9 +88,9 @@ def apply_numerics(
 
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Why bits may differ from here on, one sentence a value; empty when nothing changed."""
-    found = [
-        f"{name} was {recorded.get(name)}, is {value}" for name, value in now.items() if recorded.get(name) != value
-    ]
+    switches = dict.fromkeys(SWITCHES, False)
+    was, now = switches | dict(recorded), switches | dict(now)
+    found = [f"{name} was {was.get(name)}, is {value}" for name, value in now.items() if was.get(name) != value]
     return [
         f"{text} (every step still sees the same images)" if text.startswith("world_size") else text for text in found
     ]

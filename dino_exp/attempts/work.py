@@ -42,7 +42,7 @@ from dino_exp.training.loop import FORK, WEIGHTS, Outcome, Training, run_trainin
 from dino_exp.training.plan import TrainingPlan
 from dino_exp.training.saving import CollapseError
 from dino_exp.training.state import Best, TrainState
-from dino_exp.training.step import NonFiniteError
+from dino_exp.training.verdict import NonFiniteError
 
 log = logging.getLogger("dino_exp")
 
@@ -75,6 +75,7 @@ class Work:
         # Before run.json: what does not fit leaves settings and a log, and no run.
         self.weights = self.take_weights(state)
         ranks.from_first(self.weights is not None)
+        build.prepare_layers(self.config.runtime, state)
         self.parallel = build.spread(self.config, state, ranks)
         self.attempt.begin(
             self.code,
@@ -268,7 +269,7 @@ class Work:
             batches=batches,
             augment=augment,
             schedules=schedules,
-            rule=build.build_rule(self.config),
+            rule=build.build_rule(self.config, read_every=build.read_every(state)),
             plan=plan,
             evaluator=evaluator,
             rows=rows,

@@ -15,6 +15,8 @@ from dino_exp.build.learning import (
     build_student,
     parallel_name,
     peak_lr,
+    prepare_layers,
+    read_every,
     spread,
 )
 
@@ -35,5 +37,7 @@ __all__ = [
     "build_student",
     "parallel_name",
     "peak_lr",
+    "prepare_layers",
+    "read_every",
     "spread",
 ]

@@ -10,12 +10,13 @@ import torch
 
 from dino_exp.build.images import Data
 from dino_exp.config.learning_sections import AdamWConfig, OptimizerConfig, SgdConfig
-from dino_exp.config.schema import Config
+from dino_exp.config.schema import Config, RuntimeConfig
 from dino_exp.data.augment_digits import DigitsAugment
 from dino_exp.data.augment_dino import DinoAugment
 from dino_exp.data.order import steps_per_epoch
 from dino_exp.dino.multicrop import MultiCropModel
 from dino_exp.dino.optim import build_optimizer
+from dino_exp.dino.scaling import LossScaler
 from dino_exp.dino.schedules import ScheduleName, Schedules
 from dino_exp.dist.ranks import Ranks
 from dino_exp.errors import ConfigError
@@ -123,13 +124,44 @@ def build_student(config: Config, channels: int) -> MultiCropModel:
     return materialise(make, seed=config.seed, scheme=cast(Scheme, config.init.scheme))
 
 
+def prepare_layers(runtime: RuntimeConfig, state: TrainState) -> None:
+    """Compile the layers, and let the student compute activations twice, where the settings ask for it.
+
+    Raises ConfigError where there is nothing to compile with.
+    """
+    student, teacher = state.student.backbone, state.teacher.backbone
+    assert isinstance(student, VisionTransformer)
+    assert isinstance(teacher, VisionTransformer)
+    student.gradient_checkpointing = runtime.gradient_checkpointing
+    if not runtime.compile:
+        return
+    if state.center_1K.device.type == "cpu":
+        _require_compiler()
+    for block in (*student.blocks, *teacher.blocks):
+        block.compile()
+
+
+def _require_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as missing:
+        raise ConfigError(
+            "runtime.compile=true on a CPU needs a C++ compiler, and none is found (g++, clang++, CXX): install one, "
+            "or use runtime.compile=false"
+        ) from missing
+
+
 def build_state(config: Config, channels: int, device: torch.device) -> TrainState:
     """The state before the first step: the teacher is a copy of the student, the centre is zero."""
     student = build_student(config, channels).to(device)
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
     center = torch.zeros(1, config.loss.out_dim, device=device)
-    return TrainState(student, teacher, _build_optimizer(config.optimizer, student), center)
+    scaler = LossScaler(device) if config.train.precision == "fp16" else None
+    return TrainState(student, teacher, _build_optimizer(config.optimizer, student), center, scaler=scaler)
 
 
 def spread(config: Config, state: TrainState, ranks: Ranks) -> Parallel:
@@ -174,7 +206,15 @@ def _build_optimizer(config: OptimizerConfig, student: MultiCropModel) -> torch.
     return build_optimizer("adamw", student, betas=config.betas, eps=config.eps)
 
 
-def build_rule(config: Config) -> StepRule:
+READ_EVERY = 20  # steps that a device may be ahead of the host
+
+
+def read_every(state: TrainState) -> int:
+    """How many steps the host may leave unread: some, where a device is ahead of it and its optimizer can skip one."""
+    return READ_EVERY if state.center_1K.is_cuda and state.optimizer.defaults.get("fused") else 1
+
+
+def build_rule(config: Config, *, read_every: int = 1) -> StepRule:
     """The constants of a step."""
     return StepRule(
         seed=config.seed,
@@ -186,6 +226,7 @@ def build_rule(config: Config) -> StepRule:
         depth=config.model.depth,
         clip_grad=config.optimizer.clip_grad,
         precision=config.train.precision,
+        read_every=read_every,
     )
 
 

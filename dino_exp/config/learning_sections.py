@@ -114,7 +114,9 @@ class TrainConfig(Section):
     accumulate: int = setting(
         minimum=1, legacy=1, help="parts in which each process takes its share of a batch, for small memories"
     )
-    precision: str = setting(choices=("fp32", "bf16"), help="numbers of the forward and backward pass")
+    precision: str = setting(
+        choices=("fp32", "bf16", "fp16"), help="numbers of forward and backward pass; fp16 scales the loss"
+    )
     on_collapse: str = setting(role="runtime", choices=("stop", "warn"), help="when the model collapses")
 
 

@@ -37,6 +37,13 @@ class RuntimeConfig(Section):
         minimum=1, maximum=1024, role="numerics", help="torch threads; null: fixed at the first attempt and kept"
     )
     deterministic: bool = setting(role="numerics", help="only deterministic kernels")
+    compile: bool = setting(role="numerics", legacy=False, help="compile the models' layers; pays on a GPU")
+    tf32: bool = setting(role="numerics", legacy=False, help="TensorFloat-32 for products of float32 (CUDA)")
+    gradient_checkpointing: bool = setting(
+        role="numerics",
+        legacy=False,
+        help="keep only what enters a layer of the student, and compute the rest twice",
+    )
     workers: int = setting(minimum=0, role="runtime", help="processes that load data; 0: none")
     lock_wait_secs: float = setting(minimum=0, role="runtime", help="wait for a run in other hands")
     parallel: str = setting(

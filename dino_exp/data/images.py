@@ -52,9 +52,16 @@ class Images:
         return len(self.pixels_BCHW)
 
     def to(self, device: torch.device) -> Images:
-        """The same on a device; the host does not wait for pixels that lie in pinned memory."""
-        return replace(self, pixels_BCHW=self.pixels_BCHW.to(device, non_blocking=self.pixels_BCHW.is_pinned()))
+        """The same on a device."""
+        return replace(self, pixels_BCHW=to_device(self.pixels_BCHW, device))
 
     def at(self, places: slice) -> Images:
         """Some of the images."""
         return Images(self.pixels_BCHW[places], self.sizes_B2[places])
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, for which the host does not wait: through memory that the device can read."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -28,10 +28,12 @@ def dino_loss(
     student_temp: float,
     teacher_temp: float,
     num_images: int | None = None,
+    gradient_scale: Tensor | None = None,
 ) -> DINOLossTerms:
     """Mean cross-entropy, in nats, over the pairs of a teacher's view and any other view of the student.
 
     `num_images`: of the whole batch, where these B are a part of it; the losses of its parts add up to its loss.
+    `gradient_scale` multiplies the gradient, not the loss, before it is rounded to the precision of the logits.
 
     The first T views of the student are the teacher's own, in the same order. Half-precision logits are
     taken to float32 first. No gradient reaches the teacher. The centre is read only: see `updated_center`.
@@ -42,7 +44,7 @@ def dino_loss(
         probs_TBK = torch.softmax((_precise(teacher_TBK) - center_1K) / teacher_temp, dim=-1)
     num_pairs = num_targets * (num_views - 1)
     share = 1 / (num_pairs * (num_here if num_images is None else num_images))
-    loss: Tensor = _CrossEntropies.apply(student_VBK, probs_TBK, 1 / student_temp, share)  # type: ignore[no-untyped-call]
+    loss: Tensor = _CrossEntropies.apply(student_VBK, probs_TBK, 1 / student_temp, share, gradient_scale)  # type: ignore[no-untyped-call]
     return DINOLossTerms(loss=loss, teacher_probs_TBK=probs_TBK)
 
 
@@ -55,7 +57,9 @@ class _CrossEntropies(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, student_VBK: Tensor, probs_TBK: Tensor, sharpness: float, share: float) -> Tensor:
+    def forward(
+        ctx: Any, student_VBK: Tensor, probs_TBK: Tensor, sharpness: float, share: float, scale: Tensor | None
+    ) -> Tensor:
         num_targets, all_targets_BK = len(probs_TBK), probs_TBK.sum(dim=0)
         gradient_VBK = torch.empty_like(student_VBK) if ctx.needs_input_grad[0] else None
         losses = []
@@ -69,15 +73,16 @@ class _CrossEntropies(torch.autograd.Function):
             if gradient_VBK is not None:
                 softmax_BK = scaled_BK.sub_(normaliser_B[:, None]).exp_()
                 gradient_BK = torch.sub(softmax_BK.mul_(num_met), target_BK, out=softmax_BK)
-                torch.mul(gradient_BK, sharpness * share, out=gradient_VBK[view])
+                gradient_BK.mul_(sharpness * share)
+                gradient_VBK[view] = gradient_BK if scale is None else gradient_BK.mul_(scale)
         ctx.gradient_VBK = gradient_VBK
         return torch.stack(losses).sum() * share
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = gradients
         given, ctx.gradient_VBK = ctx.gradient_VBK, None  # it is changed in place, so it serves once
-        return given.mul_(gradient), None, None, None
+        return given.mul_(gradient), None, None, None, None
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ OptimizerName = Literal["adamw", "sgd"]
 
 _LAST_LAYER = "last_layer"
 _CLIP_EPS = 1e-6
+_AT_ONCE = 32  # parameters
 
 
 def parameter_groups(model: nn.Module) -> list[list[nn.Parameter]]:
@@ -67,18 +68,23 @@ def set_hyper(optimizer: Optimizer, *, lr: float, weight_decay: float) -> None:
 
 @torch.no_grad()
 def clip_per_parameter_(
-    gradients: list[Tensor], max_norm: float | None, whole_norms: Callable[[Tensor], Tensor] | None = None
+    gradients: list[Tensor],
+    max_norm: float | None,
+    whole_norms: Callable[[Tensor], Tensor] | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Scale each gradient on its own to an L2 norm of at most `max_norm`; None or 0 leaves them as they are.
 
     Returns their norms before clipping (P,), on the device. Where they are parts of gradients, `whole_norms` makes the
-    norms of whole ones from those of the parts.
+    norms of whole ones from those of the parts. `scale`: what they are multiplied by, which is taken back first.
     """
     norms_P = torch.stack(torch._foreach_norm(gradients))
     norms_P = norms_P if whole_norms is None else whole_norms(norms_P)
-    if max_norm:
-        # A factor of exactly 1 changes no bit, so nobody waits for the device to learn which ones are long.
-        factors_P = (max_norm / (norms_P + _CLIP_EPS)).clamp(max=1.0)
+    norms_P = norms_P if scale is None else norms_P / scale
+    # A factor of exactly 1 changes no bit, so nobody waits for the device to learn which ones are long.
+    factors_P = (max_norm / (norms_P + _CLIP_EPS)).clamp(max=1.0) if max_norm else torch.ones_like(norms_P)
+    if max_norm or scale is not None:
+        factors_P = factors_P if scale is None else factors_P / scale
         torch._foreach_mul_(gradients, list(factors_P.unbind()))
     return norms_P
 
@@ -90,7 +96,38 @@ def freeze_last_layer_(named_parameters: Mapping[str, nn.Parameter]) -> None:
             parameter.grad = None
 
 
+def optimizer_step(optimizer: Optimizer, applies: Tensor | None) -> None:
+    """A step of the optimizer, unless `applies` is a false tensor.
+
+    The fused kernels look at it on the device; for the others the host waits for it.
+    """
+    if applies is None:
+        optimizer.step()
+    elif optimizer.defaults.get("fused"):
+        optimizer.found_inf = (~applies).float()  # type: ignore[attr-defined]  # as torch's GradScaler tells them
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.found_inf  # type: ignore[attr-defined]
+    elif bool(applies):
+        optimizer.step()
+
+
 @torch.no_grad()
-def ema_update_(teacher: Iterable[Tensor], student: Iterable[Tensor], momentum: float) -> None:
-    """Move each parameter of the teacher to `momentum` times itself plus the rest of the student's."""
-    torch._foreach_lerp_(list(teacher), list(student), 1 - momentum)
+def ema_update_(
+    teacher: Iterable[Tensor], student: Iterable[Tensor], momentum: float, applies: Tensor | None = None
+) -> None:
+    """Move each parameter of the teacher to `momentum` times itself plus the rest of the student's.
+
+    Unless `applies` is a false tensor, for which the host does not wait.
+    """
+    moving, towards = list(teacher), list(student)
+    if applies is None:
+        torch._foreach_lerp_(moving, towards, 1 - momentum)
+        return
+    weight = applies.double() * (1 - momentum)
+    for start in range(0, len(moving), _AT_ONCE):  # the differences take memory
+        some, ways = moving[start : start + _AT_ONCE], towards[start : start + _AT_ONCE]
+        moves = torch._foreach_sub(ways, some)
+        torch._foreach_mul_(moves, weight.to(moves[0].dtype))
+        torch._foreach_add_(some, moves)

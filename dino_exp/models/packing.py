@@ -30,8 +30,12 @@ class Packing:
 
     def per_token(self, values: Tensor) -> Tensor:
         """Values of all images (..., images), repeated for each of their tokens: (..., T, 1)."""
-        counts = torch.tensor([tokens for images, tokens in self.groups for _ in range(images)], device=values.device)
-        return values.repeat_interleave(counts, dim=-1, output_size=self.num_tokens)[..., None]
+        parts = torch.split(values, [images for images, _ in self.groups], dim=-1)
+        repeated = [
+            part[..., None].expand(*part.shape, tokens).flatten(-2)
+            for part, (_, tokens) in zip(parts, self.groups, strict=True)
+        ]
+        return torch.cat(repeated, dim=-1)[..., None]
 
 
 def packed(groups_BND: Sequence[Tensor]) -> tuple[Tensor, Packing]:

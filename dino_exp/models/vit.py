@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from dino_exp.errors import ConfigError
 from dino_exp.models.blocks import NORM_EPS, Block, LayerNorm
@@ -49,6 +50,7 @@ class VisionTransformer(nn.Module):
         hidden_dim = int(embed_dim * mlp_ratio)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, hidden_dim) for _ in range(depth))
         self.norm = LayerNorm(embed_dim, eps=NORM_EPS)
+        self.gradient_checkpointing = False  # whether a layer's activations are computed again in the backward pass
         # Constants, so neither parameters nor buffers: no checkpoint and no state_dict carries them.
         self._resize_matrices: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
 
@@ -61,8 +63,15 @@ class VisionTransformer(nn.Module):
         tokens_TD, packing = packed([self._embed(group_BCHW) for group_BCHW in groups])
         scales_L2T1 = None if drop_scales_L2R is None else packing.per_token(drop_scales_L2R)
         *before, last = self.blocks
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(before):
-            tokens_TD = block(tokens_TD, packing, None if scales_L2T1 is None else scales_L2T1[layer])
+            scales_2T1 = None if scales_L2T1 is None else scales_L2T1[layer]
+            if again:  # nothing in a layer draws random numbers
+                tokens_TD = checkpoint(
+                    block, tokens_TD, packing, scales_2T1, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                tokens_TD = block(tokens_TD, packing, scales_2T1)
         # Nothing reads the other tokens of the last block, so only the class token is computed there: the
         # same numbers for two thirds of the arithmetic where there are two layers.
         class_RD = last(tokens_TD, packing, None if scales_L2T1 is None else scales_L2T1[-1], only_class=True)

@@ -25,6 +25,7 @@ from dino_exp.training.plan import TrainingPlan
 from dino_exp.training.saving import CollapseError, Keeper, emergency_save, end_saving, handle_save, hear_of_save, save
 from dino_exp.training.state import Best, TrainState
 from dino_exp.training.step import Augment, StepMetrics, StepRule, train_step
+from dino_exp.training.verdict import settle
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ def make_row(t: Training, metrics: StepMetrics) -> dict[str, Any]:
         "grad_norm": metrics.grad_norm,
         "grad_norm_head": metrics.grad_norm_head,
         "update_ratio": metrics.update_ratio,
-    }
+    } | ({} if state.scaler is None else {"loss_scale": float(state.scaler.scale)})
 
 
 def settle_row(t: Training) -> bool:
@@ -294,6 +295,7 @@ def stop_if_collapsed(t: Training) -> None:
 
 def end(t: Training) -> Outcome:
     """Save a last time where an attempt was stopped before its first step, and say how it ended."""
+    settle(t.state)
     signum = t.signals.stop_signal
     if signum is not None and t.manager is not None and t.manager.latest_step() != t.state.step:
         handle_save(t)

@@ -5,6 +5,7 @@ A save is begun between two steps and written beside the next ones; how it went 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import signal
@@ -18,6 +19,7 @@ from dino_exp.checkpoint.writing import SaveRequest
 from dino_exp.dino.health import Health
 from dino_exp.errors import DinoExpError, SaveFailedError, TrainingError
 from dino_exp.runs.signals import SAVE_SIGNAL
+from dino_exp.training.verdict import NonFiniteError, settle
 
 if TYPE_CHECKING:
     from dino_exp.training.loop import Training
@@ -116,6 +118,7 @@ def last_begun_step(t: Training, manager: Keeper) -> int | None:
 def save(t: Training, reasons: tuple[str, ...], *, supersede: bool = False) -> None:
     """Begin to save the present state, after an earlier save has ended; the rows up to it reach the disk first."""
     assert t.manager is not None
+    settle(t.state)
     hear_of_save(t)
     began, t.tried_step = time.perf_counter(), t.state.step
     position = t.rows.position
@@ -174,6 +177,8 @@ def emergency_save(t: Training, error: Exception) -> Exception:
 
     Returns the error to end with: that of the rank that failed.
     """
+    with contextlib.suppress(NonFiniteError):  # the state goes back to the last step that counts, and may be kept
+        settle(t.state)
     step = t.state.step
     parting = t.parallel.ranks.part(error, step if may_be_kept(t, error) else None)
     error = parting.error

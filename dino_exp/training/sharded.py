@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from dino_exp.dino.multicrop import MultiCropModel
+from dino_exp.dino.scaling import HALF
 from dino_exp.dist.ranks import Ranks
 from dino_exp.models.batch_norm import RankedBatchNorm
 from dino_exp.models.head import WeightNormLinear
@@ -50,8 +51,8 @@ class Sharded:
 def _shard(model: MultiCropModel, mesh: DeviceMesh, precision: str) -> None:
     """Per block, the head by itself, and the rest; the parts of one unit travel together."""
     half = MixedPrecisionPolicy()
-    if precision == "bf16":  # half the traffic; autocast would make the same of these weights
-        half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    if precision in HALF:  # half the traffic; autocast would make the same of these weights
+        half = MixedPrecisionPolicy(param_dtype=HALF[precision], reduce_dtype=torch.float32, cast_forward_inputs=False)
     head: Any = model.head
     backbone: Any = model.backbone
     # What needs every digit: batch norm, the norms of the prototypes, the position table.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dino_exp.checkpoint.torch_state import load_moments, optimizer_moments
 from dino_exp.dino.multicrop import MultiCropModel
+from dino_exp.dino.scaling import LossScaler
 from dino_exp.errors import CheckpointError, CorruptCheckpointError
 
 JSON_FIELDS = ("step", "loss_sum", "loss_count", "best", "pending_row", "collapse_rows", "healthy")
@@ -36,7 +37,8 @@ class TrainState:
 
     `center_1K` is the running mean of the teacher's logits. `loss_sum` and `loss_count` gather the losses since the
     last metrics row. `pending_row` is a row whose evaluation is still due, because a signal came first.
-    `torn` is true only while an update is being applied: a state that is torn must not be saved.
+    `scaler` is there for float16 only. `torn` is true only while an update is being applied: a state that is torn must
+    not be saved. `unread`: steps whose verdict still lies on the device (see `training.verdict`).
     """
 
     student: MultiCropModel
@@ -50,7 +52,9 @@ class TrainState:
     pending_row: dict[str, Any] | None = None
     collapse_rows: int = 0
     healthy: bool = True
+    scaler: LossScaler | None = None
     torn: bool = field(default=False, init=False)
+    unread: list[tuple[int, Tensor]] = field(default_factory=list, init=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The flat state: names to tensors (live, not copied) and to JSON values."""
@@ -62,6 +66,7 @@ class TrainState:
             for name, value in optimizer_moments(self.optimizer, dict(self.student.named_parameters())).items()
         }
         flat["loss.center"] = self.center_1K
+        flat |= {} if self.scaler is None else {f"loss.{name}": value for name, value in self.scaler.state().items()}
         for name in JSON_FIELDS:
             flat[name] = getattr(self, name)
         flat["best"] = None if self.best is None else vars(self.best).copy()
@@ -124,7 +129,8 @@ class TrainState:
         models = {"student": self.student, "teacher": self.teacher}
         names = {f"{part}.{name}" for part, model in models.items() for name, _ in model.named_parameters()}
         moments = optimizer_moments(self.optimizer, dict(self.student.named_parameters()))
-        return names | {f"optimizer.{name}" for name in moments} | {"loss.center"}
+        scaling = () if self.scaler is None else (f"loss.{name}" for name in self.scaler.state())
+        return names | {f"optimizer.{name}" for name in moments} | {"loss.center", *scaling}
 
     def note_loss(self, loss: float) -> None:
         """Add one step's loss to the mean of the next metrics row."""

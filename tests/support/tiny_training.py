@@ -346,11 +346,11 @@ def telling_batches(stream: BatchStream, here: Callable[[str], None]) -> Iterato
 def places_in_the_step(state: TrainState, manager: CheckpointManager, here: Callable[[str], None]) -> Iterator[None]:
     """Between the parts of forward and backward, around the update, and in the middle of the moving average."""
 
-    def half_and_half(teacher: list[Any], student: list[Any], momentum: float) -> None:
+    def half_and_half(teacher: list[Any], student: list[Any], momentum: float, applies: Any) -> None:
         half = len(teacher) // 2
-        ema_update_(teacher[:half], student[:half], momentum)
+        ema_update_(teacher[:half], student[:half], momentum, applies)
         here("the moving average")
-        ema_update_(teacher[half:], student[half:], momentum)
+        ema_update_(teacher[half:], student[half:], momentum, applies)
 
     state.student.head.register_forward_pre_hook(lambda *_: here("forward"))
     state.student.backbone.cls_token.register_hook(lambda _: here("backward"))

@@ -47,7 +47,7 @@ def test_the_default_is_the_digits_recipe():
         ("augment__ratio", [2, 1], "augment.ratio: expected [low, high] in rising order, got [2.0, 1.0]"),
         ("loss__use_bn", 1, "loss.use_bn: expected true or false, got 1"),
         ("loss__use_bn", "yes", "loss.use_bn: expected true or false, got 'yes'"),
-        ("train__precision", "fp8", "train.precision: expected one of fp32, bf16, got 'fp8'"),
+        ("train__precision", "fp8", "train.precision: expected one of fp32, bf16, fp16, got 'fp8'"),
         ("run__variant", "a/b", "run.variant: expected text of the form"),
         ("run__tags", "one", "run.tags: expected a list of texts, got 'one'"),
         ("checkpoint__keep__milestones", ["101%"], "checkpoint.keep.milestones: expected text of the form"),

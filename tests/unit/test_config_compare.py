@@ -80,6 +80,9 @@ def test_roles_of_the_whole_schema():
         "runtime.device",
         "runtime.threads",
         "runtime.deterministic",
+        "runtime.compile",
+        "runtime.tf32",
+        "runtime.gradient_checkpointing",
         "runtime.parallel",
     }
     assert all(role == "runtime" for key, role in roles.items() if key.startswith(("checkpoint.", "run.", "paths.")))

@@ -12,10 +12,12 @@ from torch import nn
 from dino_exp.data.images import Images
 from dino_exp.data.loader import Batch
 from dino_exp.dino.optim import build_optimizer
+from dino_exp.dino.scaling import LossScaler
 from dino_exp.dino.schedules import Schedules
 from dino_exp.errors import CheckpointError
 from dino_exp.training.state import TrainState
-from dino_exp.training.step import NonFiniteError, StepRule, train_step
+from dino_exp.training.step import StepRule, train_step
+from dino_exp.training.verdict import NonFiniteError, settle
 
 SCHEDULES = Schedules(
     name="cosine",
@@ -65,14 +67,15 @@ def batch_of(step: int) -> Batch:
     )
 
 
-def step_once(state: TrainState, step: int, **kwargs):
+def step_once(state: TrainState, step: int, *, rule=RULE, scale_crops=1.0, **kwargs):
     def crops(images_BCHW, sample_ids_B, epoch):
         index = step - 1
         made = [images(BATCH, 32, 0.1 + index), images(BATCH, 32, 0.7 + index)]
-        return made + [images(BATCH, 16, 0.3 * local + index) for local in range(3)]
+        made += [images(BATCH, 16, 0.3 * local + index) for local in range(3)]
+        return [scale_crops * crop for crop in made]
 
     return train_step(
-        state, batch_of(step), augment=kwargs.pop("augment", crops), schedules=SCHEDULES, rule=RULE, **kwargs
+        state, batch_of(step), augment=kwargs.pop("augment", crops), schedules=SCHEDULES, rule=rule, **kwargs
     )
 
 
@@ -221,6 +224,116 @@ def test_a_non_finite_gradient_leaves_the_last_completed_step():
         step_once(state, 2)
     handle.remove()
     assert_same_state(state, before)
+
+
+def ahead(num_steps: int, rule: StepRule = RULE) -> StepRule:
+    return dataclasses.replace(rule, read_every=num_steps)
+
+
+def test_a_host_that_asks_late_trains_the_same() -> None:
+    state, straight = formula_state(), formula_state()
+    for step in range(1, 10):
+        measured = step_once(state, step, rule=ahead(4), want_health=step == 9)
+        assert (measured.loss is None) == (step not in (4, 8, 9))
+    losses = losses_of(straight)
+    assert state.loss_sum == pytest.approx(sum(losses), rel=1e-12)
+    assert (state.loss_count, state.unread) == (9, [])
+    ours, theirs = state.state_dict(), straight.state_dict()
+    for name, value in ours.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(value, theirs[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("what", ["the loss", "the gradient"])
+def test_a_host_that_asks_late_finds_the_last_good_step(what: str) -> None:
+    """Whatever was computed after the step that does not count has changed nothing."""
+    state, straight = failing_state(), failing_state()
+    for step in range(1, 4):
+        step_once(straight, step, rule=ahead(9))
+    settle(straight)
+    for step in range(1, 9):
+        bad = step == 4
+        handle = state.student.backbone.cls_token.register_hook(
+            lambda gradient, bad=bad: gradient * (math.inf if bad and what == "the gradient" else 1.0)
+        )
+        step_once(state, step, rule=ahead(99), scale_crops=math.nan if bad and what == "the loss" else 1.0)
+        handle.remove()
+    assert state.step == 8
+    with pytest.raises(NonFiniteError, match=f"step 4: {what}"):
+        settle(state)
+    assert_same_state(state, straight)
+    assert state.step == 3
+    assert not state.torn
+
+
+def test_an_exception_before_the_update_leaves_no_loss_behind() -> None:
+    state = formula_state()
+    step_once(state, 1)
+    before = copy.deepcopy(state)
+
+    def failing() -> None:
+        raise OSError("the last save failed")
+
+    for rule in (RULE, ahead(9)):
+        with pytest.raises(OSError, match="the last save failed"):
+            step_once(state, 2, rule=rule, before_update=failing)
+        settle(state)
+        assert_same_state(state, before)
+
+
+def scaled_state() -> TrainState:
+    state = formula_state()
+    state.scaler = LossScaler(torch.device("cpu"))
+    return state
+
+
+def test_the_scale_of_the_loss_changes_no_number_and_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dino_exp.dino.scaling.GROWTH_STEPS", 4)
+    state, straight = scaled_state(), formula_state()
+    assert losses_of(state) == pytest.approx(losses_of(straight), rel=1e-9)
+    assert state.scaler is not None
+    assert (float(state.scaler.scale), float(state.scaler.good_steps)) == (4 * 65536.0, 1.0)
+
+
+@pytest.mark.parametrize("read_every", [1, 9])
+def test_an_overflow_costs_the_update_of_the_student_and_half_of_the_scale(read_every: int) -> None:
+    state = scaled_state()
+    for step in (1, 2):
+        step_once(state, step, rule=ahead(read_every))
+    settle(state)
+    before = copy.deepcopy(state)
+    handle = state.student.backbone.cls_token.register_hook(lambda gradient: gradient * math.inf)
+    step_once(state, 3, rule=ahead(read_every))
+    settle(state)
+    handle.remove()
+    now, then = state.state_dict(), before.state_dict()
+    same = {name for name, value in now.items() if isinstance(value, torch.Tensor) and torch.equal(value, then[name])}
+    assert {name for name in now if name.startswith(("student.", "optimizer."))} <= same
+    assert not {name for name in now if name.startswith("teacher.") and "norm" not in name} <= same
+    assert "loss.center" not in same
+    assert (float(now["loss.scale"]), float(now["loss.good_steps"]), state.step) == (32768.0, 0.0, 3)
+
+
+def test_gradients_that_overflow_at_any_scale_are_an_error() -> None:
+    state = scaled_state()
+    assert state.scaler is not None
+    state.scaler.scale.fill_(2.0)
+    state.student.backbone.cls_token.register_hook(lambda gradient: gradient * math.inf)
+    step_once(state, 1)
+    step_once(state, 2)
+    with pytest.raises(NonFiniteError, match=r"step 3: the gradient's norm at a loss scale of 0\.5"):
+        step_once(state, 3)
+
+
+def test_the_scale_is_part_of_the_state() -> None:
+    straight, stopped = scaled_state(), scaled_state()
+    losses = losses_of(straight)
+    for step in range(1, 5):
+        step_once(stopped, step)
+    resumed = scaled_state()
+    resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
+    assert [step_once(resumed, step).loss for step in range(5, 10)] == losses[4:]
+    assert_same_state(resumed, straight)
 
 
 def test_an_exception_during_the_update_says_that_the_state_is_torn(monkeypatch):

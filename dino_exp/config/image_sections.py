@@ -11,7 +11,7 @@ from dino_exp.config.fields import Section, setting
 class DataConfig(Section):
     """What all data sets have: the sizes of their crops."""
 
-    name: str = setting(choices=("digits", "synthetic"), help="which data set")
+    name: str = setting(choices=("digits", "synthetic", "cifar10", "cifar100"), help="which data set")
     image_size: int = setting(minimum=1, help="side of a global crop, pixels")
     local_size: int = setting(minimum=1, help="side of a local crop, pixels")
     patch_size: int = setting(minimum=1, help="side of a patch, pixels; divides both crop sizes")
@@ -24,6 +24,20 @@ class ReadyDataConfig(DataConfig):
     name: str = setting(choices=("digits", "synthetic"), help="digits: scikit-learn's; synthetic: made, colour")
     num_samples: int | None = setting(minimum=1, help="training images to make (synthetic only)")
     num_classes: int | None = setting(minimum=2, help="classes to make (synthetic only)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarDataConfig(DataConfig):
+    """CIFAR-10 or CIFAR-100, from the archive of their authors (data.md)."""
+
+    name: str = setting(choices=("cifar10", "cifar100"), help="which of the two: 10 or 100 classes")
+    root: str = setting(
+        role="runtime",
+        legacy="data",
+        pattern=r".+",
+        help="folder that holds the archive, or what was extracted from it",
+    )
+    download: bool = setting(role="runtime", legacy=False, help="fetch the archive where it is not there")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,5 +85,5 @@ class DinoAugmentConfig(AugmentConfig):
     solarise_probability: float = setting(minimum=0, maximum=1, help="solarisation of the second global crop")
 
 
-AnyDataConfig = ReadyDataConfig
+AnyDataConfig = ReadyDataConfig | CifarDataConfig
 AnyAugmentConfig = DigitsAugmentConfig | DinoAugmentConfig

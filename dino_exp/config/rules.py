@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from dino_exp.config.image_sections import AnyDataConfig, ReadyDataConfig
 from dino_exp.config.texts import read_best, read_moment
 from dino_exp.errors import ConfigError
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from dino_exp.config.schema import Config
 
 DIGITS_TRAINING_IMAGES = 1437  # the fixed split of scikit-learn's 1,797 digits
+CIFAR_TRAINING_IMAGES = 50_000  # of CIFAR-10 and of CIFAR-100
 
 
 def rule_problems(config: Config) -> list[str]:
@@ -48,6 +50,8 @@ def _data_rules(config: Config) -> Iterator[str]:
             )
     if data.local_size > data.image_size:
         yield f"data.local_size={data.local_size} is larger than data.image_size={data.image_size}"
+    if not isinstance(data, ReadyDataConfig):
+        return
     made = data.name == "synthetic"
     for key, value in (("num_samples", data.num_samples), ("num_classes", data.num_classes)):
         if made and value is None:
@@ -63,7 +67,7 @@ def _augment_rules(config: Config) -> Iterator[str]:
 
 def _batch_rules(config: Config) -> Iterator[str]:
     batch = config.train.batch_size
-    num_images = DIGITS_TRAINING_IMAGES if config.data.name == "digits" else config.data.num_samples
+    num_images = _num_training_images(config.data)
     if num_images is not None and batch > num_images:
         yield (
             f"train.batch_size={batch} is more than the {num_images} training images "
@@ -78,6 +82,13 @@ def _batch_rules(config: Config) -> Iterator[str]:
             f"train.accumulate={config.train.accumulate} with loss.use_bn=true: batch norm needs the whole batch at "
             "once. Use train.accumulate=1, more processes, or loss.use_bn=false"
         )
+
+
+def _num_training_images(data: AnyDataConfig) -> int | None:
+    """How many there are, where the settings tell."""
+    if isinstance(data, ReadyDataConfig):
+        return DIGITS_TRAINING_IMAGES if data.name == "digits" else data.num_samples
+    return CIFAR_TRAINING_IMAGES
 
 
 def _schedule_rules(config: Config) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
 import tarfile
@@ -46,7 +47,7 @@ def write_folder(cifar: Cifar, root: Path) -> Path:
 def archive_bytes(cifar: Cifar, files: dict[str, bytes] | None = None) -> bytes:
     """The archive: a folder with the files, and what else is in the real one."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as archive:
+    with tarfile.open(fileobj=out, mode="w") as archive:
         folder = tarfile.TarInfo(cifar.folder)
         folder.type = tarfile.DIRTYPE
         archive.addfile(folder)
@@ -55,7 +56,7 @@ def archive_bytes(cifar: Cifar, files: dict[str, bytes] | None = None) -> bytes:
             member = tarfile.TarInfo(f"{cifar.folder}/{name}")
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
-    return out.getvalue()
+    return gzip.compress(out.getvalue(), compresslevel=1, mtime=0)  # no time in it: equal files, equal bytes
 
 
 def write_archive(cifar: Cifar, root: Path, files: dict[str, bytes] | None = None) -> Cifar:

@@ -299,3 +299,29 @@ def fifty_losses(dtype: str, ranks: Any) -> list[float]:
             train_step(state, next(batches), augment=augment, schedules=schedules, rule=rule, parallel=spread).loss
             for _ in range(50)
         ]
+
+
+def fetched_together(address: str, root: str) -> int:
+    """The fingerprint that each rank sees of a data set that lies on a server at first."""
+    from test_data_fetching import published_at
+
+    from dino_exp import build
+    from dino_exp.attempts import obtaining
+    from dino_exp.build import images
+    from dino_exp.config.check import config_from_mapping
+    from dino_exp.config.compose import compose
+    from dino_exp.dist.place import place_of
+    from dino_exp.dist.ranks import joined
+    from dino_exp.runs.signals import SignalFlags
+
+    images.COLLECTIONS["cifar10"] = published_at(address)
+    obtaining._SIGN_SECS = 0.0  # so that signs of life are given
+    data = config_from_mapping(compose(["data=cifar10", f"data.root={root}", "data.download=true"])).data
+    with joined(place_of(os.environ), DEVICE, 60) as ranks:
+        if ranks.place.is_first:
+            obtaining.fetch_data(data, ranks, beat=lambda: None, signals=SignalFlags())
+        else:
+            obtaining.await_data(data, ranks)
+        seen = ranks.council.gather("seen", build.build_data(data).train.fingerprint())
+        tell(ranks, {"fingerprints": seen})
+    return 0

@@ -20,6 +20,7 @@ from dino_exp.rng import Stream
 TEMPERATURE = 0.07
 FEW_SHOT_DRAWS = 10
 _CHUNK = 256  # test images at once; fixed, so that few of them are as welcome as many
+_MOST_AT_ONCE = 1 << 25  # similarities at once, which take 1.3 GB with all that is made of them
 
 
 def knn_predict(
@@ -32,19 +33,26 @@ def knn_predict(
     if not 1 <= k <= len(train_ND):
         raise ConfigError(
             f"evaluation: k-NN with k = {k} needs as many training images, and there are {len(train_ND)}; "
-            "choose a larger data.num_samples, or evaluation.every_epochs=null to skip"
+            "give it more of them (evaluation.train_images, data.num_samples), or evaluation.every_epochs=null to skip"
         )
     train_ND = functional.normalize(train_ND.float(), dim=1)
-    votes_NL = functional.one_hot(train_labels_N.to(train_ND.device)).to(train_ND.dtype)
-    chunks = torch.split(functional.normalize(test_TD.float(), dim=1), _CHUNK)
-    return torch.cat([_vote(chunk @ train_ND.T, votes_NL, k, temperature) for chunk in chunks])
+    labels_N = train_labels_N.to(train_ND.device)
+    num_classes = int(labels_N.max()) + 1
+    chunks = torch.split(functional.normalize(test_TD.float(), dim=1), _chunk(len(train_ND)))
+    return torch.cat([_vote(chunk @ train_ND.T, labels_N, num_classes, k, temperature) for chunk in chunks])
 
 
-def _vote(similarity_TN: Tensor, votes_NL: Tensor, k: int, temperature: float) -> Tensor:
+def _chunk(num_train: int) -> int:
+    """How many test images at once; fewer, the more training images each is compared with."""
+    return max(1, min(_CHUNK, _MOST_AT_ONCE // num_train))
+
+
+def _vote(similarity_TN: Tensor, labels_N: Tensor, num_classes: int, k: int, temperature: float) -> Tensor:
     nearest_TK = _nearest(similarity_TN, k)
     weights_TK = (similarity_TN.gather(1, nearest_TK) / temperature).exp()
+    votes_TKL = functional.one_hot(labels_N[nearest_TK], num_classes).to(weights_TK.dtype)
     # A sum over one-hot rows instead of scatter_add, whose order of additions is undefined on a GPU.
-    return (weights_TK[..., None] * votes_NL[nearest_TK]).sum(dim=1).argmax(dim=1)
+    return (weights_TK[..., None] * votes_TKL).sum(dim=1).argmax(dim=1)
 
 
 def _nearest(similarity_TN: Tensor, k: int) -> Tensor:
@@ -106,7 +114,8 @@ def labelled(labels_N: np.ndarray, labels_per_class: int, seed: int, draw: int) 
         if len(members) < labels_per_class:
             raise ConfigError(
                 f"evaluation: class {label} has {len(members)} training images, and {labels_per_class} are "
-                "needed; choose a larger data.num_samples, or evaluation.every_epochs=null to skip"
+                "needed; give it more of them (evaluation.train_images, data.num_samples), or "
+                "evaluation.every_epochs=null to skip"
             )
         chosen.append(members[stream.permutation(draw, int(label), num=len(members))[:labels_per_class]])
     return np.concatenate(chosen)

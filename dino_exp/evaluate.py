@@ -111,6 +111,8 @@ def _tell(subject: Subject, config: EvaluateConfig, found: Findings, written: Se
     console.print(title, style="bold", markup=False, soft_wrap=True)
     if rows:
         console.print(evaluation_table(rows))
+    if found.note is not None:
+        console.print(found.note, markup=False, soft_wrap=True)
     for path in written:
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -63,6 +63,11 @@ class Panel:
         counts = torch.bincount(self.train_set.labels(self.bank))
         scarcest = int(counts[counts > 0].min())
         return tuple(num for num in LABELS_PER_CLASS if num <= scarcest)
+
+    def at_most(self, num_images: int) -> Panel:
+        """The same with no more than so many images of either part."""
+        bank, held_out = (min(len(ids), num_images) for ids in (self.bank, self.held_out))
+        return replace(self, train_images=bank, val_images=held_out)
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from dino_exp import build
 from dino_exp.config.check import section_from_mapping
 from dino_exp.config.evaluate import RecordedConfig
+from dino_exp.config.learning_sections import EvaluationConfig
 from dino_exp.config.stored import load_stored
 from dino_exp.data.datasets import Dataset, Indices
 from dino_exp.data.images import Images
@@ -94,16 +95,18 @@ class Subject:
         sized = replace(data, image_size=data.image_size if image_size is None else image_size)
         return build.build_augment(replace(self.recorded, data=sized)).clean(images.to(self.device))
 
-    def features(self, forward: Callable[[Tensor], Tensor], dataset: Dataset, batch_size: int) -> Tensor:
-        """What `forward`, of the model, makes of all images of a data set, (N, F) on the device."""
-        starts = range(0, len(dataset), batch_size)
+    def features(
+        self, forward: Callable[[Tensor], Tensor], dataset: Dataset, batch_size: int, ids: Indices | None = None
+    ) -> Tensor:
+        """What `forward`, of the model, makes of a data set's images at `ids` (None: all), (N, F) on the device."""
+        chosen = np.arange(len(dataset)) if ids is None else ids
+        starts = range(0, len(chosen), batch_size)
         clean = build.build_augment(self.recorded).clean
 
         def batches() -> Any:
             for number, start in enumerate(starts):
                 self.progress(f"features of {dataset.name}", number, len(starts))
-                ids = np.arange(start, min(start + batch_size, len(dataset)))
-                yield clean(dataset.images(ids).to(self.device))
+                yield clean(dataset.images(chosen[start : start + batch_size]).to(self.device))
 
         return extract_features(self.model, forward, batches()).float()
 
@@ -122,9 +125,18 @@ class Subject:
     @property
     def usual_batch(self) -> int:
         """How many images at once the run evaluated: other numbers may give other bits."""
+        return USUAL_BATCH if self._usual is None else self._usual.batch_size
+
+    @property
+    def usual_images(self) -> tuple[int | None, int | None]:
+        """How many training and held-out images the run evaluated with, where its settings say; None: all."""
+        return (None, None) if self._usual is None else (self._usual.train_images, self._usual.val_images)
+
+    @cached_property
+    def _usual(self) -> EvaluationConfig | None:
         with contextlib.suppress(DinoExpError, OSError):
-            return load_stored(self.paths.directory).evaluation.batch_size
-        return USUAL_BATCH
+            return load_stored(self.paths.directory).evaluation
+        return None
 
 
 def find_subject(of: str, part: Part, outputs: Path) -> tuple[CheckpointWeights, RunPaths]:

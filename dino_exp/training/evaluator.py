@@ -18,7 +18,7 @@ from dino_exp.dino.loss import dino_loss
 from dino_exp.dino.schedules import Schedules
 from dino_exp.dist.ranks import Ranks
 from dino_exp.evaluation.features import Interrupted, extract_features
-from dino_exp.evaluation.panel import VAL_LOSS, Panel, evenly
+from dino_exp.evaluation.panel import VAL_LOSS, Panel
 from dino_exp.evaluation.pixels import MOST_IMAGES, SIDE, raw_pixels, reduced_pixels
 from dino_exp.evaluation.report import evaluate_features, prefixed
 from dino_exp.models.batch_norm import moments_of_each_rank
@@ -29,6 +29,7 @@ from dino_exp.training.step import NUM_GLOBAL, Augment, StepRule
 HELD_OUT_OFFSET = 2**31  # sample numbers of held-out images, apart from those of training images
 
 ShouldStop = Callable[[], bool]
+MakeRows = Callable[[Images], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +65,16 @@ class Evaluator:
     def _knn(self, state: TrainState, should_stop: ShouldStop) -> dict[str, float]:
         if not self.panel.has_classes:
             return {}
-        parts = (self.panel.train_set, self.panel.bank), (self.panel.val_set, self.panel.held_out)
-        train, val = (self._features(state, dataset, ids, should_stop) for dataset, ids in parts)
-        return self._accuracies(train, self.panel.bank, val, self.panel.held_out)
+        train = self._features(state, self.panel.train_set, self.panel.bank, should_stop)
+        val = self._features(state, self.panel.val_set, self.panel.held_out, should_stop)
+        return self._accuracies(self.panel, train, val)
 
-    def _accuracies(self, train_ND: Tensor, bank: Indices, val_TD: Tensor, held_out: Indices) -> dict[str, float]:
-        """k-NN, measured by the first rank for all."""
+    def _accuracies(self, panel: Panel, train_ND: Tensor, val_TD: Tensor) -> dict[str, float]:
+        """k-NN on features of a panel's images, measured by the first rank for all."""
         if not self.ranks.place.is_first:
             return self.ranks.from_first({})
-        labels = self.panel.train_set.labels(bank), self.panel.val_set.labels(held_out)
-        found = evaluate_features(
-            train_ND, labels[0], val_TD, labels[1], seed=self.seed, labels_per_class=self.panel.few
-        )
+        labels = panel.train_set.labels(panel.bank), panel.val_set.labels(panel.held_out)
+        found = evaluate_features(train_ND, labels[0], val_TD, labels[1], seed=self.seed, labels_per_class=panel.few)
         return self.ranks.from_first(found)
 
     def _features(self, state: TrainState, dataset: Dataset, ids: Indices, should_stop: ShouldStop) -> Tensor:
@@ -90,39 +89,34 @@ class Evaluator:
     def _knn_of_pixels(self, state: TrainState, should_stop: ShouldStop) -> dict[str, float]:
         if not self.panel.has_classes:
             return {}
-        bank, held_out = (ids[evenly(len(ids), MOST_IMAGES)] for ids in (self.panel.bank, self.panel.held_out))
-        device = state.center_1K.device
-        train, val = self._pixels(device, bank, held_out, should_stop)
-        return self._accuracies(train.to(device), bank, val.to(device), held_out)
+        panel, device = self.panel.at_most(MOST_IMAGES), state.center_1K.device
+        train, val = self._raw(panel, should_stop) or self._reduced(panel, device, should_stop)
+        return self._accuracies(panel, train.to(device), val.to(device))
 
-    def _pixels(
-        self, device: torch.device, bank: Indices, held_out: Indices, should_stop: ShouldStop
-    ) -> tuple[Tensor, Tensor]:
-        """Of training and held-out images: all pixels if they are small and of one size, else reduced clean views."""
-        fill = True
+    def _raw(self, panel: Panel, should_stop: ShouldStop) -> tuple[Tensor, Tensor] | None:
+        """All pixels of training and held-out images; None where some are large, or not as large as the others."""
+        size, fill = panel.train_set.size, True
+        if size != panel.val_set.size or max(size) > SIDE:
+            return None
 
-        def raw(images: Images) -> Tensor:
+        def make(images: Images) -> Tensor:
             nonlocal fill
             fill &= images.fill_canvas
             return raw_pixels(images)
 
-        def reduced(images: Images) -> Tensor:
-            return reduced_pixels(self.clean(images.to(device)))
+        rows = self._both(panel, make, should_stop)
+        num_ranks_with_others = self.ranks.add_(torch.tensor(float(not fill))).item()
+        return None if num_ranks_with_others else rows
 
-        def both(make: Callable[[Images], Tensor]) -> tuple[Tensor, Tensor]:
-            train = self._rows(self.panel.train_set, bank, make, should_stop)
-            return train, self._rows(self.panel.val_set, held_out, make, should_stop)
+    def _reduced(self, panel: Panel, device: torch.device, should_stop: ShouldStop) -> tuple[Tensor, Tensor]:
+        """Small clean views of training and held-out images."""
+        return self._both(panel, lambda images: reduced_pixels(self.clean(images.to(device))), should_stop)
 
-        size = self.panel.train_set.size
-        if size == self.panel.val_set.size and max(size) <= SIDE:
-            found = both(raw)
-            if not self.ranks.add_(torch.tensor(float(not fill))).item():
-                return found
-        return both(reduced)
+    def _both(self, panel: Panel, make: MakeRows, should_stop: ShouldStop) -> tuple[Tensor, Tensor]:
+        train = self._rows(panel.train_set, panel.bank, make, should_stop)
+        return train, self._rows(panel.val_set, panel.held_out, make, should_stop)
 
-    def _rows(
-        self, dataset: Dataset, ids: Indices, make: Callable[[Images], Tensor], should_stop: ShouldStop
-    ) -> Tensor:
+    def _rows(self, dataset: Dataset, ids: Indices, make: MakeRows, should_stop: ShouldStop) -> Tensor:
         """What `make` makes of the images at `ids`, a row each, on every rank; each takes some of the batches."""
         chunks, num_own = self._share(ids)
         rows = []

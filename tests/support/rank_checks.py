@@ -325,3 +325,18 @@ def fetched_together(address: str, root: str) -> int:
         seen = ranks.council.gather("seen", build.build_data(data).train.fingerprint())
         tell(ranks, {"fingerprints": seen})
     return 0
+
+
+def measured_together() -> int:
+    """What an evaluator of several ranks measures; all must have the same."""
+    from test_training_evaluator import measured
+
+    from dino_exp.dist.place import place_of
+    from dino_exp.dist.ranks import joined
+
+    torch.set_num_threads(1)
+    with joined(place_of(os.environ), DEVICE, 60) as ranks:
+        found = measured(ranks)
+        assert ranks.council.gather("found", found) == [found] * ranks.place.size
+        tell(ranks, found)
+    return 0

@@ -91,7 +91,7 @@ class Evaluator:
             return {}
         panel, device = self.panel.at_most(MOST_IMAGES), state.center_1K.device
         train, val = self._raw(panel, should_stop) or self._reduced(panel, device, should_stop)
-        return self._accuracies(panel, train.to(device), val.to(device))
+        return self._accuracies(panel, train, val)
 
     def _raw(self, panel: Panel, should_stop: ShouldStop) -> tuple[Tensor, Tensor] | None:
         """All pixels of training and held-out images; None where some are large, or not as large as the others."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from dino_exp.config.image_sections import FilesDataConfig, ReadyDataConfig
 from dino_exp.config.texts import read_best, read_moment
 from dino_exp.errors import ConfigError
 
@@ -48,6 +49,9 @@ def _data_rules(config: Config) -> Iterator[str]:
             )
     if data.local_size > data.image_size:
         yield f"data.local_size={data.local_size} is larger than data.image_size={data.image_size}"
+    yield from _files_rules(config)
+    if isinstance(data, FilesDataConfig):
+        return
     made = data.name == "synthetic"
     for key, value in (("num_samples", data.num_samples), ("num_classes", data.num_classes)):
         if made and value is None:
@@ -56,14 +60,30 @@ def _data_rules(config: Config) -> Iterator[str]:
             yield f"data.{key}={value} applies to data=synthetic only: set data.{key}=null"
 
 
+def _files_rules(config: Config) -> Iterator[str]:
+    data, name = config.data, config.data.name
+    if not isinstance(data, FilesDataConfig):
+        if data.root is not None:
+            yield f"data.root={data.root} and data={name}, which has no files: use data=folder, or leave it out"
+        return
+    if data.root is None:
+        yield f"data={name} needs the folder of its images: add data.root=<folder>"
+    if name == "imagenet" and data.labels != "folders":
+        yield f"data.labels={data.labels} with data=imagenet, whose folders are its classes: use data=folder for that"
+
+
 def _augment_rules(config: Config) -> Iterator[str]:
+    if config.augment.name == "digits" and isinstance(config.data, FilesDataConfig):
+        yield f"augment=digits is made for grey digits and data={config.data.name} is in colour: use augment=dino"
     if config.augment.name == "dino" and config.data.name == "digits":
         yield "augment=dino needs colour images and data=digits is grey: use augment=digits or data=synthetic"
 
 
 def _batch_rules(config: Config) -> Iterator[str]:
     batch = config.train.batch_size
-    num_images = DIGITS_TRAINING_IMAGES if config.data.name == "digits" else config.data.num_samples
+    num_images = None  # of images in files it is known when they are listed
+    if isinstance(config.data, ReadyDataConfig):
+        num_images = DIGITS_TRAINING_IMAGES if config.data.name == "digits" else config.data.num_samples
     if num_images is not None and batch > num_images:
         yield (
             f"train.batch_size={batch} is more than the {num_images} training images "

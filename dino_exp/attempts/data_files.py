@@ -1,0 +1,78 @@
+"""`data.root=`: a training on images that lie in files.
+
+The digest of their listing becomes part of the run's identity (`data.digest`); where they lie does not. A resume keeps
+the digest of its run: whether the images are still the same is told by their fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dino_exp.config.image_sections import FilesDataConfig
+from dino_exp.config.schema import Config
+from dino_exp.errors import ConfigError
+
+ROOT, DIGEST, CHOICE = "data.root", "data.digest", "data.name"
+
+
+def with_files(config: Config) -> Config:
+    """The settings with the digest of the images below `data.root`, looked through now.
+
+    Raises ConfigError for a digest that was typed, UsageError where there are no images, DataError, OSError.
+    """
+    data = config.data
+    if not isinstance(data, FilesDataConfig):
+        return config
+    if data.digest is not None:
+        raise ConfigError(f"{DIGEST} is found by looking through the folder: leave it out, {ROOT}= is enough")
+    return _looked_through(config, data)
+
+
+def with_files_of_fork(config: Config, touched: Collection[str]) -> Config:
+    """The same for a run whose settings are its parent's but for the `touched` ones: which may name other images."""
+    data = config.data
+    if not isinstance(data, FilesDataConfig) or not {ROOT, CHOICE, DIGEST} & set(touched):
+        return config
+    return with_files(config if DIGEST in touched else replace(config, data=replace(data, digest=None)))
+
+
+def apart_from_root(composed: Mapping[str, Any], touched: Collection[str]) -> tuple[Mapping[str, Any], str | None]:
+    """A command that goes on from a run, without `data.root`, and that: None where it is not said.
+
+    Hydra composes such a command beside the default data set, whose files lie nowhere; the run's own is known later.
+    """
+    data, goes_on = composed["data"], composed["resume"] is not None or composed["fork"] is not None
+    if not goes_on or ROOT not in touched or CHOICE in touched or not isinstance(data, Mapping):
+        return composed, None
+    return {**composed, "data": {**data, "root": None}}, None if data.get("root") is None else str(data["root"])
+
+
+def at_root(config: Config, root: str | None) -> Config:
+    """The settings of a run whose images lie below `root` now; as they were where None.
+
+    Raises ConfigError where its data has no files.
+    """
+    if root is None:
+        return config
+    if not isinstance(config.data, FilesDataConfig):
+        raise ConfigError(f"{ROOT}={root}: the data of this run is data={config.data.name}, which has no files")
+    return replace(config, data=replace(config.data, root=_absolute(root)))
+
+
+def _looked_through(config: Config, data: FilesDataConfig) -> Config:
+    # Imported here: numpy is not needed for other data, nor a bar.
+    from dino_exp.data.files.listing import current_listing
+    from dino_exp.loggers.bar import WorkBar
+
+    root = _absolute(str(data.root))
+    with WorkBar() as bar:
+        digest = current_listing(root, bar.tell).digest
+    return replace(config, data=replace(data, root=root, digest=digest))
+
+
+def _absolute(root: str) -> str:
+    """So that a resume in another folder finds the images."""
+    return str(Path(root).expanduser().absolute())

@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dino_exp.config.check import config_from_mapping
+from dino_exp.config.compare import as_mapping
 from dino_exp.config.image_sections import FilesDataConfig
 from dino_exp.config.schema import Config
 from dino_exp.errors import ConfigError
 
-ROOT, DIGEST, CHOICE = "data.root", "data.digest", "data.name"
+ROOT, CACHE, DIGEST, CHOICE = "data.root", "data.cache", "data.digest", "data.name"
+OF_FILES = {ROOT: None, CACHE: False}  # what says nothing about the images themselves, and its values without files
 
 
 def with_files(config: Config) -> Config:
@@ -39,27 +42,31 @@ def with_files_of_fork(config: Config, touched: Collection[str]) -> Config:
     return with_files(config if DIGEST in touched else replace(config, data=replace(data, digest=None)))
 
 
-def apart_from_root(composed: Mapping[str, Any], touched: Collection[str]) -> tuple[Mapping[str, Any], str | None]:
-    """A command that goes on from a run, without `data.root`, and that: None where it is not said.
+def apart_from_files(composed: Mapping[str, Any], touched: Collection[str]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """A command that goes on from a run, without its `data.root` and `data.cache`, and those of them that it says.
 
-    Hydra composes such a command beside the default data set, whose files lie nowhere; the run's own is known later.
+    Hydra composes such a command beside the default data set, which has no files; the run's own is known later.
     """
     data, goes_on = composed["data"], composed["resume"] is not None or composed["fork"] is not None
-    if not goes_on or ROOT not in touched or CHOICE in touched or not isinstance(data, Mapping):
-        return composed, None
-    return {**composed, "data": {**data, "root": None}}, None if data.get("root") is None else str(data["root"])
+    said = [key for key in OF_FILES if key in touched]
+    if not goes_on or not said or CHOICE in touched or not isinstance(data, Mapping):
+        return composed, {}
+    plain = {key.partition(".")[2]: value for key, value in OF_FILES.items()}
+    return {**composed, "data": {**data, **plain}}, {key: data.get(key.partition(".")[2]) for key in said}
 
 
-def at_root(config: Config, root: str | None) -> Config:
-    """The settings of a run whose images lie below `root` now; as they were where None.
-
-    Raises ConfigError where its data has no files.
-    """
-    if root is None:
+def with_files_at(config: Config, said: Mapping[str, Any]) -> Config:
+    """The settings of a run with what a command says of its files. Raises ConfigError where its data has none."""
+    if not said:
         return config
     if not isinstance(config.data, FilesDataConfig):
-        raise ConfigError(f"{ROOT}={root}: the data of this run is data={config.data.name}, which has no files")
-    return replace(config, data=replace(config.data, root=_absolute(root)))
+        told = ", ".join(f"{key}={value}" for key, value in said.items())
+        raise ConfigError(f"{told}: the data of this run is data={config.data.name}, which has no files")
+    values = {key.partition(".")[2]: value for key, value in said.items()}
+    if values.get("root") is not None:
+        values["root"] = _absolute(str(values["root"]))
+    mapping = as_mapping(config)
+    return config_from_mapping({**mapping, "data": {**mapping["data"], **values}})
 
 
 def _looked_through(config: Config, data: FilesDataConfig) -> Config:

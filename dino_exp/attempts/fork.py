@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dino_exp.attempts.data_files import ROOT, apart_from_root, at_root, with_files_of_fork
+from dino_exp.attempts.data_files import apart_from_files, with_files_at, with_files_of_fork
 from dino_exp.attempts.target import (
     KEPT,
     Target,
@@ -55,12 +55,12 @@ def fork_target(composed: Mapping[str, Any], touched: Collection[str]) -> Target
     part of it, ConfigError where the settings cannot go on from that state.
     """
     outputs = Path(composed["paths"]["outputs"])
-    composed, root = apart_from_root(composed, touched)
+    composed, of_files = apart_from_files(composed, touched)
     asked_config = config_from_mapping(composed)
 
     def settings_of(directory: Path) -> Config:
-        parents = at_root(without_stop(stored_settings(directory)), root)
-        wanted = overlay(parents, asked_config, touched if root is None else set(touched) - {ROOT})
+        parents = with_files_at(without_stop(stored_settings(directory)), of_files)
+        wanted = overlay(parents, asked_config, set(touched) - of_files.keys())
         return replace(with_files_of_fork(wanted, touched), origin=None, paths=asked_config.paths)
 
     named, at = split_at(str(composed["fork"]))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dino_exp.attempts.data_files import apart_from_root
+from dino_exp.attempts.data_files import apart_from_files
 from dino_exp.attempts.member import train_along
 from dino_exp.attempts.numerics import choose_device
 from dino_exp.attempts.run import logging_to, run_attempt
@@ -65,7 +65,7 @@ def run_together(place: Place, find_target: Callable[[], Target], command: Comma
     Raises as `run_attempt` does, RefusedError where the processes were started with different commands, and
     LostRankError where one does not come.
     """
-    composed, _ = apart_from_root(command.composed, touched_keys(command.overrides))
+    composed, _ = apart_from_files(command.composed, touched_keys(command.overrides))
     config = config_from_mapping(composed)
     device = choose_device(config.runtime.device, place)
     with joined(place, device, config.runtime.timeout_secs) as ranks:

@@ -14,7 +14,7 @@ from dino_exp.config.image_sections import FilesDataConfig
 from dino_exp.data.files.dataset import FilesDataset
 from dino_exp.data.files.layout import divide
 from dino_exp.data.files.listing import Listing, Progress, current_listing, shown, unheard
-from dino_exp.data.files.prepare import Prepared, prepare
+from dino_exp.data.files.prepare import Prepared, known_unreadable, prepare
 from dino_exp.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ _STILL_SECS = 5.0  # after which the other ranks hear that the first one still w
 class Preparation:
     """How data is prepared: where caches lie (paths.cache), by how many processes at least, and who hears of it.
 
-    `root_key` is the setting by which a user says where images lie now.
+    `root_key` is the setting by which a user says where images lie now. Who `looks_only` makes do with what was
+    prepared: no cache is made, and what is unreadable shows when it is read.
     """
 
     cache: Path
@@ -36,6 +37,7 @@ class Preparation:
     ranks: Ranks | None = None
     progress: Progress = unheard
     root_key: str = "data.root"
+    looks_only: bool = False
 
 
 def build_files(data: FilesDataConfig, how: Preparation) -> tuple[FilesDataset, FilesDataset]:
@@ -104,8 +106,10 @@ def _prepared(data: FilesDataConfig, how: Preparation, progress: Progress) -> tu
     try:
         listing = current_listing(data.root, progress)
     except UsageError as gone:
-        gone.add_note(f"if the images lie elsewhere now: {how.root_key}=<folder>")
-        raise
+        raise UsageError(f"{gone}. Where the images lie now: {how.root_key}=<folder>") from gone
+    if how.looks_only:
+        known = known_unreadable(listing, side=data.decode_size, folder=how.cache)
+        return listing, Prepared(known if data.unreadable == "skip" else {})
     prepared = prepare(
         listing,
         side=data.decode_size,

@@ -15,6 +15,9 @@ class DataConfig(Section):
     root: str | None = setting(
         role="runtime", legacy=None, pattern=r".+", help="folder of the data's files; null where it has none"
     )
+    cache: bool = setting(
+        role="runtime", legacy=False, help="decode images of files once, into a file below paths.cache"
+    )
     image_size: int = setting(minimum=1, help="side of a global crop, pixels")
     local_size: int = setting(minimum=1, help="side of a local crop, pixels")
     patch_size: int = setting(minimum=1, help="side of a patch, pixels; divides both crop sizes")
@@ -51,7 +54,6 @@ class FilesDataConfig(DataConfig):
     unreadable: str = setting(
         choices=("refuse", "skip"), help="images that cannot be decoded: stop at the first, or check all and leave out"
     )
-    cache: bool = setting(role="runtime", legacy=False, help="decode once, into a file below paths.cache")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,8 @@ def _files_rules(config: Config) -> Iterator[str]:
     if not isinstance(data, FilesDataConfig):
         if data.root is not None:
             yield f"data.root={data.root} and data={name}, which has no files: use data=folder, or leave it out"
+        if data.cache:
+            yield f"data.cache=true and data={name}, which needs no decoding: leave it out"
         return
     if data.root is None:
         yield f"data={name} needs the folder of its images: add data.root=<folder>"

@@ -52,7 +52,7 @@ def prepare(
     """
     if not skip and not cache:
         return Prepared()
-    place = folder / listing.digest.partition(":")[2][:16]
+    place = _place_of(listing, folder)
     make_dirs(place)
     num_workers = num_workers if len(listing) > _FEW else 0
     with locked(place / "lock", progress):
@@ -67,6 +67,16 @@ def prepare(
             f"\n  and {more} more" if more else "",
         )  # fmt: skip
     return prepared
+
+
+def known_unreadable(listing: Listing, *, side: int, folder: Path) -> dict[int, str]:
+    """The unreadable images as far as a check has found them; nothing is read or made."""
+    found = _Preparing(listing, side, _place_of(listing, folder), 0, unheard)
+    return load_unreadable(found.list_path, listing, found.decoder) or {}
+
+
+def _place_of(listing: Listing, folder: Path) -> Path:
+    return folder / listing.digest.partition(":")[2][:16]
 
 
 class _Preparing:

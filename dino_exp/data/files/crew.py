@@ -19,6 +19,8 @@ from dino_exp.errors import DataError
 Task = Callable[[range], tuple[Any, bytes]]
 """What is done to a range of numbers: a small answer, and bytes. It travels to processes, so it survives pickling."""
 
+# The one server also starts the loader's workers later, which need more than these here.
+_PRELOAD = ("dino_exp.data.loader", "dino_exp.data.files.cache_build")
 _AHEAD = 2
 _JOIN_SECS = 5.0
 
@@ -33,7 +35,7 @@ def answers(task: Task, ranges: Sequence[range], num_workers: int) -> Generator[
         return
     members: list[_Member] = []
     try:
-        with signals_held_back([__name__]):
+        with signals_held_back(_PRELOAD):
             members += [_Member(task) for _ in range(min(num_workers, len(ranges)))]
         for number in range(min(len(members) * _AHEAD, len(ranges))):
             members[number % len(members)].request(ranges[number])

@@ -57,10 +57,13 @@ def decode(data: bytes, side: int) -> Pixels:
         warnings.simplefilter("ignore")  # Pillow warns of what it copes with: strange EXIF, large images
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_size(image)
+                if image.size[0] * image.size[1] > MAX_PIXELS:  # wherever Pillow's own limit was set
+                    raise Image.DecompressionBombError
                 return _pixels(image, side)
-        except UnreadableImageError:
-            raise
+        except Image.DecompressionBombError as problem:
+            raise UnreadableImageError(
+                f"it has more than {MAX_PIXELS / 1e6:.0f} million pixels: reduce it"
+            ) from problem
         except PIL.UnidentifiedImageError as problem:
             what = "it is empty" if not data else "it is neither a JPEG, nor a PNG, nor a WebP image"
             raise UnreadableImageError(what) from problem
@@ -78,15 +81,6 @@ def stored_size(data: bytes, side: int) -> tuple[int, int]:
                 return height, width
         except Exception as problem:
             raise UnreadableImageError(str(problem)[:300]) from problem
-
-
-def _check_size(image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UnreadableImageError(
-            f"{width} x {height} are {width * height / 1e6:.0f} million pixels, expected at most "
-            f"{MAX_PIXELS / 1e6:.0f} million: reduce it"
-        )
 
 
 def _wanted(size: tuple[int, int], side: int) -> tuple[int, int]:

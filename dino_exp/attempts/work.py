@@ -27,7 +27,7 @@ from dino_exp.attempts.fork import parent_checkpoints
 from dino_exp.attempts.initial import take_weights
 from dino_exp.attempts.live_report import LiveReport, begin_sweep_page
 from dino_exp.attempts.numerics import apply_numerics, differences
-from dino_exp.attempts.obtaining import fetch_data
+from dino_exp.attempts.preparing import preparation
 from dino_exp.attempts.tracking import Trackers
 from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.manifest import Manifest
@@ -76,8 +76,8 @@ class Work:
         """Build, restore, train to the stop, and print how it went."""
         recorded, ranks = self.attempt.record, self.ranks
         self.device, numerics = apply_numerics(self.config.runtime, recorded.numerics if recorded else {}, ranks.place)
-        fetch_data(self.config.data, ranks, beat=self.attempt.lock.beat, signals=self.attempt.signals)
-        self.data = build.build_data(self.config.data)
+        with preparation(self.attempt, ranks) as how:
+            self.data = build.build_data(self.config.data, how)
         self.attempt.lock.beat()
         fingerprint = ranks.from_first(self.data.train.fingerprint())
         plan = build.build_plan(self.config, len(self.data.train))

@@ -5,7 +5,8 @@ or a command line gives.
 """
 
 from dino_exp.build.checkpoints import build_keep_policy, build_manager, build_member, build_save_policy
-from dino_exp.build.images import Data, build_augment, build_batches, build_data, fetch_data, may_download
+from dino_exp.build.files import Preparation
+from dino_exp.build.images import Data, build_augment, build_batches, build_data
 from dino_exp.build.learning import (
     build_evaluator,
     build_plan,
@@ -20,6 +21,7 @@ from dino_exp.build.learning import (
 
 __all__ = [
     "Data",
+    "Preparation",
     "build_augment",
     "build_batches",
     "build_data",
@@ -33,8 +35,6 @@ __all__ = [
     "build_schedules",
     "build_state",
     "build_student",
-    "fetch_data",
-    "may_download",
     "parallel_name",
     "peak_lr",
     "spread",

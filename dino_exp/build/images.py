@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from dino_exp.build.cifar import build_cifar
+from dino_exp.build.files import Preparation, build_files
 from dino_exp.config.evaluate import RecordedConfig
-from dino_exp.config.image_sections import AnyDataConfig, CifarDataConfig, DigitsAugmentConfig
+from dino_exp.config.image_sections import AnyDataConfig, CifarDataConfig, DigitsAugmentConfig, FilesDataConfig
 from dino_exp.config.schema import Config
 from dino_exp.data.augment_digits import DigitsAugment
 from dino_exp.data.augment_dino import DinoAugment
-from dino_exp.data.cifar import COLLECTIONS, fetch_cifar, load_cifar
 from dino_exp.data.datasets import Dataset
 from dino_exp.data.digits import load_digits_split
-from dino_exp.data.download import Tell
 from dino_exp.data.loader import BatchStream
 from dino_exp.data.synthetic import SyntheticDataset
 from dino_exp.dist.place import ALONE, Place
@@ -28,21 +27,11 @@ class Data:
     val: Dataset
 
 
-def may_download(data: AnyDataConfig) -> bool:
-    """Whether the settings ask to fetch what is not there."""
-    return isinstance(data, CifarDataConfig) and data.download
-
-
-def fetch_data(data: AnyDataConfig, tell: Tell) -> None:
-    """Fetch the data set, where the settings ask for it and it is not there. Raises DataError, OSError."""
-    if isinstance(data, CifarDataConfig) and data.download:
-        fetch_cifar(COLLECTIONS[data.name], Path(data.root), tell)
-
-
-def build_data(data: AnyDataConfig) -> Data:
-    """The data set that `data.name` selects. Raises ConfigError where it is not there, DataError for a damaged one."""
-    if isinstance(data, CifarDataConfig):
-        return Data(*load_cifar(COLLECTIONS[data.name], Path(data.root)))
+def build_data(data: AnyDataConfig, how: Preparation | None = None) -> Data:
+    """The data set that `data.name` selects; `how` says how one that lies in files is prepared."""
+    if isinstance(data, FilesDataConfig | CifarDataConfig):
+        assert how is not None, "data in files may have to be made ready"
+        return Data(*(build_files(data, how) if isinstance(data, FilesDataConfig) else build_cifar(data, how)))
     if data.name == "synthetic":
         assert data.num_samples is not None
         assert data.num_classes is not None

@@ -130,6 +130,9 @@ class EvaluateConfig(Section):
     out: str | None = setting(
         role="runtime", pattern=r".+", help="folder of the results; null: <paths.outputs>/evaluations/<run>/step-<step>"
     )
+    root: str | None = setting(
+        role="runtime", pattern=r".+", help="folder of the run's images, where they were moved; null: as in training"
+    )
     evaluation: KnnConfig | LinearConfig | AttentionConfig | FeaturesConfig
     runtime: MachineConfig
     paths: PathsConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from dino_exp.config.image_sections import AnyDataConfig, ReadyDataConfig
+from dino_exp.config.image_sections import AnyDataConfig, CifarDataConfig, FilesDataConfig, ReadyDataConfig
 from dino_exp.config.texts import read_best, read_moment
 from dino_exp.errors import ConfigError
 
@@ -50,6 +50,7 @@ def _data_rules(config: Config) -> Iterator[str]:
             )
     if data.local_size > data.image_size:
         yield f"data.local_size={data.local_size} is larger than data.image_size={data.image_size}"
+    yield from _files_rules(config)
     if not isinstance(data, ReadyDataConfig):
         return
     made = data.name == "synthetic"
@@ -60,7 +61,25 @@ def _data_rules(config: Config) -> Iterator[str]:
             yield f"data.{key}={value} applies to data=synthetic only: set data.{key}=null"
 
 
+def _files_rules(config: Config) -> Iterator[str]:
+    data, name = config.data, config.data.name
+    if data.download and not isinstance(data, CifarDataConfig):
+        yield f"data.download=true and data={name}, which is not fetched (cifar10 and cifar100 are): leave it out"
+    if isinstance(data, ReadyDataConfig) and data.root is not None:
+        yield f"data.root={data.root} and data={name}, which has no files: use data=folder, or leave it out"
+    if data.cache and not isinstance(data, FilesDataConfig):
+        yield f"data.cache=true and data={name}, which needs no decoding: leave it out"
+    if data.root is None and not isinstance(data, ReadyDataConfig):
+        yield f"data={name} needs the folder of its images: add data.root=<folder>"
+    if not isinstance(data, FilesDataConfig):
+        return
+    if name == "imagenet" and data.labels != "folders":
+        yield f"data.labels={data.labels} with data=imagenet, whose folders are its classes: use data=folder for that"
+
+
 def _augment_rules(config: Config) -> Iterator[str]:
+    if config.augment.name == "digits" and not isinstance(config.data, ReadyDataConfig):
+        yield f"augment=digits is made for grey digits and data={config.data.name} is in colour: use augment=dino"
     if config.augment.name == "dino" and config.data.name == "digits":
         yield "augment=dino needs colour images and data=digits is grey: use augment=digits or data=synthetic"
 
@@ -88,7 +107,8 @@ def _num_training_images(data: AnyDataConfig) -> int | None:
     """How many there are, where the settings tell."""
     if isinstance(data, ReadyDataConfig):
         return DIGITS_TRAINING_IMAGES if data.name == "digits" else data.num_samples
-    return CIFAR_TRAINING_IMAGES
+    # Of images in files it is known when they are listed.
+    return CIFAR_TRAINING_IMAGES if isinstance(data, CifarDataConfig) else None
 
 
 def _schedule_rules(config: Config) -> Iterator[str]:

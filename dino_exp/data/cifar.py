@@ -124,15 +124,16 @@ def fetch_cifar(cifar: Cifar, root: Path, tell: Tell) -> None:
         download(cifar.address, root / cifar.archive, md5=cifar.md5, most_bytes=_MOST_BYTES, tell=tell)
 
 
-def load_cifar(cifar: Cifar, root: Path) -> tuple[ArrayDataset, ArrayDataset]:
+def load_cifar(cifar: Cifar, root: Path, *, root_key: str = "data.root") -> tuple[ArrayDataset, ArrayDataset]:
     """The images to train on and the held-out ones, (N, 3, 32, 32) uint8, as published.
 
     Read from the archive in `root`, whose checksum is verified each time, or else from the folder that was extracted
     from it, whose files must have exactly their sizes. Both give the same data sets. Raises ConfigError where neither
-    is there, DataError for files that are not the published ones, OSError.
+    is there, saying `root_key`, by which a user names the folder; DataError for files that are not the published ones,
+    OSError.
     """
     if not is_there(cifar, root):
-        raise ConfigError(_absent(cifar, root))
+        raise ConfigError(_absent(cifar, root, root_key))
     archive = root / cifar.archive
     contents = _read_archive(cifar, archive) if archive.is_file() else _read_folder(cifar, root / cifar.folder)
     places = {split: cifar.places(split) for split in SPLITS}
@@ -214,13 +215,13 @@ def _rows(cifar: Cifar, file: CifarFile, data: bytes) -> tuple[NDArray[np.uint8]
     return rows[:, start - 1], rows[:, start:].reshape(-1, *SHAPE)
 
 
-def _absent(cifar: Cifar, root: Path) -> str:
+def _absent(cifar: Cifar, root: Path, root_key: str) -> str:
     """What to do where nothing is there."""
     lines = [
-        f"data={cifar.name}: {cifar.title} is not in data.root={root}. Looked for the archive {root / cifar.archive}",
+        f"data={cifar.name}: {cifar.title} is not in {root_key}={root}. Looked for the archive {root / cifar.archive}",
         f"and the folder {root / cifar.folder} with {_names(cifar)}.",
-        f"To fetch it from {cifar.address} (about 170 MB), add: data.download=true",
-        "If it lies elsewhere, name the folder that holds one of the two: data.root=<folder>",
+        f"To fetch it from {cifar.address} (about 170 MB), a training takes: data.download=true",
+        f"If it lies elsewhere, name the folder that holds one of the two: {root_key}=<folder>",
     ]
     pickles = next((root / name for name in cifar.python_version if (root / name).exists()), None)
     if pickles is not None:

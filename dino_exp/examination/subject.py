@@ -26,6 +26,7 @@ from dino_exp.data.datasets import Dataset, Indices
 from dino_exp.data.images import Images
 from dino_exp.errors import ConfigError, CorruptCheckpointError, DinoExpError, NoCheckpointError, UsageError
 from dino_exp.evaluation.features import extract_features
+from dino_exp.examination.place import AS_THE_RUN, Place, build_data_of
 from dino_exp.models.vit import VisionTransformer
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.named import named
@@ -36,8 +37,8 @@ from dino_exp.weights.source import BACKBONE, CheckpointWeights, open_checkpoint
 
 USUAL_BATCH = 256  # images of a forward pass, where the run does not say how many it took
 
-Progress = Callable[[str, int, int], None]
-"""Hears of long work: what it is, how much of it is done, of how much."""
+Progress = Callable[[str, int, int | None], None]
+"""Hears of long work: what it is, how much of it is done, of how much (None: not known)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,6 +55,7 @@ class Subject:
     recorded: RecordedConfig
     device: torch.device
     progress: Progress
+    place: Place = AS_THE_RUN
 
     @cached_property
     def model(self) -> VisionTransformer:
@@ -81,7 +83,7 @@ class Subject:
     @cached_property
     def data(self) -> build.Data:
         """The images to train on and the held-out ones."""
-        return build.build_data(self.recorded.data)
+        return build_data_of(self.recorded.data, self.paths, self.place, self.progress)
 
     def clean(self, images: Images, image_size: int | None = None) -> Tensor:
         """Raw images as the model sees them in evaluation, or at another size. Raises ConfigError for a bad size."""

@@ -305,25 +305,20 @@ def fetched_together(address: str, root: str) -> int:
     """The fingerprint that each rank sees of a data set that lies on a server at first."""
     from test_data_fetching import published_at
 
-    from dino_exp import build
-    from dino_exp.attempts import obtaining
-    from dino_exp.build import images
+    from dino_exp.build import Preparation, build_data, files
+    from dino_exp.build import cifar as build_cifar
     from dino_exp.config.check import config_from_mapping
     from dino_exp.config.compose import compose
     from dino_exp.dist.place import place_of
     from dino_exp.dist.ranks import joined
-    from dino_exp.runs.signals import SignalFlags
 
-    images.COLLECTIONS["cifar10"] = published_at(address)
-    obtaining._SIGN_SECS = 0.0  # so that signs of life are given
-    data = config_from_mapping(compose(["data=cifar10", f"data.root={root}", "data.download=true"])).data
+    build_cifar.COLLECTIONS["cifar10"] = published_at(address)
+    files._STILL_SECS = 0.0  # so that signs of life are given
+    words = ["data=cifar10", "augment=dino", f"data.root={root}", "data.download=true"]
+    data = config_from_mapping(compose(words)).data
     with joined(place_of(os.environ), DEVICE, 60) as ranks:
-        if ranks.place.is_first:
-            obtaining.fetch_data(data, ranks, beat=lambda: None, signals=SignalFlags())
-        else:
-            obtaining.await_data(data, ranks)
-        seen = ranks.council.gather("seen", build.build_data(data).train.fingerprint())
-        tell(ranks, {"fingerprints": seen})
+        made = build_data(data, Preparation(cache=Path(root) / "cache", ranks=ranks))
+        tell(ranks, {"fingerprints": ranks.council.gather("seen", made.train.fingerprint())})
     return 0
 
 

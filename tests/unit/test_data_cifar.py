@@ -154,21 +154,33 @@ def sparse() -> Callable[[Path], None]:
 
 def test_the_settings_lead_to_the_published_collection(tmp_path: Path, sparse: Callable[[Path], None]) -> None:
     sparse(tmp_path)
-    made = build.build_data(config("data=cifar10", "augment=dino", f"data.root={tmp_path}").data)
+    how = build.Preparation(cache=tmp_path / "cache")
+    made = build.build_data(config("data=cifar10", "augment=dino", f"data.root={tmp_path}").data, how)
     assert (len(made.train), len(made.val), made.train.num_classes) == (50_000, 10_000, 10)
     with pytest.raises(ConfigError, match=r"data=cifar100: CIFAR-100 is not in data\.root"):
-        build.build_data(config("data=cifar100", f"data.root={tmp_path}").data)
+        build.build_data(config("data=cifar100", "augment=dino", f"data.root={tmp_path}").data, how)
     assert list(COLLECTIONS) == ["cifar10", "cifar100"]
 
 
 def test_where_it_lies_makes_no_other_run() -> None:
     from dino_exp.config.canonical import config_hash
 
-    hashes = {config_hash(config("data=cifar10", *words)) for words in ((), ("data.root=/x", "data.download=true"))}
+    elsewhere = ("data.root=/x", "data.download=true")
+    hashes = {config_hash(config("data=cifar10", "augment=dino", *words)) for words in ((), elsewhere)}
     assert len(hashes) == 1
-    assert config_hash(config("data=cifar100")) not in hashes
+    assert config_hash(config("data=cifar100", "augment=dino")) not in hashes
 
 
-def test_a_batch_larger_than_the_data_is_refused_by_the_settings() -> None:
-    with pytest.raises(ConfigError, match="more than the 50000 training images of data=cifar10"):
-        config("data=cifar10", "train.batch_size=50001")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("augment=dino", "train.batch_size=50001"), "more than the 50000 training images of data=cifar10"),
+        (("augment=digits",), "data=cifar10 is in colour: use augment=dino"),
+        (("augment=dino", "data.root=null"), r"add data\.root=<folder>"),
+        (("augment=dino", "data.cache=true"), "data=cifar10, which needs no decoding"),
+        (("data=synthetic", "data.download=true"), "data=synthetic, which is not fetched"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config("data=cifar10", *words) if "data=synthetic" not in words else config(*words)

@@ -24,8 +24,8 @@ JPEG = encoded(picture(0, 90, 90), "JPEG")
 
 def settings(root: Path, **changes: Any) -> FilesDataConfig:
     values: dict[str, Any] = {
-        "name": "folder", "root": str(root), "cache": False, "download": False, "image_size": 16, "local_size": 8, "patch_size": 8,
-        "digest": None, "decode_size": 32, "labels": "auto", "val_share": 0.3, "unreadable": "refuse",
+        "name": "folder", "root": str(root), "cache": False, "download": False, "image_size": 16, "local_size": 8,
+        "patch_size": 8, "digest": None, "decode_size": 32, "labels": "auto", "val_share": 0.3, "unreadable": "refuse",
     }  # fmt: skip
     return FilesDataConfig(**(values | changes))
 

@@ -9,6 +9,8 @@ Shapes: N training and T test images, D features, K neighbours, L classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,16 +32,29 @@ def knn_predict(
 
     Raises ConfigError when there are fewer than `k` training images.
     """
-    if not 1 <= k <= len(train_ND):
-        raise ConfigError(
-            f"evaluation: k-NN with k = {k} needs as many training images, and there are {len(train_ND)}; "
-            "give it more of them (evaluation.train_images, data.num_samples), or evaluation.every_epochs=null to skip"
-        )
+    return _predict_each(train_ND, train_labels_N, test_TD, (k,), temperature)[0]
+
+
+def _predict_each(
+    train_ND: Tensor, train_labels_N: Tensor, test_TD: Tensor, neighbours: Sequence[int], temperature: float
+) -> list[Tensor]:
+    """The predictions of several numbers of neighbours, which are looked for once."""
+    for k in neighbours:
+        if not 1 <= k <= len(train_ND):
+            raise ConfigError(
+                f"evaluation: k-NN with k = {k} needs as many training images, and there are {len(train_ND)}; give it "
+                "more of them (evaluation.train_images, data.num_samples), or evaluation.every_epochs=null to skip"
+            )
     train_ND = functional.normalize(train_ND.float(), dim=1)
     labels_N = train_labels_N.to(train_ND.device)
     num_classes = int(labels_N.max()) + 1
-    chunks = torch.split(functional.normalize(test_TD.float(), dim=1), _chunk(len(train_ND)))
-    return torch.cat([_vote(chunk @ train_ND.T, labels_N, num_classes, k, temperature) for chunk in chunks])
+    found: list[list[Tensor]] = [[] for _ in neighbours]
+    for chunk in torch.split(functional.normalize(test_TD.float(), dim=1), _chunk(len(train_ND))):
+        similarity_TN = chunk @ train_ND.T
+        nearest_TK = _nearest(similarity_TN, max(neighbours))
+        for k, predicted in zip(neighbours, found, strict=True):
+            predicted.append(_vote(similarity_TN, nearest_TK[:, :k], labels_N, num_classes, temperature))
+    return [torch.cat(predicted) for predicted in found]
 
 
 def _chunk(num_train: int) -> int:
@@ -47,8 +62,7 @@ def _chunk(num_train: int) -> int:
     return max(1, min(_CHUNK, _MOST_AT_ONCE // num_train))
 
 
-def _vote(similarity_TN: Tensor, labels_N: Tensor, num_classes: int, k: int, temperature: float) -> Tensor:
-    nearest_TK = _nearest(similarity_TN, k)
+def _vote(similarity_TN: Tensor, nearest_TK: Tensor, labels_N: Tensor, num_classes: int, temperature: float) -> Tensor:
     weights_TK = (similarity_TN.gather(1, nearest_TK) / temperature).exp()
     votes_TKL = functional.one_hot(labels_N[nearest_TK], num_classes).to(weights_TK.dtype)
     # A sum over one-hot rows instead of scatter_add, whose order of additions is undefined on a GPU.
@@ -77,8 +91,21 @@ def knn_accuracy(
     temperature: float = TEMPERATURE,
 ) -> float:
     """Share of test images whose class `knn_predict` finds, 0 to 1."""
-    predicted = knn_predict(train_ND, train_labels_N, test_TD, k=k, temperature=temperature)
-    return float((predicted == test_labels_T.to(predicted.device)).double().mean())
+    return knn_accuracies(train_ND, train_labels_N, test_TD, test_labels_T, neighbours=(k,), temperature=temperature)[0]
+
+
+def knn_accuracies(
+    train_ND: Tensor,
+    train_labels_N: Tensor,
+    test_TD: Tensor,
+    test_labels_T: Tensor,
+    *,
+    neighbours: Sequence[int],
+    temperature: float = TEMPERATURE,
+) -> list[float]:
+    """`knn_accuracy` of several numbers of neighbours, one at least, in hardly more time than that of the largest."""
+    predicted = _predict_each(train_ND, train_labels_N, test_TD, neighbours, temperature)
+    return [float((one == test_labels_T.to(one.device)).double().mean()) for one in predicted]
 
 
 def few_shot_accuracy(

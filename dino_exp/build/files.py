@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dino_exp.build.preparation import Preparation
 from dino_exp.config.image_sections import FilesDataConfig
 from dino_exp.data.files.dataset import FilesDataset
 from dino_exp.data.files.layout import divide
-from dino_exp.data.files.listing import Listing, Progress, current_listing, shown, unheard
+from dino_exp.data.files.listing import Listing, Progress, current_listing, shown
 from dino_exp.data.files.prepare import Prepared, known_unreadable, prepare
 from dino_exp.errors import ConfigError, UsageError
 
@@ -22,22 +21,6 @@ if TYPE_CHECKING:
 
 _MOST_WORKERS = 32
 _STILL_SECS = 5.0  # after which the other ranks hear that the first one still works
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """How data is prepared: where caches lie (paths.cache), by how many processes at least, and who hears of it.
-
-    `root_key` is the setting by which a user says where images lie now. Who `looks_only` makes do with what was
-    prepared: no cache is made, and what is unreadable shows when it is read.
-    """
-
-    cache: Path
-    workers: int = 0
-    ranks: Ranks | None = None
-    progress: Progress = unheard
-    root_key: str = "data.root"
-    looks_only: bool = False
 
 
 def build_files(data: FilesDataConfig, how: Preparation) -> tuple[FilesDataset, FilesDataset]:

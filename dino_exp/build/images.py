@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dino_exp.build.files import Preparation, build_files
+from dino_exp.build.preparation import Preparation
 from dino_exp.config.evaluate import RecordedConfig
 from dino_exp.config.image_sections import AnyDataConfig, DigitsAugmentConfig, FilesDataConfig
 from dino_exp.config.schema import Config
@@ -29,6 +29,8 @@ class Data:
 def build_data(data: AnyDataConfig, how: Preparation | None = None) -> Data:
     """The data set that `data.name` selects; `how` says how one that lies in files is prepared."""
     if isinstance(data, FilesDataConfig):
+        from dino_exp.build.files import build_files  # decoders take a while to import, and most data has none
+
         assert how is not None, "images in files may need a cache"
         return Data(*build_files(data, how))
     if data.name == "synthetic":

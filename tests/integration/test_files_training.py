@@ -107,8 +107,11 @@ def test_several_processes_prepare_the_images_once(lab: Lab, images: Path) -> No
     words = ("data.unreadable=skip", "data.cache=true", "train.stop_after_steps=2")
     printed = lab.train_together(2, *words)
     assert "1 of 13 images cannot be decoded" in printed[0]
+    printed = lab.train_together(2, "data.cache=true", codes=(1, 1))  # refusing again
+    assert "bad.jpg: cannot be decoded" in printed[0]
     (cached,) = (lab.outputs / "cache").glob("*/canvases-48.bin")
-    assert record(lab.only_run())["step"] == 2
+    (run,) = [one for one in lab.runs() if (one / "run.json").exists()]
+    assert record(run)["step"] == 2
     assert sorted(path.name for path in cached.parent.iterdir()) == ["canvases-48.bin", "lock", "unreadable-48.json"]
 
 

@@ -45,9 +45,12 @@ CHOICES = [
 ]
 
 
+NEEDED = {"folder": ["data.root=images", "augment=dino"], "imagenet": ["data.root=images", "augment=dino"]}
+
+
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_works_beside_the_defaults(group, choice):
-    made = mapping(f"{group}={choice}")
+    made = mapping(f"{group}={choice}", *NEEDED.get(choice, []))
     config_from_mapping(made)
     label = made.get(group, {}).get("name", choice)
     assert label == choice

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from config_examples import config, mapping
 from support.pictures import listing_of, small_tree
 
+from dino_exp.attempts import preparing
 from dino_exp.attempts.data_files import apart_from_files, with_files, with_files_at, with_files_of_fork
+from dino_exp.build import Preparation, files
 from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import config_from_mapping
 from dino_exp.config.image_sections import FilesDataConfig
 from dino_exp.config.schema import Config
 from dino_exp.config.stored import load_stored, write_stored
+from dino_exp.dist.place import Place
+from dino_exp.dist.ranks import ONE_RANK
 from dino_exp.errors import ConfigError
 
 WORDS = ("data=folder", "augment=dino")
@@ -109,6 +114,49 @@ def test_a_fork_looks_again_only_where_images_are_named(images: Path) -> None:
     assert data_of(again).digest == listing_of(images).digest != data_of(parent).digest
     with pytest.raises(ConfigError, match="leave it out"):
         with_files_of_fork(parent, ["data.digest"])
+
+
+def test_a_signal_ends_the_preparation_and_the_lock_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[int] = []
+    signals = SimpleNamespace(stop_signal=None)
+    attempt: Any = SimpleNamespace(
+        config=config("paths.cache=/caches", "runtime.workers=3"), signals=signals,
+        lock=SimpleNamespace(beat=lambda: beats.append(1)),
+    )  # fmt: skip
+    monkeypatch.setattr(preparing, "_BEAT_SECS", 0.0)
+    with preparing.preparation(attempt, ONE_RANK) as how:
+        assert (how.cache, how.workers, how.ranks) == (Path("/caches"), 3, ONE_RANK)
+        how.progress("decoding images", 1, 2)
+        assert beats == [1]
+        signals.stop_signal = 15
+        with pytest.raises(preparing.StoppedPreparingError) as stopped:
+            how.progress("decoding images", 2, 2)
+    assert stopped.value.exit_code == 143
+
+
+class Waiting:
+    """Rank 0 of two, and what it says to the other."""
+
+    place = Place(rank=0, size=2)
+
+    def __init__(self) -> None:
+        self.said: list[bool] = []
+
+    def from_first(self, value: bool) -> bool:
+        self.said.append(value)
+        return value
+
+
+def test_the_first_rank_tells_the_others_that_it_still_works(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_STILL_SECS", 0.0)
+    ranks: Any = Waiting()
+    how = Preparation(cache=tmp_path / "cache", ranks=ranks)
+    made = data_of(on(images, "data.cache=true", "data.decode_size=32", "data.val_share=0.3"))
+    files.build_files(made, how)
+    assert ranks.said[-1] is False
+    assert set(ranks.said[:-1]) == {True}
 
 
 def test_other_data_is_left_as_it_is() -> None:

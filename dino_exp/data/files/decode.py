@@ -74,7 +74,10 @@ def decode(data: bytes, side: int) -> Pixels:
 
 
 def stored_size(data: bytes, side: int) -> tuple[int, int]:
-    """Height and width that `decode` gives, before it turns the image, from the head of the file alone. Raises UnreadableImageError."""
+    """Height and width that `decode` gives, before it turns the image, from the head of the file alone.
+
+    Raises UnreadableImageError.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -65,7 +65,9 @@ def run_together(place: Place, find_target: Callable[[], Target], command: Comma
     Raises as `run_attempt` does, RefusedError where the processes were started with different commands, and
     LostRankError where one does not come.
     """
-    composed, _ = apart_from_files(command.composed, touched_keys(command.overrides))
+    composed = command.composed
+    if composed["resume"] is not None or composed["fork"] is not None:
+        composed, _ = apart_from_files(composed, touched_keys(command.overrides))
     config = config_from_mapping(composed)
     device = choose_device(config.runtime.device, place)
     with joined(place, device, config.runtime.timeout_secs) as ranks:

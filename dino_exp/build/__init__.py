@@ -5,7 +5,6 @@ or a command line gives.
 """
 
 from dino_exp.build.checkpoints import build_keep_policy, build_manager, build_member, build_save_policy
-from dino_exp.build.files import Preparation
 from dino_exp.build.images import Data, build_augment, build_batches, build_data
 from dino_exp.build.learning import (
     build_evaluator,
@@ -18,6 +17,7 @@ from dino_exp.build.learning import (
     peak_lr,
     spread,
 )
+from dino_exp.build.preparation import Preparation
 
 __all__ = [
     "Data",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dino_exp.build.files import Preparation, in_turn
+from dino_exp.build.preparation import Preparation, in_turn
 from dino_exp.config.image_sections import CifarDataConfig
 from dino_exp.data.cifar import COLLECTIONS, fetch_cifar, load_cifar
 from dino_exp.data.datasets import ArrayDataset

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dino_exp.build.cifar import build_cifar
-from dino_exp.build.files import Preparation, build_files
+from dino_exp.build.preparation import Preparation
 from dino_exp.config.evaluate import RecordedConfig
 from dino_exp.config.image_sections import AnyDataConfig, CifarDataConfig, DigitsAugmentConfig, FilesDataConfig
 from dino_exp.config.schema import Config
@@ -29,9 +29,14 @@ class Data:
 
 def build_data(data: AnyDataConfig, how: Preparation | None = None) -> Data:
     """The data set that `data.name` selects; `how` says how one that lies in files is prepared."""
-    if isinstance(data, FilesDataConfig | CifarDataConfig):
-        assert how is not None, "data in files may have to be made ready"
-        return Data(*(build_files(data, how) if isinstance(data, FilesDataConfig) else build_cifar(data, how)))
+    if isinstance(data, CifarDataConfig):
+        assert how is not None, "the data may have to be fetched"
+        return Data(*build_cifar(data, how))
+    if isinstance(data, FilesDataConfig):
+        from dino_exp.build.files import build_files  # decoders take a while to import, and most data has none
+
+        assert how is not None, "images in files may need a cache"
+        return Data(*build_files(data, how))
     if data.name == "synthetic":
         assert data.num_samples is not None
         assert data.num_classes is not None

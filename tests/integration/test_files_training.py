@@ -11,6 +11,10 @@ import pytest
 from support.pictures import encoded, picture, small_tree, write
 from support.runs import Lab, assert_same_end, record, rows
 
+from dino_exp.attempts.reproduction import Span, compare_replay, prepare_copy, what_images_need
+from dino_exp.runs.layout import RunPaths
+from dino_exp.runs.record import load_record
+
 TINY = (
     "data=folder", "augment=dino", "data.image_size=16", "data.local_size=8", "data.patch_size=8",
     "data.decode_size=48", "data.val_share=0.3", "augment.num_local_crops=1", "train.batch_size=4", "train.epochs=2",
@@ -107,9 +111,27 @@ def test_several_processes_prepare_the_images_once(lab: Lab, images: Path) -> No
     words = ("data.unreadable=skip", "data.cache=true", "train.stop_after_steps=2")
     printed = lab.train_together(2, *words)
     assert "1 of 13 images cannot be decoded" in printed[0]
+    printed = lab.train_together(2, "data.cache=true", codes=(1, 1))  # refusing again
+    assert "bad.jpg: cannot be decoded" in printed[0]
     (cached,) = (lab.outputs / "cache").glob("*/canvases-48.bin")
-    assert record(lab.only_run())["step"] == 2
+    (run,) = [one for one in lab.runs() if (one / "run.json").exists()]
+    assert record(run)["step"] == 2
     assert sorted(path.name for path in cached.parent.iterdir()) == ["canvases-48.bin", "lock", "unreadable-48.json"]
+
+
+def test_a_replay_finds_the_images_and_makes_no_cache_of_its_own(lab: Lab, images: Path) -> None:
+    write(images / "a/bad.jpg", b"not an image")
+    lab.train("data.unreadable=skip", "data.cache=true", "train.stop_after_steps=1")
+    paths = RunPaths(lab.only_run())
+    made = load_record(paths.run_json)
+    assert made is not None
+    copy = prepare_copy(paths, made, Span(start=0, stop=1), lab.directory / "again")
+    words = what_images_need(copy, lab.outputs)
+    assert words == [f"paths.cache={lab.outputs}/cache", "data.cache=false"]
+    lab.settings = ()
+    lab.train(f"resume={copy.directory}", "train.stop_after_steps=1", *words)
+    assert compare_replay(paths, copy, Span(start=0, stop=1)).difference is None
+    assert not (lab.directory / "again/outputs/cache").exists()
 
 
 def test_an_evaluation_finds_the_images_or_asks_for_them(lab: Lab, images: Path) -> None:

@@ -305,7 +305,7 @@ def fetched_together(address: str, root: str) -> int:
     """The fingerprint that each rank sees of a data set that lies on a server at first."""
     from test_data_fetching import published_at
 
-    from dino_exp.build import Preparation, build_data, files
+    from dino_exp.build import Preparation, build_data, preparation
     from dino_exp.build import cifar as build_cifar
     from dino_exp.config.check import config_from_mapping
     from dino_exp.config.compose import compose
@@ -313,7 +313,7 @@ def fetched_together(address: str, root: str) -> int:
     from dino_exp.dist.ranks import joined
 
     build_cifar.COLLECTIONS["cifar10"] = published_at(address)
-    files._STILL_SECS = 0.0  # so that signs of life are given
+    preparation._STILL_SECS = 0.0  # so that signs of life are given
     words = ["data=cifar10", "augment=dino", f"data.root={root}", "data.download=true"]
     data = config_from_mapping(compose(words)).data
     with joined(place_of(os.environ), DEVICE, 60) as ranks:

@@ -195,6 +195,16 @@ def test_a_bomb_is_told_and_not_decoded() -> None:
         decode(bomb(12_000, MAX_PIXELS // 12_000), SIDE)
 
 
+def test_want_of_memory_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    data = encoded(picture(), "PNG")
+    monkeypatch.setattr(Image.Image, "convert", too_large)
+    with pytest.raises(MemoryError):
+        decode(data, SIDE)
+
+
 def test_the_decoder_names_the_versions_that_make_the_pixels() -> None:
     assert "Pillow" in decoder_name()
     assert decoder_name() == decoder_name()

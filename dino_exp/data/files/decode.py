@@ -67,12 +67,17 @@ def decode(data: bytes, side: int) -> Pixels:
         except PIL.UnidentifiedImageError as problem:
             what = "it is empty" if not data else "it is neither a JPEG, nor a PNG, nor a WebP image"
             raise UnreadableImageError(what) from problem
-        except Exception as problem:
+        except MemoryError:  # of this machine, and not of the image
+            raise
+        except Exception as problem:  # of hostile bytes Pillow raises nearly anything
             raise UnreadableImageError(f"{type(problem).__name__}: {problem}"[:300]) from problem
 
 
 def stored_size(data: bytes, side: int) -> tuple[int, int]:
-    """Height and width that `decode` gives, from the head of the file alone. Raises UnreadableImageError."""
+    """Height and width that `decode` gives, before it turns the image, from the head of the file alone.
+
+    Raises UnreadableImageError.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -101,22 +101,23 @@ class _Preparing:
         made = Made(
             listing=self.listing.digest, num_images=len(self.listing), decode_size=self.side, decoder=self.decoder
         )
-        known = load_unreadable(self.list_path, self.listing, self.decoder)
+        remembered = load_unreadable(self.list_path, self.listing, self.decoder)
+        reasons = dict(remembered or {})
         canvases = self._opened(made)
-        if canvases is None or (skip and known is None and canvases.missing()):
-            bad = build_cache(
+        if canvases is None or (skip and remembered is None and canvases.missing()):
+            reasons |= build_cache(
                 self.cache_path, self.listing, made,
-                known_bad=frozenset(known or ()) if skip else frozenset(),
+                known_bad=frozenset(reasons if skip else ()),
                 may_skip=skip, num_workers=self.num_workers, progress=self.progress,
             )  # fmt: skip
-            known = {**(known or {}), **bad}
             canvases = open_canvases(self.cache_path, made)
         if not skip:
             for number in canvases.missing()[:1]:  # made where they were to be skipped
-                raise unreadable(self.listing, number, (known or {}).get(number, "as data.unreadable=skip has found"))
+                raise unreadable(self.listing, number, reasons.get(number, "as data.unreadable=skip has found"))
             return Prepared({}, canvases)
-        save_unreadable(self.list_path, self.listing, self.decoder, known or {})
-        return Prepared(known or {}, canvases)
+        if remembered is None:
+            save_unreadable(self.list_path, self.listing, self.decoder, reasons)
+        return Prepared(reasons, canvases)
 
     def _opened(self, made: Made) -> Canvases | None:
         try:

@@ -53,6 +53,7 @@ pictures: setup  ## draw the pictures of README anew, from a run that is trained
 bench: setup  ## the benchmarks, as ratios within one run
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.loop_overhead
+	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.storage
 	$(BIN)/python -m benchmarks.ranks

@@ -63,6 +63,10 @@ class CorruptCheckpointError(DinoExpError):
     exit_code = 4
 
 
+class DataError(DinoExpError):
+    """An image could not be loaded, or a process that loads images has died."""
+
+
 class BackupError(DinoExpError):
     """The place of a backup did not answer, refused, or gave back other bytes than it was given."""
 

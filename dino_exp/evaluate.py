@@ -72,14 +72,16 @@ def _evaluate(config: EvaluateConfig) -> float | None:
 
     from dino_exp.attempts.numerics import apply_numerics
     from dino_exp.examination.kinds import examine
+    from dino_exp.examination.place import Place
     from dino_exp.examination.subject import Subject, recorded_numerics, recorded_settings
 
+    place = Place(root=config.root, cache=Path(config.paths.cache))
     device, numerics = apply_numerics(config.runtime, recorded_numerics(paths))
     with WorkBar() as bar:
         progress: Progress = bar.tell
         subject = Subject(
             weights=weights, facts=weights.facts(), paths=paths, part=part, device=device, progress=progress,
-            recorded=recorded_settings(weights),
+            recorded=recorded_settings(weights), place=place,
         )  # fmt: skip
         _warn_of_other_data(subject)
         found = examine(subject, config.evaluation)
@@ -111,6 +113,8 @@ def _tell(subject: Subject, config: EvaluateConfig, found: Findings, written: Se
     console.print(title, style="bold", markup=False, soft_wrap=True)
     if rows:
         console.print(evaluation_table(rows))
+    if found.note is not None:
+        console.print(found.note, markup=False, soft_wrap=True)
     for path in written:
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
 

@@ -13,8 +13,11 @@ import torch
 
 from dino_exp.checkpoint.generators import restore_generators
 from dino_exp.checkpoint.manifest import Manifest
+from dino_exp.config.checkpoint_sections import KeepConfig
+from dino_exp.config.texts import read_best
 from dino_exp.dist.ranks import Ranks
 from dino_exp.errors import CorruptCheckpointError
+from dino_exp.evaluation.panel import VAL_LOSS, Panel
 from dino_exp.runs.signals import SignalFlags
 from dino_exp.training.agreement import AgreedSignals, Signals
 
@@ -49,6 +52,24 @@ def set_generators(manifest: Manifest | None, seed: int, rank: int = 0) -> None:
 def signals_of(flags: SignalFlags, ranks: Ranks) -> Signals:
     """Signals as the loop sees them: those of this process, or of all ranks."""
     return flags if ranks.place.size == 1 else AgreedSignals(flags, ranks)
+
+
+def remarks_on(panel: Panel, keep: KeepConfig) -> list[str]:
+    """What evaluations will not measure, and what cannot be ranked for that reason, in sentences with a way out."""
+    remarks = panel.remarks()
+    missing = f"is not among what is measured ({', '.join(panel.metrics)})"
+    if keep.metric not in panel.metrics:
+        remarks.append(
+            f"checkpoint.keep.metric={keep.metric} {missing}: no checkpoint will be the best one, and nothing else "
+            f"changes. To rank by the loss on held-out images: checkpoint.keep.metric={VAL_LOSS} "
+            "checkpoint.keep.mode=min; but the loss of DINO misleads: it also falls when the model collapses"
+        )
+    remarks += [
+        f"checkpoint.keep.also_best: {text} {missing}: it keeps nothing"
+        for text in keep.also_best
+        if read_best(text)[0] not in panel.metrics
+    ]
+    return remarks
 
 
 def freeze_objects() -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dino_exp.attempts.data_files import apart_from_files, with_files_at, with_files_of_fork
 from dino_exp.attempts.target import (
     KEPT,
     Target,
@@ -54,11 +55,13 @@ def fork_target(composed: Mapping[str, Any], touched: Collection[str]) -> Target
     part of it, ConfigError where the settings cannot go on from that state.
     """
     outputs = Path(composed["paths"]["outputs"])
+    composed, of_files = apart_from_files(composed, touched)
     asked_config = config_from_mapping(composed)
 
     def settings_of(directory: Path) -> Config:
-        wanted = overlay(without_stop(stored_settings(directory)), asked_config, touched)
-        return replace(wanted, origin=None, paths=replace(wanted.paths, outputs=str(outputs)))
+        parents = with_files_at(without_stop(stored_settings(directory)), of_files)
+        wanted = overlay(parents, asked_config, set(touched) - of_files.keys())
+        return replace(with_files_of_fork(wanted, touched), origin=None, paths=asked_config.paths)
 
     named, at = split_at(str(composed["fork"]))
     directory = None if named == "last" else find_run(outputs, named)  # "last" is another run after the first fork

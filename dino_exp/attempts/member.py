@@ -13,6 +13,7 @@ from dino_exp import build
 from dino_exp.attempts.beginning import OPTIONAL, Beginning, freeze_objects, set_generators, signals_of
 from dino_exp.attempts.initial import take_weights
 from dino_exp.attempts.numerics import apply_numerics
+from dino_exp.attempts.preparing import preparation_along
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.sharding.member import Member
 from dino_exp.config.schema import Config
@@ -56,7 +57,7 @@ def train_along(
     gc.disable()
     place = ranks.place
     device, _ = apply_numerics(config.runtime, recorded_numerics, place)
-    data = build.build_data(config.data)
+    data = build.build_data(config.data, preparation_along(config, ranks))
     fingerprint = data.train.fingerprint()
     if ranks.from_first(fingerprint) != fingerprint:
         raise RefusedError(

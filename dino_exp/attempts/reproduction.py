@@ -107,7 +107,7 @@ def prepare_copy(paths: RunPaths, record: RunRecord, span: Span, outputs: Path) 
     return copy
 
 
-def replay(copy: RunPaths, span: Span, code: Path, num_ranks: int = 1) -> int:
+def replay(paths: RunPaths, copy: RunPaths, span: Span, code: Path, num_ranks: int = 1) -> int:
     """Train the copy to the span's end by the code below `code`; the exit code. It prints to standard error.
 
     By as many processes as the run's first attempt had, all of them on this host: another number gives other bits.
@@ -117,7 +117,7 @@ def replay(copy: RunPaths, span: Span, code: Path, num_ranks: int = 1) -> int:
     environment.pop("DINO_EXP_RUN_DIR", None)
     words = [override("resume", copy.directory), f"train.stop_after_steps={span.stop}", "train.stop_after_epochs=null"]
     words += [override("paths.outputs", copy.directory.parent.parent), "logger.console=plain"]
-    words += no_trackers(copy)
+    words += no_trackers(copy) + what_images_need(copy, paths.directory.parent.parent)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command = [sys.executable, *(launcher if num_ranks > 1 else []), "-m", "dino_exp.train", *words]
     return subprocess.call(command, env=environment, cwd=copy.directory, stdout=sys.stderr)
@@ -125,12 +125,24 @@ def replay(copy: RunPaths, span: Span, code: Path, num_ranks: int = 1) -> int:
 
 def no_trackers(copy: RunPaths) -> list[str]:
     """The overrides that keep a replay from telling trackers and from reporting; none where its code knows of none."""
-    path = copy.directory / YAML_NAME
-    settings = parse_plain_yaml(LOCAL.read_bytes(path, MAX_BYTES), str(path))
-    logger = settings.get("logger") if isinstance(settings, dict) else None
-    chosen = logger if isinstance(logger, dict) else {}
+    chosen = _section(copy, "logger")
     words = [f"logger.{name}=false" for name in ("tensorboard", "report") if chosen.get(name)]
     return words + (["logger.wandb=null"] if chosen.get("wandb") else [])
+
+
+def what_images_need(copy: RunPaths, outputs: Path) -> list[str]:
+    """The overrides by which a replay on images in files finds what was prepared for its run."""
+    chosen = _section(copy, "data")
+    if chosen.get("unreadable") is None:
+        return []
+    return [override("paths.cache", outputs / "cache"), *(["data.cache=false"] if chosen.get("cache") else [])]
+
+
+def _section(copy: RunPaths, name: str) -> dict[str, Any]:
+    path = copy.directory / YAML_NAME
+    settings = parse_plain_yaml(LOCAL.read_bytes(path, MAX_BYTES), str(path))
+    section = settings.get(name) if isinstance(settings, dict) else None
+    return section if isinstance(section, dict) else {}
 
 
 def ranks_of(record: RunRecord) -> int:

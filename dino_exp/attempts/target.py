@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dino_exp.attempts.data_files import CHOICE, apart_from_files, with_files, with_files_at
 from dino_exp.attempts.initial import touched_with_digest, with_weights, with_weights_of_start
 from dino_exp.attempts.whole import nearest, whole_steps
 from dino_exp.checkpoint.reader import CheckpointReader
@@ -68,7 +69,7 @@ def start_target(composed: Mapping[str, Any]) -> Target:
     config = config_from_mapping(composed)
     if config.origin is not None:
         raise ConfigError("origin is set by a fork; use `fork=<run>[@best|@latest|@<step>]`")
-    return existing_or_new(with_weights_of_start(config))
+    return existing_or_new(with_weights_of_start(with_files(config)))
 
 
 def existing_or_new(config: Config) -> Target:
@@ -116,10 +117,15 @@ def resume_target(composed: Mapping[str, Any], touched: Collection[str]) -> Targ
     if record is None:
         raise UsageError(f"{directory}: no run.json, so no run began here; `python -m dino_exp.train` starts one")
     stored = without_stop(settings_of_record(paths, record))
+    composed, of_files = apart_from_files(composed, touched)
     asked, touched = with_weights(config_from_mapping(composed)), touched_with_digest(touched)
-    changes = tuple(compare(stored, asked, touched))
+    asked = with_files(asked) if CHOICE in touched else asked
+    moved, others = with_files_at(stored, of_files), touched - of_files.keys()
+    changes = (*compare(stored, moved, of_files), *compare(moved, asked, others))
     refuse_identity_changes(paths, changes)
-    config = overlay(stored, asked, touched)
+    config = overlay(moved, asked, others)
+    if "paths.cache" in touched:
+        config = replace(config, paths=replace(config.paths, cache=asked.paths.cache))
     key = RunKey(
         model=config.model.name,
         config_hash=record.config_hash,

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dino_exp.attempts.data_files import apart_from_files
 from dino_exp.attempts.member import train_along
 from dino_exp.attempts.numerics import choose_device
 from dino_exp.attempts.run import logging_to, run_attempt
 from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import config_from_mapping
+from dino_exp.config.compose import touched_keys
 from dino_exp.config.schema import Config
 from dino_exp.dist.council import OtherRankError
 from dino_exp.dist.place import Place
@@ -63,7 +65,10 @@ def run_together(place: Place, find_target: Callable[[], Target], command: Comma
     Raises as `run_attempt` does, RefusedError where the processes were started with different commands, and
     LostRankError where one does not come.
     """
-    config = config_from_mapping(command.composed)
+    composed = command.composed
+    if composed["resume"] is not None or composed["fork"] is not None:
+        composed, _ = apart_from_files(composed, touched_keys(command.overrides))
+    config = config_from_mapping(composed)
     device = choose_device(config.runtime.device, place)
     with joined(place, device, config.runtime.timeout_secs) as ranks:
         compare_commands(ranks, config, command)

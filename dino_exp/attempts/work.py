@@ -14,11 +14,20 @@ import torch
 from dino_exp import build
 from dino_exp.attempts.attempt import Attempt, best_of
 from dino_exp.attempts.banner import closing, opening
-from dino_exp.attempts.beginning import OPTIONAL, Beginning, freeze_objects, position_of, set_generators, signals_of
+from dino_exp.attempts.beginning import (
+    OPTIONAL,
+    Beginning,
+    freeze_objects,
+    position_of,
+    remarks_on,
+    set_generators,
+    signals_of,
+)
 from dino_exp.attempts.fork import parent_checkpoints
 from dino_exp.attempts.initial import take_weights
 from dino_exp.attempts.live_report import LiveReport, begin_sweep_page
 from dino_exp.attempts.numerics import apply_numerics, differences
+from dino_exp.attempts.preparing import preparation
 from dino_exp.attempts.tracking import Trackers
 from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.manifest import Manifest
@@ -30,7 +39,7 @@ from dino_exp.config.canonical import config_hash, group_hash
 from dino_exp.config.typed import override, train_command
 from dino_exp.dist.ranks import ONE_RANK, ManyRanks, Ranks
 from dino_exp.errors import CorruptCheckpointError, NoCheckpointError, RefusedError, SaveFailedError
-from dino_exp.loggers.console import ConsoleProgress
+from dino_exp.loggers.console import ConsoleProgress, is_evaluated
 from dino_exp.runs.code_identity import CodeRecord
 from dino_exp.runs.deadline import countdown, deadline_secs
 from dino_exp.runs.events import EventLog
@@ -67,7 +76,8 @@ class Work:
         """Build, restore, train to the stop, and print how it went."""
         recorded, ranks = self.attempt.record, self.ranks
         self.device, numerics = apply_numerics(self.config.runtime, recorded.numerics if recorded else {}, ranks.place)
-        self.data = build.build_data(self.config.data)
+        with preparation(self.attempt, ranks) as how:
+            self.data = build.build_data(self.config.data, how)
         self.attempt.lock.beat()
         fingerprint = ranks.from_first(self.data.train.fingerprint())
         plan = build.build_plan(self.config, len(self.data.train))
@@ -264,6 +274,8 @@ class Work:
         evaluator = None
         if self.config.evaluation.every_epochs is not None:
             evaluator = build.build_evaluator(self.config, self.data, augment, schedules, self.parallel)
+            for remark in remarks_on(evaluator.panel, self.config.checkpoint.keep):
+                log.warning("%s", remark)
         return Training(
             state=state,
             batches=batches,
@@ -329,7 +341,7 @@ class Work:
     def note_row(self, row: Mapping[str, Any], best: Best | None) -> None:
         """Keep the latest metrics in `run.json` (at evaluations, and with every checkpoint)."""
         self.latest |= {name: value for name, value in row.items() if isinstance(value, float)}
-        if any("knn" in name for name in row):
+        if is_evaluated(row):
             self.attempt.update(metrics=dict(self.latest), best=best_of(best))
             if self.report is not None:
                 self.report.refresh()

@@ -19,9 +19,11 @@ from dino_exp.build.learning import (
     read_every,
     spread,
 )
+from dino_exp.build.preparation import Preparation
 
 __all__ = [
     "Data",
+    "Preparation",
     "build_augment",
     "build_batches",
     "build_data",

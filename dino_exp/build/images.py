@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dino_exp.build.cifar import build_cifar
+from dino_exp.build.preparation import Preparation
 from dino_exp.config.evaluate import RecordedConfig
-from dino_exp.config.image_sections import AnyDataConfig, DigitsAugmentConfig
+from dino_exp.config.image_sections import AnyDataConfig, CifarDataConfig, DigitsAugmentConfig, FilesDataConfig
 from dino_exp.config.schema import Config
 from dino_exp.data.augment_digits import DigitsAugment
 from dino_exp.data.augment_dino import DinoAugment
@@ -15,9 +17,6 @@ from dino_exp.data.digits import load_digits_split
 from dino_exp.data.loader import BatchStream
 from dino_exp.data.synthetic import SyntheticDataset
 from dino_exp.dist.place import ALONE, Place
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,16 @@ class Data:
     val: Dataset
 
 
-def build_data(data: AnyDataConfig) -> Data:
-    """The data set that `data.name` selects."""
+def build_data(data: AnyDataConfig, how: Preparation | None = None) -> Data:
+    """The data set that `data.name` selects; `how` says how one that lies in files is prepared."""
+    if isinstance(data, CifarDataConfig):
+        assert how is not None, "the data may have to be fetched"
+        return Data(*build_cifar(data, how))
+    if isinstance(data, FilesDataConfig):
+        from dino_exp.build.files import build_files  # decoders take a while to import, and most data has none
+
+        assert how is not None, "images in files may need a cache"
+        return Data(*build_files(data, how))
     if data.name == "synthetic":
         assert data.num_samples is not None
         assert data.num_classes is not None

@@ -20,6 +20,7 @@ from dino_exp.dino.scaling import LossScaler
 from dino_exp.dino.schedules import ScheduleName, Schedules
 from dino_exp.dist.ranks import Ranks
 from dino_exp.errors import ConfigError
+from dino_exp.evaluation.panel import Panel
 from dino_exp.models.head import DINOHead
 from dino_exp.models.init import Scheme, materialise
 from dino_exp.models.vit import VisionTransformer
@@ -237,10 +238,17 @@ def build_evaluator(
     schedules: Schedules,
     spread_out: Parallel = parallel.ALONE,
 ) -> Evaluator:
-    """Evaluation during training; not needed where `evaluation.every_epochs` is null."""
+    """Evaluation during training; not needed where `evaluation.every_epochs` is null.
+
+    Raises ConfigError for data on which nothing can be measured.
+    """
     return Evaluator(
-        train_set=data.train,
-        val_set=data.val,
+        panel=Panel(
+            train_set=data.train,
+            val_set=data.val,
+            train_images=config.evaluation.train_images,
+            val_images=config.evaluation.val_images,
+        ),
         augment=augment,
         clean=augment.clean,
         schedules=schedules,

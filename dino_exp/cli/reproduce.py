@@ -107,7 +107,7 @@ def _replay(paths: RunPaths, record: RunRecord, code: RecordedCode, span: Span, 
     home.mkdir(parents=True, exist_ok=True)
     copy = prepare_copy(paths, record, span, home / "outputs")
     place = rebuild_code(code, home / "code")
-    exit_code = replay(copy, span, place, ranks_of(record))
+    exit_code = replay(paths, copy, span, place, ranks_of(record))
     if exit_code != 0:
         raise DinoExpError(f"the replay ended with exit code {exit_code} before step {span.stop}; see above")
     return compare_replay(paths, copy, span)

@@ -32,6 +32,14 @@ class KnnConfig(KindConfig):
     batch_size: int | None = setting(
         minimum=1, role="numerics", help="images of a forward pass; null: as the run evaluated"
     )
+    train_images: int | None = setting(
+        minimum=1,
+        role="budget",
+        help="training images to compare with, evenly spread; null: all, also where the run took fewer",
+    )
+    val_images: int | None = setting(
+        minimum=1, role="budget", help="held-out images that are measured, evenly spread; null: all"
+    )
     k: int | tuple[int, ...] = setting(minimum=1, role="budget", help=f"neighbours that vote; {_ONE_OR_MORE}")
     temperature: float = setting(above=0, role="budget", help="a vote weighs exp(similarity / this)")
     labels_per_class: int | tuple[int, ...] = setting(
@@ -121,6 +129,9 @@ class EvaluateConfig(Section):
     part: str = setting(role="budget", choices=("teacher", "student"), help="which of the two networks")
     out: str | None = setting(
         role="runtime", pattern=r".+", help="folder of the results; null: <paths.outputs>/evaluations/<run>/step-<step>"
+    )
+    root: str | None = setting(
+        role="runtime", pattern=r".+", help="folder of the run's images, where they were moved; null: as in training"
     )
     evaluation: KnnConfig | LinearConfig | AttentionConfig | FeaturesConfig
     runtime: MachineConfig

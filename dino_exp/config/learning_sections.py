@@ -122,7 +122,13 @@ class TrainConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Section):
-    """The k-NN evaluation during training."""
+    """The evaluation during training: k-NN, and the loss on held-out images."""
 
     every_epochs: int | None = setting(minimum=1, role="budget", help="after every N epochs; null: never")
     batch_size: int = setting(minimum=1, role="numerics", help="images of a forward pass in evaluation")
+    train_images: int | None = setting(
+        minimum=20, role="budget", legacy=None, help="training images that k-NN compares with, evenly spread; null: all"
+    )
+    val_images: int | None = setting(
+        minimum=1, role="budget", legacy=None, help="held-out images that are measured, evenly spread; null: all"
+    )

@@ -72,7 +72,8 @@ def _evaluate_sections() -> Iterator[str]:
 def _section(name: str, section: type[Section], choices: list[str], defaults: Mapping[str, Any]) -> Iterator[str]:
     variants = next(entry.sections for entry in entries(Config) if entry.name == name)
     variant = "" if len(variants) == 1 else _variant_name(section)
-    yield f"\n## {name}{f' ({name}={variant})' if variant else ''}\n\n{inspect.getdoc(section)}\n"
+    chosen = ", ".join(f"{name}={choice}" for choice in _variant_names(section)) if variant else ""
+    yield f"\n## {name}{f' ({chosen})' if chosen else ''}\n\n{inspect.getdoc(section)}\n"
     if choices and not variant:
         yield f"\n{_choices(name, {name: choices})}"
     values = compose([f"{name}={variant}"]) if variant else defaults
@@ -81,9 +82,13 @@ def _section(name: str, section: type[Section], choices: list[str], defaults: Ma
 
 
 def _variant_name(section: type[Section]) -> str:
+    return _variant_names(section)[0]
+
+
+def _variant_names(section: type[Section]) -> tuple[str, ...]:
     setting = next(entry.setting for entry in entries(section) if entry.name == "name")
     assert setting is not None
-    return setting.choices[0]
+    return setting.choices
 
 
 def _table(section: type[Section], prefix: str, values: Mapping[str, Any]) -> Iterator[str]:

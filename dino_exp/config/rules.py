@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from dino_exp.config.image_sections import AnyDataConfig, CifarDataConfig, FilesDataConfig, ReadyDataConfig
 from dino_exp.config.texts import read_best, read_moment
 from dino_exp.errors import ConfigError
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from dino_exp.config.schema import Config
 
 DIGITS_TRAINING_IMAGES = 1437  # the fixed split of scikit-learn's 1,797 digits
+CIFAR_TRAINING_IMAGES = 50_000  # of CIFAR-10 and of CIFAR-100
 
 
 def rule_problems(config: Config) -> list[str]:
@@ -48,6 +50,9 @@ def _data_rules(config: Config) -> Iterator[str]:
             )
     if data.local_size > data.image_size:
         yield f"data.local_size={data.local_size} is larger than data.image_size={data.image_size}"
+    yield from _files_rules(config)
+    if not isinstance(data, ReadyDataConfig):
+        return
     made = data.name == "synthetic"
     for key, value in (("num_samples", data.num_samples), ("num_classes", data.num_classes)):
         if made and value is None:
@@ -56,14 +61,32 @@ def _data_rules(config: Config) -> Iterator[str]:
             yield f"data.{key}={value} applies to data=synthetic only: set data.{key}=null"
 
 
+def _files_rules(config: Config) -> Iterator[str]:
+    data, name = config.data, config.data.name
+    if data.download and not isinstance(data, CifarDataConfig):
+        yield f"data.download=true and data={name}, which is not fetched (cifar10 and cifar100 are): leave it out"
+    if isinstance(data, ReadyDataConfig) and data.root is not None:
+        yield f"data.root={data.root} and data={name}, which has no files: use data=folder, or leave it out"
+    if data.cache and not isinstance(data, FilesDataConfig):
+        yield f"data.cache=true and data={name}, which needs no decoding: leave it out"
+    if data.root is None and not isinstance(data, ReadyDataConfig):
+        yield f"data={name} needs the folder of its images: add data.root=<folder>"
+    if not isinstance(data, FilesDataConfig):
+        return
+    if name == "imagenet" and data.labels != "folders":
+        yield f"data.labels={data.labels} with data=imagenet, whose folders are its classes: use data=folder for that"
+
+
 def _augment_rules(config: Config) -> Iterator[str]:
+    if config.augment.name == "digits" and not isinstance(config.data, ReadyDataConfig):
+        yield f"augment=digits is made for grey digits and data={config.data.name} is in colour: use augment=dino"
     if config.augment.name == "dino" and config.data.name == "digits":
         yield "augment=dino needs colour images and data=digits is grey: use augment=digits or data=synthetic"
 
 
 def _batch_rules(config: Config) -> Iterator[str]:
     batch = config.train.batch_size
-    num_images = DIGITS_TRAINING_IMAGES if config.data.name == "digits" else config.data.num_samples
+    num_images = _num_training_images(config.data)
     if num_images is not None and batch > num_images:
         yield (
             f"train.batch_size={batch} is more than the {num_images} training images "
@@ -78,6 +101,14 @@ def _batch_rules(config: Config) -> Iterator[str]:
             f"train.accumulate={config.train.accumulate} with loss.use_bn=true: batch norm needs the whole batch at "
             "once. Use train.accumulate=1, more processes, or loss.use_bn=false"
         )
+
+
+def _num_training_images(data: AnyDataConfig) -> int | None:
+    """How many there are, where the settings tell."""
+    if isinstance(data, ReadyDataConfig):
+        return DIGITS_TRAINING_IMAGES if data.name == "digits" else data.num_samples
+    # Of images in files it is known when they are listed.
+    return CIFAR_TRAINING_IMAGES if isinstance(data, CifarDataConfig) else None
 
 
 def _schedule_rules(config: Config) -> Iterator[str]:

@@ -100,6 +100,7 @@ class PathsConfig(Section):
     """Where things lie; never taken from a run."""
 
     outputs: str = setting(role="runtime", pattern=r".+", help="directory of runs and catalogue")
+    cache: str = setting(role="runtime", pattern=r".+", help="directory of what can be made again from data sets")
 
 
 @dataclass(frozen=True, kw_only=True)

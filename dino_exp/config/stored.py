@@ -94,7 +94,7 @@ def _checked(mapping: dict[str, Any], path: Path, outputs: str) -> Config:
     if strange:
         raise RefusedError(f"{path}: " + _short("\n  ".join(strange)))
     sweep = {"name": None, "dry_run": False}
-    places = {"resume": None, "fork": None, "paths": {"outputs": outputs}, "sweep": sweep}
+    places = {"resume": None, "fork": None, "paths": {"outputs": outputs, "cache": f"{outputs}/cache"}, "sweep": sweep}
     try:
         config = config_from_mapping({**mapping, **places})
         canonical_text(config)

@@ -16,13 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dino_exp.data.images import Images
-from dino_exp.errors import ConfigError, DinoExpError
+from dino_exp.errors import ConfigError
+from dino_exp.errors import DataError as DataError  # for whoever looks for it beside the protocol
 
 Indices = NDArray[np.int64]
-
-
-class DataError(DinoExpError):
-    """An image could not be loaded, or a process that loads images has died."""
 
 
 class Dataset(Protocol):
@@ -42,7 +39,7 @@ class Dataset(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """Labels are whole numbers from 0 to `num_classes - 1`."""
+        """Labels are whole numbers from 0 to `num_classes - 1`; 0 where there are no labels."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -55,7 +52,7 @@ class Dataset(Protocol):
         """The images at `indices`. A pure function of each index."""
 
     def labels(self, indices: Indices) -> Tensor:
-        """The classes of the images at `indices`, (B,) int64."""
+        """The classes of the images at `indices`, (B,) int64; -1 where there are no classes."""
 
     def fingerprint(self) -> str:
         """`sha256:` and the digest of name, version and content: equal for equal data on any machine."""

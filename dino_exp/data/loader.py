@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from types import TracebackType
@@ -25,14 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dino_exp.data.datasets import DataError, Dataset, Indices
+from dino_exp.data.datasets import Dataset, Indices
 from dino_exp.data.images import Images, Sizes
 from dino_exp.data.order import batch_indices, epoch_of
+from dino_exp.data.processes import ignore_signals, signals_held_back
 from dino_exp.dist.place import ALONE, Place, share
-from dino_exp.errors import ConfigError
+from dino_exp.errors import ConfigError, DataError
 
-# Launchers send these to a whole process group. Only the training itself may answer.
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _AHEAD = 2  # requests a worker holds: the one it works on, and the next, so that it need not wait
 _JOIN_SECS = 5.0
 
@@ -78,6 +75,8 @@ class _Plan:
             return self.dataset.images(indices)
         except Exception as error:
             sample, cause = self._culprit(indices, error)
+            if isinstance(cause, DataError):  # it names the file, and says what to do
+                raise DataError(f"data set {self.dataset.name}: image {sample} of step {step}: {cause}") from error
             raise DataError(
                 f"data set {self.dataset.name}: image {sample} of step {step} could not be loaded "
                 f"({type(cause).__name__}: {cause}); repair or remove it, then run the same command again"
@@ -127,7 +126,7 @@ class BatchStream(Iterator[Batch]):
                 raise
 
     def _start(self, num_workers: int) -> None:
-        with _signals_held_back():
+        with signals_held_back([__name__]):
             for number in range(num_workers):
                 self._workers.append(_Worker(number, self._plan))
         for step in range(self._step + 1, self._step + 1 + num_workers * _AHEAD):
@@ -239,8 +238,7 @@ class _Worker:
 
 def _serve(plan: _Plan, pipe: Connection) -> None:
     """The life of a worker: answer requests until the trainer hangs up or dies."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):
         while True:
@@ -252,21 +250,3 @@ def _serve(plan: _Plan, pipe: Connection) -> None:
                 continue
             pipe.send(images.sizes_B2)
             pipe.send_bytes(images.pixels_BCHW.reshape(-1).numpy().data)
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Start the fork server so that a signal to the process group cannot end it, now or later.
-
-    It inherits the blocked mask, and its children inherit it from the server. What arrives here
-    meanwhile is delivered at the end.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # again, because the start above unblocks two
-        forkserver.set_forkserver_preload([__name__])
-        forkserver.ensure_running()
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

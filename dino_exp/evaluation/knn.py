@@ -9,6 +9,8 @@ Shapes: N training and T test images, D features, K neighbours, L classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from dino_exp.rng import Stream
 TEMPERATURE = 0.07
 FEW_SHOT_DRAWS = 10
 _CHUNK = 256  # test images at once; fixed, so that few of them are as welcome as many
+_MOST_AT_ONCE = 1 << 25  # similarities at once, which take 1.3 GB with all that is made of them
 
 
 def knn_predict(
@@ -29,22 +32,41 @@ def knn_predict(
 
     Raises ConfigError when there are fewer than `k` training images.
     """
-    if not 1 <= k <= len(train_ND):
-        raise ConfigError(
-            f"evaluation: k-NN with k = {k} needs as many training images, and there are {len(train_ND)}; "
-            "choose a larger data.num_samples, or evaluation.every_epochs=null to skip"
-        )
+    return _predict_each(train_ND, train_labels_N, test_TD, (k,), temperature)[0]
+
+
+def _predict_each(
+    train_ND: Tensor, train_labels_N: Tensor, test_TD: Tensor, neighbours: Sequence[int], temperature: float
+) -> list[Tensor]:
+    """The predictions of several numbers of neighbours, which are looked for once."""
+    for k in neighbours:
+        if not 1 <= k <= len(train_ND):
+            raise ConfigError(
+                f"evaluation: k-NN with k = {k} needs as many training images, and there are {len(train_ND)}; give it "
+                "more of them (evaluation.train_images, data.num_samples), or evaluation.every_epochs=null to skip"
+            )
     train_ND = functional.normalize(train_ND.float(), dim=1)
-    votes_NL = functional.one_hot(train_labels_N.to(train_ND.device)).to(train_ND.dtype)
-    chunks = torch.split(functional.normalize(test_TD.float(), dim=1), _CHUNK)
-    return torch.cat([_vote(chunk @ train_ND.T, votes_NL, k, temperature) for chunk in chunks])
+    labels_N = train_labels_N.to(train_ND.device)
+    num_classes = int(labels_N.max()) + 1
+    found: list[list[Tensor]] = [[] for _ in neighbours]
+    for chunk in torch.split(functional.normalize(test_TD.float(), dim=1), _chunk(len(train_ND))):
+        similarity_TN = chunk @ train_ND.T
+        nearest_TK = _nearest(similarity_TN, max(neighbours))
+        for k, predicted in zip(neighbours, found, strict=True):
+            predicted.append(_vote(similarity_TN, nearest_TK[:, :k], labels_N, num_classes, temperature))
+    return [torch.cat(predicted) for predicted in found]
 
 
-def _vote(similarity_TN: Tensor, votes_NL: Tensor, k: int, temperature: float) -> Tensor:
-    nearest_TK = _nearest(similarity_TN, k)
+def _chunk(num_train: int) -> int:
+    """How many test images at once; fewer, the more training images each is compared with."""
+    return max(1, min(_CHUNK, _MOST_AT_ONCE // num_train))
+
+
+def _vote(similarity_TN: Tensor, nearest_TK: Tensor, labels_N: Tensor, num_classes: int, temperature: float) -> Tensor:
     weights_TK = (similarity_TN.gather(1, nearest_TK) / temperature).exp()
+    votes_TKL = functional.one_hot(labels_N[nearest_TK], num_classes).to(weights_TK.dtype)
     # A sum over one-hot rows instead of scatter_add, whose order of additions is undefined on a GPU.
-    return (weights_TK[..., None] * votes_NL[nearest_TK]).sum(dim=1).argmax(dim=1)
+    return (weights_TK[..., None] * votes_TKL).sum(dim=1).argmax(dim=1)
 
 
 def _nearest(similarity_TN: Tensor, k: int) -> Tensor:
@@ -69,8 +91,21 @@ def knn_accuracy(
     temperature: float = TEMPERATURE,
 ) -> float:
     """Share of test images whose class `knn_predict` finds, 0 to 1."""
-    predicted = knn_predict(train_ND, train_labels_N, test_TD, k=k, temperature=temperature)
-    return float((predicted == test_labels_T.to(predicted.device)).double().mean())
+    return knn_accuracies(train_ND, train_labels_N, test_TD, test_labels_T, neighbours=(k,), temperature=temperature)[0]
+
+
+def knn_accuracies(
+    train_ND: Tensor,
+    train_labels_N: Tensor,
+    test_TD: Tensor,
+    test_labels_T: Tensor,
+    *,
+    neighbours: Sequence[int],
+    temperature: float = TEMPERATURE,
+) -> list[float]:
+    """`knn_accuracy` of several numbers of neighbours, one at least, in hardly more time than that of the largest."""
+    predicted = _predict_each(train_ND, train_labels_N, test_TD, neighbours, temperature)
+    return [float((one == test_labels_T.to(one.device)).double().mean()) for one in predicted]
 
 
 def few_shot_accuracy(
@@ -106,7 +141,8 @@ def labelled(labels_N: np.ndarray, labels_per_class: int, seed: int, draw: int) 
         if len(members) < labels_per_class:
             raise ConfigError(
                 f"evaluation: class {label} has {len(members)} training images, and {labels_per_class} are "
-                "needed; choose a larger data.num_samples, or evaluation.every_epochs=null to skip"
+                "needed; give it more of them (evaluation.train_images, data.num_samples), or "
+                "evaluation.every_epochs=null to skip"
             )
         chosen.append(members[stream.permutation(draw, int(label), num=len(members))[:labels_per_class]])
     return np.concatenate(chosen)

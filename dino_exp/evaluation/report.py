@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from dino_exp.evaluation.knn import FEW_SHOT_DRAWS, TEMPERATURE, few_shot_accuracy, knn_accuracy
+from dino_exp.evaluation.knn import FEW_SHOT_DRAWS, TEMPERATURE, few_shot_accuracy, knn_accuracies
 
 NEIGHBOURS = (20, 5)
 LABELS_PER_CLASS = (10, 1)
@@ -29,15 +29,28 @@ def evaluate_features(
     N training images and T held-out ones with D features each. Raises ConfigError when there are too few.
     """
     data = (train_ND, train_labels_N, val_TD, val_labels_T)
-    found = {knn_name(k): knn_accuracy(*data, k=k, temperature=temperature) for k in neighbours}
+    found: dict[str, float] = {}
+    if neighbours:
+        accuracies = knn_accuracies(*data, neighbours=neighbours, temperature=temperature)
+        found = {knn_name(k): accuracy for k, accuracy in zip(neighbours, accuracies, strict=True)}
     for few in labels_per_class:
-        found[f"knn_{few}shot"] = few_shot_accuracy(*data, labels_per_class=few, seed=seed, draws=draws)
+        found[few_name(few)] = few_shot_accuracy(*data, labels_per_class=few, seed=seed, draws=draws)
     return found
+
+
+def metric_names(neighbours: Sequence[int], labels_per_class: Sequence[int]) -> tuple[str, ...]:
+    """The names of what `evaluate_features` finds, in its order."""
+    return (*map(knn_name, neighbours), *map(few_name, labels_per_class))
 
 
 def knn_name(k: int) -> str:
     """The metric of record of k nearest neighbours; twenty are the standard, so they need no number."""
     return "knn_top1" if k == NEIGHBOURS[0] else f"knn{k}_top1"
+
+
+def few_name(labels_per_class: int) -> str:
+    """The metric of record of the nearest of few labelled images."""
+    return f"knn_{labels_per_class}shot"
 
 
 def prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:

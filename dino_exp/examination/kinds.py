@@ -16,6 +16,7 @@ from dino_exp.errors import ConfigError
 from dino_exp.evaluation.attention import class_attention
 from dino_exp.evaluation.knn import labelled
 from dino_exp.evaluation.linear import ProbeResult, ProbeRule, feature_recipe, train_probe
+from dino_exp.evaluation.panel import evenly
 from dino_exp.evaluation.patches import patch_colours, patch_tokens
 from dino_exp.evaluation.report import evaluate_features
 from dino_exp.examination.subject import Subject
@@ -30,11 +31,12 @@ _DIGITS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What an evaluation found. `metrics` have their names of record; `details` are JSON."""
+    """What an evaluation found. `metrics` have their names of record; `details` are JSON; `note` is for people."""
 
     metrics: Mapping[str, float]
     details: Mapping[str, Any] = field(default_factory=dict)
     picture: Picture | None = None
+    note: str | None = None
 
 
 def examine(subject: Subject, kind: KindConfig) -> Findings:
@@ -47,18 +49,33 @@ def _knn(subject: Subject, kind: KnnConfig) -> Findings:
     neighbours, few = listed(kind.k), listed(kind.labels_per_class)
     if not neighbours + few:
         raise ConfigError("evaluation.k and evaluation.labels_per_class are both []: there is nothing to measure")
-    _check_counts(subject.data.train, labels[0], neighbours, few)
+    parts, wanted = (subject.data.train, subject.data.val), (kind.train_images, kind.val_images)
+    ids = [evenly(len(part), num) for part, num in zip(parts, wanted, strict=True)]
+    bank_labels, val_labels = (of_part[chosen] for of_part, chosen in zip(labels, ids, strict=True))
+    _check_counts(parts[0], bank_labels, neighbours, few)
     batch = subject.usual_batch if kind.batch_size is None else kind.batch_size
-    train, val = (subject.features(subject.model, part, batch) for part in (subject.data.train, subject.data.val))
+    train, val = (subject.features(subject.model, part, batch, chosen) for part, chosen in zip(parts, ids, strict=True))
     metrics = evaluate_features(
-        train, labels[0], val, labels[1],
+        train, bank_labels, val, val_labels,
         seed=subject.recorded.seed,
         neighbours=neighbours,
         temperature=kind.temperature,
         labels_per_class=few,
         draws=kind.draws,
     )  # fmt: skip
-    return Findings(metrics=metrics, details={"forward_batch": batch})
+    details = {"forward_batch": batch, "train_images": len(ids[0]), "val_images": len(ids[1])}
+    return Findings(metrics=metrics, details=details, note=_note_of_other_images(subject, wanted))
+
+
+def _note_of_other_images(subject: Subject, wanted: tuple[int | None, int | None]) -> str | None:
+    """Where the training measured on other images than this evaluation: how to have its numbers."""
+    if wanted == subject.usual_images:
+        return None
+    as_in_training = " ".join(
+        f"evaluation.{name}={'null' if num is None else num}"
+        for name, num in zip(("train_images", "val_images"), subject.usual_images, strict=True)
+    )
+    return f"the training measured on other images; for the numbers of its rows: {as_in_training}"
 
 
 def _linear(subject: Subject, kind: LinearConfig) -> Findings:
@@ -155,8 +172,10 @@ _KINDS: dict[str, Callable[[Subject, Any], Findings]] = {
 
 
 def _labels(subject: Subject, kind: str) -> tuple[Tensor, Tensor]:
-    """The labels of both parts of the data. Raises ConfigError where there is nothing to tell apart."""
+    """The labels of both parts of the data. Raises ConfigError where there is nothing to tell apart, or to measure."""
     data = subject.data
+    if len(data.val) == 0:
+        raise ConfigError(f"evaluation={kind} measures on held-out images, and {data.val.name} has none")
     if data.train.num_classes < 2:
         has = "no labels" if data.train.num_classes < 1 else "one class only"
         raise ConfigError(
@@ -168,15 +187,16 @@ def _labels(subject: Subject, kind: str) -> tuple[Tensor, Tensor]:
 
 
 def _check_counts(train: Dataset, labels: Tensor, neighbours: tuple[int, ...], few: tuple[int, ...]) -> None:
-    """Raises ConfigError for more neighbours, or more labels of a class, than there are images."""
-    largest = max(neighbours, default=0)
-    if largest > len(train):
-        raise ConfigError(f"evaluation.k={largest}: {train.name} has {len(train)} images; choose at most {len(train)}")
+    """Raises ConfigError for more neighbours, or more labels of a class, than there are images to compare with."""
+    largest, num = max(neighbours, default=0), len(labels)
+    of_all = "" if num == len(train) else f" chosen by evaluation.train_images={num}"
+    if largest > num:
+        raise ConfigError(f"evaluation.k={largest}: {train.name} has {num} images{of_all}; choose at most {num}")
     counts = torch.bincount(labels)
     scarcest = int(counts[counts > 0].min())
     if max(few, default=0) > scarcest:
         raise ConfigError(
-            f"evaluation.labels_per_class={max(few)}: a class of {train.name} has {scarcest} images; "
+            f"evaluation.labels_per_class={max(few)}: a class of {train.name} has {scarcest} images{of_all}; "
             f"choose at most {scarcest}"
         )
 

@@ -20,11 +20,13 @@ from torch import Tensor
 from dino_exp import build
 from dino_exp.config.check import section_from_mapping
 from dino_exp.config.evaluate import RecordedConfig
+from dino_exp.config.learning_sections import EvaluationConfig
 from dino_exp.config.stored import load_stored
 from dino_exp.data.datasets import Dataset, Indices
 from dino_exp.data.images import Images
 from dino_exp.errors import ConfigError, CorruptCheckpointError, DinoExpError, NoCheckpointError, UsageError
 from dino_exp.evaluation.features import extract_features
+from dino_exp.examination.place import AS_THE_RUN, Place, build_data_of
 from dino_exp.models.vit import VisionTransformer
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.named import named
@@ -35,8 +37,8 @@ from dino_exp.weights.source import BACKBONE, CheckpointWeights, open_checkpoint
 
 USUAL_BATCH = 256  # images of a forward pass, where the run does not say how many it took
 
-Progress = Callable[[str, int, int], None]
-"""Hears of long work: what it is, how much of it is done, of how much."""
+Progress = Callable[[str, int, int | None], None]
+"""Hears of long work: what it is, how much of it is done, of how much (None: not known)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,6 +55,7 @@ class Subject:
     recorded: RecordedConfig
     device: torch.device
     progress: Progress
+    place: Place = AS_THE_RUN
 
     @cached_property
     def model(self) -> VisionTransformer:
@@ -80,7 +83,7 @@ class Subject:
     @cached_property
     def data(self) -> build.Data:
         """The images to train on and the held-out ones."""
-        return build.build_data(self.recorded.data)
+        return build_data_of(self.recorded.data, self.paths, self.place, self.progress)
 
     def clean(self, images: Images, image_size: int | None = None) -> Tensor:
         """Raw images as the model sees them in evaluation, or at another size. Raises ConfigError for a bad size."""
@@ -94,16 +97,18 @@ class Subject:
         sized = replace(data, image_size=data.image_size if image_size is None else image_size)
         return build.build_augment(replace(self.recorded, data=sized)).clean(images.to(self.device))
 
-    def features(self, forward: Callable[[Tensor], Tensor], dataset: Dataset, batch_size: int) -> Tensor:
-        """What `forward`, of the model, makes of all images of a data set, (N, F) on the device."""
-        starts = range(0, len(dataset), batch_size)
+    def features(
+        self, forward: Callable[[Tensor], Tensor], dataset: Dataset, batch_size: int, ids: Indices | None = None
+    ) -> Tensor:
+        """What `forward`, of the model, makes of a data set's images at `ids` (None: all), (N, F) on the device."""
+        chosen = np.arange(len(dataset)) if ids is None else ids
+        starts = range(0, len(chosen), batch_size)
         clean = build.build_augment(self.recorded).clean
 
         def batches() -> Any:
             for number, start in enumerate(starts):
                 self.progress(f"features of {dataset.name}", number, len(starts))
-                ids = np.arange(start, min(start + batch_size, len(dataset)))
-                yield clean(dataset.images(ids).to(self.device))
+                yield clean(dataset.images(chosen[start : start + batch_size]).to(self.device))
 
         return extract_features(self.model, forward, batches()).float()
 
@@ -122,9 +127,18 @@ class Subject:
     @property
     def usual_batch(self) -> int:
         """How many images at once the run evaluated: other numbers may give other bits."""
+        return USUAL_BATCH if self._usual is None else self._usual.batch_size
+
+    @property
+    def usual_images(self) -> tuple[int | None, int | None]:
+        """How many training and held-out images the run evaluated with, where its settings say; None: all."""
+        return (None, None) if self._usual is None else (self._usual.train_images, self._usual.val_images)
+
+    @cached_property
+    def _usual(self) -> EvaluationConfig | None:
         with contextlib.suppress(DinoExpError, OSError):
-            return load_stored(self.paths.directory).evaluation.batch_size
-        return USUAL_BATCH
+            return load_stored(self.paths.directory).evaluation
+        return None
 
 
 def find_subject(of: str, part: Part, outputs: Path) -> tuple[CheckpointWeights, RunPaths]:

@@ -18,8 +18,8 @@ class WorkBar:
         self._task: TaskID | None = None
         self._word = ""
 
-    def tell(self, word: str, done: int, total: int) -> None:
-        """`done` of `total` of the work called `word` are done; another word begins another bar."""
+    def tell(self, word: str, done: int, total: int | None) -> None:
+        """`done` of `total` (None: not known) of the work called `word` are done; another word begins another bar."""
         if word != self._word or self._task is None:
             if self._task is not None:
                 self._bar.remove_task(self._task)

@@ -20,6 +20,11 @@ PLAIN_LINE_SECS = 15.0  # at least so far apart are plain lines that carry no ev
 SHOWN = ("loss", "knn_top1", "knn_1shot", "val_loss", "entropy_ratio", "kl")
 
 
+def is_evaluated(row: Mapping[str, Any]) -> bool:
+    """Whether a metrics row carries an evaluation, or baselines."""
+    return any("knn" in name or name == "val_loss" for name in row)
+
+
 def row_text(row: Mapping[str, Any]) -> str:
     """The numbers of a metrics row that people follow, in one line."""
     parts = [f"{name} {row[name]:.4f}" for name in SHOWN if row.get(name) is not None]
@@ -95,7 +100,7 @@ class ConsoleProgress:
     def row(self, row: Mapping[str, Any]) -> None:
         """A metrics row was written: keep its text; show it at once when it carries an evaluation."""
         self.latest = row_text(row)
-        if any("knn" in name for name in row):
+        if is_evaluated(row):
             self.line()
 
     def saved(self, step: int, reasons: Sequence[str]) -> None:

@@ -76,6 +76,24 @@ def test_any_checkpoint_has_the_numbers_of_its_row_and_the_probe_repeats(lab: La
     assert first["metrics"]["linear_top1"] == max(probe["top1"] for probe in first["details"]["probes"])
 
 
+def test_with_few_images_measured_too_and_all_of_them_later(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    few = ("evaluation.train_images=500", "evaluation.val_images=100")
+    lab.train(*few, "run.variant=few", "train.stop_after_epochs=1", "evaluation.every_epochs=1")
+    run = lab.only_run()
+    row = rows(run)[-1]
+    step = row["step"]
+    assert "for the numbers of its rows" not in lab.evaluate(f"of={run}", *few)
+    found = results(lab, "knn", step)
+    assert found["metrics"] == {name: row[name] for name in METRICS}
+    assert (found["details"]["train_images"], found["details"]["val_images"]) == (500, 100)
+    printed = lab.evaluate(f"of={run}")
+    assert "for the numbers of its rows: evaluation.train_images=500 evaluation.val_images=100" in printed
+    found = results(lab, "knn", step)
+    assert (found["details"]["train_images"], found["details"]["val_images"]) == (1437, 360)
+    assert found["metrics"]["knn_top1"] != row["knn_top1"]
+
+
 def test_a_training_refuses_the_choices_of_an_evaluation(lab: Lab) -> None:
     assert "belongs to `python -m dino_exp.evaluate of=<run>`" in lab.train("evaluation=linear", code=2)
     assert "--multirun of=last@best evaluation=knn" in lab.cli("evaluate", "--help")

@@ -299,3 +299,39 @@ def fifty_losses(dtype: str, ranks: Any) -> list[float]:
             train_step(state, next(batches), augment=augment, schedules=schedules, rule=rule, parallel=spread).loss
             for _ in range(50)
         ]
+
+
+def fetched_together(address: str, root: str) -> int:
+    """The fingerprint that each rank sees of a data set that lies on a server at first."""
+    from test_data_fetching import published_at
+
+    from dino_exp.build import Preparation, build_data, preparation
+    from dino_exp.build import cifar as build_cifar
+    from dino_exp.config.check import config_from_mapping
+    from dino_exp.config.compose import compose
+    from dino_exp.dist.place import place_of
+    from dino_exp.dist.ranks import joined
+
+    build_cifar.COLLECTIONS["cifar10"] = published_at(address)
+    preparation._STILL_SECS = 0.0  # so that signs of life are given
+    words = ["data=cifar10", "augment=dino", f"data.root={root}", "data.download=true"]
+    data = config_from_mapping(compose(words)).data
+    with joined(place_of(os.environ), DEVICE, 60) as ranks:
+        made = build_data(data, Preparation(cache=Path(root) / "cache", ranks=ranks))
+        tell(ranks, {"fingerprints": ranks.council.gather("seen", made.train.fingerprint())})
+    return 0
+
+
+def measured_together() -> int:
+    """What an evaluator of several ranks measures; all must have the same."""
+    from test_training_evaluator import measured
+
+    from dino_exp.dist.place import place_of
+    from dino_exp.dist.ranks import joined
+
+    torch.set_num_threads(1)
+    with joined(place_of(os.environ), DEVICE, 60) as ranks:
+        found = measured(ranks)
+        assert ranks.council.gather("found", found) == [found] * ranks.place.size
+        tell(ranks, found)
+    return 0

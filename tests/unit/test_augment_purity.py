@@ -1,19 +1,24 @@
 """What both augmentations promise: crops are a pure function of seed, epoch, image and crop."""
 
+import functools
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.pictures import listing_of, small_tree
 from torch import Tensor
 
 from dino_exp.data.augment_digits import DigitsAugment
 from dino_exp.data.augment_dino import DinoAugment
 from dino_exp.data.datasets import Dataset
 from dino_exp.data.digits import load_digits_split
+from dino_exp.data.files.dataset import FilesDataset
 from dino_exp.data.loader import BatchStream
 from dino_exp.data.synthetic import SyntheticDataset
 
@@ -50,10 +55,29 @@ DINO = DinoAugment(
     solarise_probability=0.2,
 )
 Augment = DigitsAugment | DinoAugment
+
+
+@functools.cache
+def pictures() -> tempfile.TemporaryDirectory[str]:
+    """170 pictures of different sizes; gone when this process ends."""
+    place = tempfile.TemporaryDirectory(prefix="pictures-")
+    small_tree(Path(place.name), 170)
+    return place
+
+
+def files() -> FilesDataset:
+    listing = listing_of(Path(pictures().name))
+    return FilesDataset(
+        name="folder/train", listing=listing, ids_N=np.arange(len(listing)), labels_N=np.full(len(listing), -1),
+        classes=(), decode_size=40,
+    )  # fmt: skip
+
+
 Case = tuple[Augment, Dataset]
 CASES: dict[str, Callable[[], Case]] = {
     "digits": lambda: (DIGITS, load_digits_split("train")),
     "dino": lambda: (DINO, SyntheticDataset(split="train", num_samples=256, num_classes=8)),
+    "files": lambda: (DINO, files()),
 }
 
 

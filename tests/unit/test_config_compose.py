@@ -45,9 +45,13 @@ CHOICES = [
 ]
 
 
+NEEDED = {name: ["augment=dino"] for name in ("cifar10", "cifar100")}
+NEEDED |= {name: ["augment=dino", "data.root=images"] for name in ("folder", "imagenet")}
+
+
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_works_beside_the_defaults(group, choice):
-    made = mapping(f"{group}={choice}")
+    made = mapping(f"{group}={choice}", *NEEDED.get(choice, []))
     config_from_mapping(made)
     label = made.get(group, {}).get("name", choice)
     assert label == choice
@@ -77,7 +81,7 @@ def test_the_paper_recipe_needs_no_experiment_values():
 
 def test_conf_states_exactly_the_settings_of_the_schema():
     stated = set()
-    for overrides in [(), ("optimizer=sgd",), ("augment=dino",)]:
+    for overrides in [(), ("optimizer=sgd",), ("augment=dino",), ("data=folder",)]:
         stated |= {key for key in known_keys() if _has(mapping(*overrides), key)}
     assert stated == set(known_keys())
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dino_exp.data.datasets import ArrayDataset
 from dino_exp.data.digits import load_digits_split
 from dino_exp.errors import ConfigError
-from dino_exp.evaluation.knn import few_shot_accuracy, knn_accuracy, knn_predict
+from dino_exp.evaluation.knn import few_shot_accuracy, knn_accuracies, knn_accuracy, knn_predict
 from dino_exp.evaluation.report import evaluate_features, prefixed
 from dino_exp.rng import Stream
 
@@ -47,6 +47,13 @@ def test_it_is_the_weighted_vote_of_the_nearest(k: int) -> None:
     train, test = normal("train", 200, 8), normal("test", 300, 8)
     labels = torch.arange(200) % 7
     assert knn_predict(train, labels, test, k=k).tolist() == plain_knn(train, labels, test, k)
+
+
+def test_several_numbers_of_neighbours_are_each_as_alone(digits: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    neighbours = (5, 200, 1, 20)
+    assert knn_accuracies(*digits, neighbours=neighbours) == [knn_accuracy(*digits, k=k) for k in neighbours]
+    with pytest.raises(ConfigError, match="k = 1438"):
+        knn_accuracies(*digits, neighbours=(5, 1438))
 
 
 def test_the_pixel_baselines_of_record(digits: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:

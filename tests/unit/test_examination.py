@@ -90,6 +90,8 @@ def test_a_larger_image_has_more_patches_and_out_says_where(run: Path, tmp_path:
     ("words", "message"),
     [
         (["evaluation.k=[5,1438]"], "evaluation.k=1438: digits/train has 1437 images; choose at most 1437"),
+        (["evaluation.train_images=19"], "digits/train has 19 images chosen by evaluation.train_images=19"),
+        (["evaluation.train_images=60"], "evaluation.labels_per_class=10: a class of digits/train has"),
         (["evaluation.labels_per_class=200"], "a class of digits/train has 139 images"),
         (["evaluation=linear", "evaluation.labels_per_class=200"], "choose at most 139"),
         (["evaluation=linear", "evaluation.num_blocks=3"], "the model has 2 blocks"),

@@ -1,0 +1,132 @@
+"""From the bytes of a JPEG, PNG or WebP file to pixels: a pure function of the bytes, for one version of Pillow.
+
+Shapes: 3 channels (red, green, blue), H x W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image, features
+
+from dino_exp.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 178_956_970  # beyond it Pillow sees an attack: a file of kilobytes that fills the memory
+DECODER_VERSION = 1
+_PAPER = (255, 255, 255)  # what shows through transparent pixels, as in a browser
+_GAP = 2.0  # averages whole pixels down to twice the wanted size first, where an image is far larger
+
+_ORIENTATION = 0x0112  # of EXIF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Pixels = NDArray[np.uint8]
+
+
+class UnreadableImageError(DataError):
+    """The bytes are no image that can be decoded. The message is the reason, without the name of the file."""
+
+
+def decoder_name() -> str:
+    """The decoder and the versions of what it decodes with: other ones may give other pixels."""
+    parts = {name: features.version(name) for name in ("libjpeg_turbo", "jpg", "webp")}
+    words = [f"{name} {version}" for name, version in parts.items() if version]
+    return f"{DECODER_VERSION} (Pillow {PIL.__version__}, {', '.join(words)})"
+
+
+def decode(data: bytes, side: int) -> Pixels:
+    """The first image in `data`, (3, H, W): upright, in RGB, and reduced to H, W <= `side` where it is larger.
+
+    A JPEG is decoded at the smallest of its scales (1, 1/2, 1/4, 1/8) that is not too small, and reduced from there
+    with antialiasing (bicubic). Transparent pixels lie on white; of 16 bits the upper ones are kept; a
+    colour profile is not applied. Raises UnreadableImageError.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of what it copes with: strange EXIF, large images
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.size[0] * image.size[1] > MAX_PIXELS:  # wherever Pillow's own limit was set
+                    raise Image.DecompressionBombError
+                return _pixels(image, side)
+        except Image.DecompressionBombError as problem:
+            raise UnreadableImageError(
+                f"it has more than {MAX_PIXELS / 1e6:.0f} million pixels: reduce it"
+            ) from problem
+        except PIL.UnidentifiedImageError as problem:
+            what = "it is empty" if not data else "it is neither a JPEG, nor a PNG, nor a WebP image"
+            raise UnreadableImageError(what) from problem
+        except MemoryError:  # of this machine, and not of the image
+            raise
+        except Exception as problem:  # of hostile bytes Pillow raises nearly anything
+            raise UnreadableImageError(f"{type(problem).__name__}: {problem}"[:300]) from problem
+
+
+def stored_size(data: bytes, side: int) -> tuple[int, int]:
+    """Height and width that `decode` gives, before it turns the image, from the head of the file alone.
+
+    Raises UnreadableImageError.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = _wanted(image.size, side)
+                return height, width
+        except Exception as problem:
+            raise UnreadableImageError(str(problem)[:300]) from problem
+
+
+def _wanted(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """The largest size of the same shape whose sides are at most `side`; never a larger one."""
+    longest = max(size)
+    if longest <= side:
+        return size
+    width, height = (max(1, (2 * one * side + longest) // (2 * longest)) for one in size)
+    return width, height
+
+
+def _pixels(image: Image.Image, side: int) -> Pixels:
+    wanted = _wanted(image.size, side)
+    if wanted != image.size:
+        image.draft(None, wanted)  # of JPEG only
+    upright = _rgb(image)
+    if upright.size != wanted:
+        upright = upright.resize(wanted, Image.Resampling.BICUBIC, reducing_gap=_GAP)
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:
+        upright = upright.transpose(turn)
+    return np.ascontiguousarray(np.asarray(upright, np.uint8).transpose(2, 0, 1))
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held; 1 is upright, and what is taken where nothing sensible is said."""
+    try:
+        said = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - whatever is wrong with what the camera noted, the picture is there
+        return 1
+    return said if isinstance(said, int) else 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        paper = Image.new("RGBA", picture.size, (*_PAPER, 255))
+        paper.alpha_composite(picture)
+        return paper.convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,165 @@
+"""Settings of images in files: what names a run, what cannot be, and what a resume or a fork makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from config_examples import config, mapping
+from support.pictures import listing_of, small_tree
+
+from dino_exp.attempts import preparing
+from dino_exp.attempts.data_files import apart_from_files, with_files, with_files_at, with_files_of_fork
+from dino_exp.build import Preparation, files, preparation
+from dino_exp.config.canonical import config_hash
+from dino_exp.config.check import config_from_mapping
+from dino_exp.config.image_sections import FilesDataConfig
+from dino_exp.config.schema import Config
+from dino_exp.config.stored import load_stored, write_stored
+from dino_exp.dist.place import Place
+from dino_exp.dist.ranks import ONE_RANK
+from dino_exp.errors import ConfigError
+
+WORDS = ("data=folder", "augment=dino")
+
+
+def on(root: Path, *words: str) -> Config:
+    return config(*WORDS, f"data.root={root}", *words)
+
+
+def data_of(made: Config) -> FilesDataConfig:
+    assert isinstance(made.data, FilesDataConfig)
+    return made.data
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return small_tree(tmp_path / "images")
+
+
+def test_the_digest_names_the_run_and_the_place_does_not(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = with_files(on(images))
+    assert data_of(made).digest == listing_of(images).digest
+    monkeypatch.chdir(images.parent)
+    relative = with_files(on(Path("images"), "data.cache=true", "paths.cache=/elsewhere"))
+    assert data_of(relative).root == str(images)
+    assert config_hash(relative) == config_hash(made)
+    hashes = {
+        config_hash(with_files(on(images, word)))
+        for word in ("data.decode_size=256", "data.labels=none", "data.val_share=0.2", "data.unreadable=skip")
+    }
+    assert len(hashes | {config_hash(made)}) == 5
+
+
+def test_a_digest_is_not_typed(images: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.digest is found by looking through the folder"):
+        with_files(on(images, f"data.digest=sha256:{'0' * 64}"))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (WORDS, "data=folder needs the folder of its images: add data.root=<folder>"),
+        (("data=imagenet", "augment=dino"), "data=imagenet needs the folder of its images"),
+        (("data=folder", "data.root=x"), "augment=digits is made for grey digits and data=folder is in colour"),
+        (("data.root=x",), "data.root=x and data=digits, which has no files: use data=folder, or leave it out"),
+        (("data.cache=true",), "data.cache=true and data=digits, which needs no decoding: leave it out"),
+        (("data=imagenet", "augment=dino", "data.root=x", "data.labels=none"), "data.labels=none with data=imagenet"),
+        ((*WORDS, "data.root=x", "data.val_share=0"), "data.val_share: expected more than 0"),
+        ((*WORDS, "data.root=x", "data.decode_size=8"), "data.decode_size: expected at least 16"),
+    ],
+)
+def test_what_cannot_be_says_what_to_change(words: tuple[str, ...], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(*words)
+    assert expected in str(caught.value)
+
+
+def test_a_stored_run_remembers_where_its_images_lay(images: Path, tmp_path: Path) -> None:
+    run = tmp_path / "outputs/runs/run"
+    run.mkdir(parents=True)
+    made = with_files(on(images))
+    write_stored(made, run)
+    stored = load_stored(run)
+    assert stored.data == made.data
+    assert stored.paths.cache == str(tmp_path / "outputs/cache")
+
+
+def test_a_resume_may_say_where_the_images_lie_beside_the_default_data(images: Path) -> None:
+    composed = {**mapping("data.root=elsewhere"), "resume": "last"}
+    plain, said = apart_from_files(composed, ["data.root", "train.epochs"])
+    assert said == {"data.root": "elsewhere"}
+    config_from_mapping(plain)
+    run = with_files(on(images))
+    moved = with_files_at(run, said)
+    assert data_of(moved).root == str(Path("elsewhere").absolute())
+    assert config_hash(moved) == config_hash(run)
+    with pytest.raises(ConfigError, match=r"data\.root=elsewhere: the data of this run is data=digits"):
+        with_files_at(config(), said)
+    assert with_files_at(config(), {}) == config()
+
+
+def test_a_new_run_keeps_what_it_says_to_be_checked() -> None:
+    composed = mapping("data.root=elsewhere")
+    assert apart_from_files(composed, ["data.root"]) == (composed, {})
+
+
+def test_a_fork_looks_again_only_where_images_are_named(images: Path) -> None:
+    parent = with_files(on(images))
+    (images / "a/000.jpg").unlink()
+    assert with_files_of_fork(parent, ["optimizer.lr"]) == parent
+    again = with_files_of_fork(parent, ["data.root"])
+    assert data_of(again).digest == listing_of(images).digest != data_of(parent).digest
+    with pytest.raises(ConfigError, match="leave it out"):
+        with_files_of_fork(parent, ["data.digest"])
+
+
+def test_a_signal_ends_the_preparation_and_the_lock_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[int] = []
+    signals = SimpleNamespace(stop_signal=None)
+    attempt: Any = SimpleNamespace(
+        config=config("paths.cache=/caches", "runtime.workers=3"), signals=signals,
+        lock=SimpleNamespace(beat=lambda: beats.append(1)),
+    )  # fmt: skip
+    monkeypatch.setattr(preparing, "_BEAT_SECS", 0.0)
+    with preparing.preparation(attempt, ONE_RANK) as how:
+        assert (how.cache, how.workers, how.ranks) == (Path("/caches"), 3, ONE_RANK)
+        how.progress("decoding images", 1, 2)
+        assert beats == [1]
+        signals.stop_signal = 15
+        with pytest.raises(preparing.StoppedPreparingError) as stopped:
+            how.progress("decoding images", 2, 2)
+    assert stopped.value.exit_code == 143
+
+
+class Waiting:
+    """Rank 0 of two, and what it says to the other."""
+
+    place = Place(rank=0, size=2)
+
+    def __init__(self) -> None:
+        self.said: list[bool] = []
+
+    def from_first(self, value: bool) -> bool:
+        self.said.append(value)
+        return value
+
+
+def test_the_first_rank_tells_the_others_that_it_still_works(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "_STILL_SECS", 0.0)
+    ranks: Any = Waiting()
+    how = Preparation(cache=tmp_path / "cache", ranks=ranks)
+    made = data_of(on(images, "data.cache=true", "data.decode_size=32", "data.val_share=0.3"))
+    files.build_files(made, how)
+    assert ranks.said[-1] is False
+    assert set(ranks.said[:-1]) == {True}
+
+
+def test_other_data_is_left_as_it_is() -> None:
+    plain: Any = config()
+    assert with_files(plain) is plain
+    assert with_files_of_fork(plain, ["data.root"]) is plain

@@ -12,14 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dino_exp.data.blur import gaussian_blur
+from dino_exp.data.blur import blur_, gaussian_kernels
 from dino_exp.data.colour import brightness_, contrast_, grey_, hue_, saturation_, solarise_
 from dino_exp.data.crops import (
     BOX_DRAWS,
@@ -102,34 +101,38 @@ class DinoAugment:
         draws_VBD = Stream(self.seed, "augment.dino").uniform(
             np.int64(epoch), host_ids(sample_ids_B)[None, :], views[:, None], num=_DRAWS
         )
-        crops = self._views(images, draws_VBD, views[:NUM_GLOBAL])
-        return crops + self._views(images, draws_VBD, views[NUM_GLOBAL:]) if self.num_local_crops else crops
+        sizes = (self.global_size, self.local_size)
+        parts = [views[:NUM_GLOBAL], views[NUM_GLOBAL:]]
+        boxes = [
+            random_boxes(draws_VBD[part, :, :BOX_DRAWS], images.sizes_B2, area=area, ratio=self.ratio)
+            for part, area in zip(parts, (self.global_area, self.local_area), strict=True)
+        ]
+        crops: list[Tensor] = []
+        for part, cut in zip(parts, crop_and_resize(images, *zip(boxes, sizes, strict=True)), strict=True):
+            recipe = self._recipe(draws_VBD[part].reshape(-1, _DRAWS), part.repeat(len(images)))
+            crops += self._coloured(cut.flatten(0, 1), recipe).chunk(len(part)) if len(part) else []
+        return crops
 
     def clean(self, images: Images) -> Tensor:
         """The undistorted central squares at the global size, normalised alike: what evaluation sees."""
         check_coloured(images)
         squares_VB = centre_squares(images.sizes_B2).views(1)
-        return self._normalised_(to_unit(crop_and_resize(images, squares_VB, self.global_size)[0]))
+        (crops_VBCHW,) = crop_and_resize(images, (squares_VB, self.global_size))
+        return self._normalised(to_unit(crops_VBCHW[0]))
 
-    def _views(self, images: Images, draws_VBD: Floats, views: Ints) -> list[Tensor]:
-        """The crops of one size: their bytes, then their colours, in parts that are alike."""
-        is_global = views[0] < NUM_GLOBAL
-        size, area = (self.global_size, self.global_area) if is_global else (self.local_size, self.local_area)
-        draws_VBD = draws_VBD[views]
-        boxes = random_boxes(draws_VBD[..., :BOX_DRAWS], images.sizes_B2, area=area, ratio=self.ratio)
-        bytes_NCHW = crop_and_resize(images, boxes, size).flatten(0, 1)
-        recipe = self._recipe(draws_VBD.reshape(-1, _DRAWS), views.repeat(len(images)))
+    def _coloured(self, bytes_NCHW: Tensor, recipe: Recipe) -> Tensor:
+        """All that follows the crop. On a processor in parts that stay in its cache and are alike."""
         if bytes_NCHW.is_cuda:
-            return list(self._coloured(to_unit(bytes_NCHW), recipe).chunk(len(views)))
+            return self._normalised(self._changed(to_unit(bytes_NCHW), recipe))
         crops = torch.empty(bytes_NCHW.shape)
 
         def colour(part: Ints) -> None:
-            made = self._coloured(to_unit(torch.stack([bytes_NCHW[index] for index in part])), recipe.at(part))
+            made = self._changed(to_unit(torch.stack([bytes_NCHW[index] for index in part])), recipe.at(part))
             for index, crop in zip(part, made, strict=True):
-                crops[index] = crop
+                self._normalised(crop, out=crops[index])
 
-        over_threads(colour, alike(recipe, max(_PART_PIXELS // size**2, 1)))
-        return list(crops.chunk(len(views)))
+        over_threads(colour, alike(recipe, max(_PART_PIXELS // bytes_NCHW[0, 0].numel(), 1)))
+        return crops
 
     def _recipe(self, draws_ND: Floats, views_N: Ints) -> Recipe:
         """What is done to each crop, out of its random numbers."""
@@ -144,26 +147,27 @@ class DinoAugment:
             order=draws_ND[:, _ORDER].argsort(axis=-1, kind="stable"),
             grey=draws_ND[:, _GREY] < self.grey_probability,
             blurred=draws_ND[:, _BLUR] < blur_probabilities,
-            sigma=between(self.blur_radius, draws_ND[:, _RADIUS]),
+            kernels=gaussian_kernels(
+                between(self.blur_radius, draws_ND[:, _RADIUS]), math.ceil(_KERNEL_STDS * self.blur_radius[1])
+            ),
             solarised=(views_N == 1) & (draws_ND[:, _SOLARISE] < self.solarise_probability),
         )
 
-    def _coloured(self, crops: Tensor, recipe: Recipe) -> Tensor:
-        """All that follows the crop, in place, in the official order of operations."""
-        change_(crops, recipe.flipped, lambda part: part.flip(-1))
+    def _changed(self, crops: Tensor, recipe: Recipe) -> Tensor:
+        """The crops, changed in place in the official order of operations."""
+        change_(crops, recipe.flipped, lambda part: part.copy_(part.flip(-1)))
         for place in range(recipe.order.shape[1]):
-            for kind, adjust in enumerate((brightness_, contrast_, saturation_, hue_)):
+            for kind, adjust_ in enumerate((brightness_, contrast_, saturation_, hue_)):
                 mask = recipe.jittered & (recipe.order[:, place] == kind)
-                change_(crops, mask, adjust, recipe.factors[:, kind, None, None, None])
+                change_(crops, mask, adjust_, recipe.factors[:, kind, None, None, None])
         change_(crops, recipe.grey, grey_)
-        reach = math.ceil(_KERNEL_STDS * self.blur_radius[1])
-        change_(crops, recipe.blurred, partial(gaussian_blur, reach=reach), recipe.sigma)
+        change_(crops, recipe.blurred, blur_, recipe.kernels)
         change_(crops, recipe.solarised, solarise_)
-        return self._normalised_(crops)
+        return crops
 
-    def _normalised_(self, crops: Tensor) -> Tensor:
+    def _normalised(self, crops: Tensor, out: Tensor | None = None) -> Tensor:
         mean, std = (torch.tensor(values, device=crops.device)[:, None, None] for values in (self.mean, self.std))
-        return crops.sub_(mean).div_(std)
+        return torch.sub(crops, mean, out=out).div_(std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +180,7 @@ class Recipe:
     order: Ints
     grey: Mask
     blurred: Mask
-    sigma: Floats
+    kernels: Floats
     solarised: Mask
 
     def at(self, places: Ints) -> Recipe:
@@ -191,26 +195,21 @@ def alike(recipe: Recipe, most: int) -> list[Ints]:
     return [group[start : start + most] for group in groups for start in range(0, len(group), most)]
 
 
-def change_(crops: Tensor, mask: Mask, operation: Callable[..., Tensor], *parameters: Floats) -> None:
-    """Replace the crops where `mask` holds by what `operation` makes of them and of their parameters.
+def change_(crops: Tensor, mask: Mask, operation_: Callable[..., Tensor], *parameters: Floats) -> None:
+    """Let an operation change the crops where `mask` holds, in place; it is given their parameters.
 
     On a processor one by one unless it is all of them, because a view of one is free, and a copy of some is not.
     """
     chosen, device = np.flatnonzero(mask), crops.device
     if len(chosen) == len(crops):
-        _put(crops, operation(crops, *(on_device(values, device) for values in parameters)))
+        operation_(crops, *(on_device(values, device) for values in parameters))
     elif crops.is_cuda and len(chosen):
         places = torch.from_numpy(chosen).to(device)
-        crops[places] = operation(crops[places], *(on_device(values[chosen], device) for values in parameters))
+        crops[places] = operation_(crops[places], *(on_device(values[chosen], device) for values in parameters))
     else:
         for index in chosen:
-            one = crops[index : index + 1]
-            _put(one, operation(one, *(on_device(values[index : index + 1], device) for values in parameters)))
-
-
-def _put(crops: Tensor, made: Tensor) -> None:
-    if made is not crops:  # an operation in place has put it there already
-        crops.copy_(made)
+            one = slice(index, index + 1)
+            operation_(crops[one], *(on_device(values[one], device) for values in parameters))
 
 
 def check_coloured(images: Images) -> None:

@@ -1,27 +1,36 @@
-"""Gaussian blur of a crop, by a width of its own.
+"""Gaussian blur of crops, each by a width of its own.
 
-Shapes: N crops of C channels, H x W pixels; O output pixels of a stretch of a line, I pixels that they are made of.
+Shapes: N crops of C channels, H x W pixels; S shifts of a kernel; O output pixels of a stretch of a line, I pixels that
+they are made of.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dino_exp.data.resize import sum_last
+from dino_exp.data.crops import Floats
 
 _STRETCH = 32  # output pixels made by one matrix: longer ones multiply more zeros, shorter ones copy more
 
 
-def gaussian_blur(crops_NCHW: Tensor, sigma_N: Tensor, reach: int) -> Tensor:
-    """Blurred by `sigma_N` pixels over `reach` neighbours on each side, the border repeated."""
-    band_NIO = _band(sigma_N, reach)
+def gaussian_kernels(sigma_N: Floats, reach: int) -> Floats:
+    """(N, 1 + 2 * reach): the weights of the neighbours on each side and of a pixel itself, on the host."""
+    weights_NS = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_N[:, None]) ** 2)
+    return np.asarray(weights_NS / weights_NS.sum(axis=-1, keepdims=True))
+
+
+def blur_(crops_NCHW: Tensor, kernels_NS: Tensor) -> Tensor:
+    """Weigh each pixel's neighbours along lines and along columns, in place, the border repeated."""
+    band_NIO = _band(kernels_NS)
     if crops_NCHW.is_cuda:
-        return _blurred(crops_NCHW, band_NIO)
+        return crops_NCHW.copy_(_blurred(crops_NCHW, band_NIO))
     # One by one, because a product of many matrices may be computed another way for another number of them.
-    parts = zip(torch.split(crops_NCHW, 1), torch.split(band_NIO, 1), strict=True)
-    return torch.cat([_blurred(crop, band) for crop, band in parts])
+    for crop, band in zip(torch.split(crops_NCHW, 1), torch.split(band_NIO, 1), strict=True):
+        crop.copy_(_blurred(crop, band))
+    return crops_NCHW
 
 
 def _blurred(crops_NCHW: Tensor, band_NIO: Tensor) -> Tensor:
@@ -37,11 +46,9 @@ def _blurred(crops_NCHW: Tensor, band_NIO: Tensor) -> Tensor:
     return (band_NIO.transpose(1, 2)[:, None] @ columns_NSIW).view(num, channels, -1, width)[..., :height, :]
 
 
-def _band(sigma_N: Tensor, reach: int) -> Tensor:
+def _band(kernels_NS: Tensor) -> Tensor:
     """(N, I, O): how much each input pixel counts in each output pixel of a stretch."""
-    device = sigma_N.device
-    shifts_1S = torch.arange(-reach, reach + 1, device=device)[None]
-    weights_NS = torch.exp(-0.5 * (shifts_1S / sigma_N[:, None]) ** 2)
-    padded_NS = functional.pad(weights_NS / sum_last(weights_NS), (_STRETCH - 1, _STRETCH - 1))
-    taps_IO = torch.arange(_STRETCH + 2 * reach, device=device)[:, None] - torch.arange(_STRETCH, device=device)
-    return padded_NS[:, taps_IO + _STRETCH - 1]
+    device, num_taps = kernels_NS.device, kernels_NS.shape[1]
+    padded_NS = functional.pad(kernels_NS, (_STRETCH - 1, _STRETCH - 1))
+    inputs, outputs = torch.arange(_STRETCH + num_taps - 1, device=device), torch.arange(_STRETCH, device=device)
+    return padded_NS[:, inputs[:, None] - outputs + _STRETCH - 1]

@@ -110,7 +110,7 @@ def to_unit(images_BCHW: Tensor) -> Tensor:
     """uint8 images as float32 in [0, 1]. Raises TypeError for another type, which would be scaled twice."""
     if images_BCHW.dtype != torch.uint8:
         raise TypeError(f"expected images of uint8, found {images_BCHW.dtype}")
-    return images_BCHW.float() / 255
+    return images_BCHW.float().div_(255)
 
 
 def host_ids(sample_ids_B: Tensor) -> Ints:

@@ -49,31 +49,41 @@ def sum_last(values: Tensor) -> Tensor:
     return values.double().sum(-1, keepdim=True).to(values.dtype)
 
 
-def crop_and_resize(images: Images, boxes_VB: Boxes, size: int) -> Tensor:
-    """(V, B, C, size, size) bytes: V boxes of each image, resized as PIL does, width first, bytes after each pass.
+def crop_and_resize(images: Images, *wanted: tuple[Boxes, int]) -> list[Tensor]:
+    """(V, B, C, size, size) bytes for V boxes of each image and a size, as often as they are given.
 
-    On a processor by torch's whole-number arithmetic, which is PIL's; elsewhere by products of matrices. They differ by
-    one where a value is near a half.
+    As PIL does it: width first, bytes after each pass. On a processor by torch's whole-number arithmetic, which is PIL's
+    but for a few bits of the weights; elsewhere by products of matrices. Bytes differ by 1 where a value is near a half.
     """
     if images.device.type != "cpu":
-        views = range(len(boxes_VB.top))
-        return torch.stack([resize_by_products(images.pixels_BCHW, boxes_VB.at(view), size) for view in views])
-    num_views, num_images = boxes_VB.top.shape
-    crops = torch.empty(num_views, num_images, images.pixels_BCHW.shape[1], size, size, dtype=torch.uint8)
+        return [
+            torch.stack(
+                [resize_by_products(images.pixels_BCHW, boxes.at(view), size) for view in range(len(boxes.top))]
+            )
+            for boxes, size in wanted
+        ]
+    channels = images.pixels_BCHW.shape[1]
+    found = [torch.empty(*boxes.top.shape, channels, size, size, dtype=torch.uint8) for boxes, size in wanted]
 
     def cut(index: int) -> None:
-        # Pixel by pixel, not plane by plane, is what it works on: so ordered once for all views.
-        height, width = images.sizes_B2[index]
-        pixels_HWC = torch.stack(images.pixels_BCHW[index, :, :height, :width].unbind(), dim=-1)
-        for view in range(num_views):
-            top, left = boxes_VB.top[view, index], boxes_VB.left[view, index]
-            part = pixels_HWC[top : top + boxes_VB.height[view, index], left : left + boxes_VB.width[view, index]]
-            crops[view, index] = functional.interpolate(
-                part.permute(2, 0, 1)[None], (size, size), mode="bicubic", antialias=True
-            )[0]
+        pixels_HWC = _pixelwise(images, index)
+        for (boxes, size), crops in zip(wanted, found, strict=True):
+            for view in range(len(boxes.top)):
+                top, left = boxes.top[view, index], boxes.left[view, index]
+                part = pixels_HWC[top : top + boxes.height[view, index], left : left + boxes.width[view, index]]
+                crops[view, index] = functional.interpolate(
+                    part.permute(2, 0, 1)[None], (size, size), mode="bicubic", antialias=True
+                )[0]
 
-    over_threads(cut, range(num_images))
-    return crops
+    over_threads(cut, range(len(images)))
+    return found
+
+
+def _pixelwise(images: Images, index: int) -> Tensor:
+    """(H, W, C): an image with the channels of a pixel side by side, as resizing needs it: once for all of its crops."""
+    height, width = images.sizes_B2[index]
+    image_CHW = images.pixels_BCHW[index, :, :height, :width]
+    return image_CHW.permute(1, 2, 0) if image_CHW.stride(0) == 1 else torch.stack(image_CHW.unbind(), dim=-1)
 
 
 def resize_by_products(images_BCHW: Tensor, boxes_B: Boxes, size: int) -> Tensor:

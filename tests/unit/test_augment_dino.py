@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dino_exp.data import augment_dino, colour
 from dino_exp.data.augment_dino import IMAGENET_MEAN, IMAGENET_STD, DinoAugment
-from dino_exp.data.blur import gaussian_blur
+from dino_exp.data.blur import blur_, gaussian_kernels
 from dino_exp.data.digits import load_digits_split
 from dino_exp.data.images import Images
 from dino_exp.errors import ConfigError
@@ -174,9 +174,14 @@ def test_hue_is_turned_as_pil_does_but_for_its_rounding(turns: float) -> None:
     assert torch.allclose(applied(colour.hue_, 0.0), picture().float(), atol=1e-3)
 
 
+def blurred(crops: Tensor, radius: float) -> Tensor:
+    kernels = gaussian_kernels(np.full(len(crops), radius), reach=6)
+    return blur_(crops.clone(), torch.from_numpy(kernels).float())
+
+
 @pytest.mark.parametrize("radius", [0.1, 0.5, 1.0, 2.0])
 def test_blur_is_the_gaussian_that_pil_approximates(radius: float) -> None:
-    crops = gaussian_blur((picture() / 255)[None], torch.tensor([radius]), reach=6)
+    crops = blurred((picture() / 255)[None], radius)
     expected = from_pil(as_pil(picture()).filter(ImageFilter.GaussianBlur(radius)))
     difference = (255 * crops[0] - expected).abs()
     # PIL approximates it by three box blurs, and repeats the border before each of them.
@@ -184,7 +189,7 @@ def test_blur_is_the_gaussian_that_pil_approximates(radius: float) -> None:
     assert float(difference.mean()) < 1.5
     dot = torch.zeros(1, 1, 32, 32)
     dot[..., 16, 16] = 1
-    spread = gaussian_blur(dot, torch.tensor([radius]), reach=6)[0, 0]
+    spread = blurred(dot, radius)[0, 0]
     variance = float((spread.sum(0) * (torch.arange(32) - 16) ** 2).sum())
     assert abs(float(spread.sum()) - 1) < 1e-5
     assert radius < 1 or abs(variance - radius**2) < 0.06 * radius**2

@@ -52,8 +52,8 @@ def sum_last(values: Tensor) -> Tensor:
 def crop_and_resize(images: Images, *wanted: tuple[Boxes, int]) -> list[Tensor]:
     """(V, B, C, size, size) bytes for V boxes of each image and a size, as often as they are given.
 
-    As PIL does it: width first, bytes after each pass. On a processor by torch's whole-number arithmetic, which is PIL's
-    but for a few bits of the weights; elsewhere by products of matrices. Bytes differ by 1 where a value is near a half.
+    As PIL does it: width first, bytes after each pass. On a processor by torch's whole-number arithmetic, which is
+    PIL's but for a few bits of the weights; elsewhere by products of matrices. Some bytes, near a half, differ by 1.
     """
     if images.device.type != "cpu":
         return [
@@ -80,7 +80,7 @@ def crop_and_resize(images: Images, *wanted: tuple[Boxes, int]) -> list[Tensor]:
 
 
 def _pixelwise(images: Images, index: int) -> Tensor:
-    """(H, W, C): an image with the channels of a pixel side by side, as resizing needs it: once for all of its crops."""
+    """(H, W, C): an image with the channels of a pixel side by side, as resizing needs it; once for all its crops."""
     height, width = images.sizes_B2[index]
     image_CHW = images.pixels_BCHW[index, :, :height, :width]
     return image_CHW.permute(1, 2, 0) if image_CHW.stride(0) == 1 else torch.stack(image_CHW.unbind(), dim=-1)

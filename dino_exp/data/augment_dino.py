@@ -1,10 +1,10 @@
 """The paper's augmentation of colour pictures, after BYOL: crop, flip, colour jitter, grey, blur, solarise.
 
 Source: `DataAugmentationDINO` of the official code (facebookresearch/dino), which works on PIL images, one by
-one. The same operations here run on batches of float images; PIL's rounding to bytes between them is left
-out, except where a threshold or a mean is defined by it.
+one. Here everything is drawn for a batch first (a plan), then crops are cut as bytes, and coloured as floats: PIL's
+rounding to bytes after each of those operations is left out, except where a threshold or a mean is defined by it.
 
-Shapes: B crops of a batch, V views, C = 3 channels, H x W pixels, S shifts of a blur kernel.
+Shapes: B images of a batch, V views, N crops of one size, D draws of a crop, C = 3 channels, H x W pixels.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dino_exp.data.colour import brightness_, contrast_, grey_, hue_, saturation
 from dino_exp.data.crops import (
     BOX_DRAWS,
     NUM_GLOBAL,
+    Boxes,
     Floats,
     Ints,
     between,
@@ -35,7 +36,7 @@ from dino_exp.data.crops import (
     random_boxes,
     to_unit,
 )
-from dino_exp.data.images import Images
+from dino_exp.data.images import Images, Sizes
 from dino_exp.data.resize import crop_and_resize
 from dino_exp.data.threads import over_threads
 from dino_exp.errors import ConfigError
@@ -49,6 +50,37 @@ _ORDER = slice(BOX_DRAWS + 10, BOX_DRAWS + 14)
 _DRAWS = BOX_DRAWS + 14
 _KERNEL_STDS = 3  # the Gaussian is cut off there
 _PART_PIXELS = 224**2  # of crops that are coloured together: they and what is computed of them stay in a core's cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is done to each of N crops after it was cut, on the host.
+
+    `factors` are those of brightness, contrast, saturation and hue; `order` (N, 4) says which of them comes first,
+    second, third and last; `sigma` is the width of a blur, in pixels.
+    """
+
+    flipped: Mask
+    jittered: Mask
+    factors: Floats
+    order: Ints
+    grey: Mask
+    blurred: Mask
+    sigma: Floats
+    solarised: Mask
+
+    def at(self, places: Ints) -> Recipe:
+        """That of some of the crops."""
+        return Recipe(**{name: values[places] for name, values in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The crops of one size: `boxes_VB` of each view and image, and a recipe for all, view by view."""
+
+    size: int
+    boxes_VB: Boxes
+    recipe: Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,21 +129,30 @@ class DinoAugment:
     def __call__(self, images: Images, sample_ids_B: Tensor, epoch: int) -> list[Tensor]:
         """The crops of a batch. Raises ConfigError for images without three channels."""
         check_coloured(images)
+        plans = self.plan(images.sizes_B2, host_ids(sample_ids_B), epoch)
+        cuts = crop_and_resize(images, *((plan.boxes_VB, plan.size) for plan in plans))
+        crops: list[Tensor] = []
+        for plan, bytes_VBCHW in zip(plans, cuts, strict=True):
+            crops += self._coloured(bytes_VBCHW.flatten(0, 1), plan.recipe).chunk(len(bytes_VBCHW))
+        return crops
+
+    def plan(self, sizes_B2: Sizes, sample_ids_B: Ints, epoch: int) -> list[Plan]:
+        """All that is drawn for images of these sizes: for global crops, and for local ones if there are any."""
         views = np.arange(NUM_GLOBAL + self.num_local_crops)
         draws_VBD = Stream(self.seed, "augment.dino").uniform(
-            np.int64(epoch), host_ids(sample_ids_B)[None, :], views[:, None], num=_DRAWS
+            np.int64(epoch), sample_ids_B[None, :], views[:, None], num=_DRAWS
         )
-        sizes = (self.global_size, self.local_size)
-        parts = [views[:NUM_GLOBAL], views[NUM_GLOBAL:]]
-        boxes = [
-            random_boxes(draws_VBD[part, :, :BOX_DRAWS], images.sizes_B2, area=area, ratio=self.ratio)
-            for part, area in zip(parts, (self.global_area, self.local_area), strict=True)
-        ]
-        crops: list[Tensor] = []
-        for part, cut in zip(parts, crop_and_resize(images, *zip(boxes, sizes, strict=True)), strict=True):
-            recipe = self._recipe(draws_VBD[part].reshape(-1, _DRAWS), part.repeat(len(images)))
-            crops += self._coloured(cut.flatten(0, 1), recipe).chunk(len(part)) if len(part) else []
-        return crops
+        plans = []
+        for part, size, area in (
+            (views[:NUM_GLOBAL], self.global_size, self.global_area),
+            (views[NUM_GLOBAL:], self.local_size, self.local_area),
+        ):
+            if len(part):
+                draws = draws_VBD[part]
+                boxes = random_boxes(draws[..., :BOX_DRAWS], sizes_B2, area=area, ratio=self.ratio)
+                recipe = self._recipe(draws.reshape(-1, _DRAWS), part.repeat(len(sample_ids_B)))
+                plans.append(Plan(size, boxes, recipe))
+        return plans
 
     def clean(self, images: Images) -> Tensor:
         """The undistorted central squares at the global size, normalised alike: what evaluation sees."""
@@ -119,6 +160,23 @@ class DinoAugment:
         squares_VB = centre_squares(images.sizes_B2).views(1)
         (crops_VBCHW,) = crop_and_resize(images, (squares_VB, self.global_size))
         return self._normalised(to_unit(crops_VBCHW[0]))
+
+    def _recipe(self, draws_ND: Floats, views_N: Ints) -> Recipe:
+        """What is done to each crop, out of its random numbers."""
+        strengths = np.array([self.brightness, self.contrast, self.saturation, self.hue])
+        factors = np.array([1.0, 1.0, 1.0, 0.0]) + strengths * (2 * draws_ND[:, _FACTORS] - 1)
+        factors[:, :3] = factors[:, :3].clip(min=0)
+        blur_probabilities = np.array(self.blur_probabilities)[views_N.clip(max=NUM_GLOBAL)]
+        return Recipe(
+            flipped=draws_ND[:, _FLIP] < self.flip_probability,
+            jittered=draws_ND[:, _JITTER] < self.jitter_probability,
+            factors=factors,
+            order=draws_ND[:, _ORDER].argsort(axis=-1, kind="stable"),
+            grey=draws_ND[:, _GREY] < self.grey_probability,
+            blurred=draws_ND[:, _BLUR] < blur_probabilities,
+            sigma=between(self.blur_radius, draws_ND[:, _RADIUS]),
+            solarised=(views_N == 1) & (draws_ND[:, _SOLARISE] < self.solarise_probability),
+        )
 
     def _coloured(self, bytes_NCHW: Tensor, recipe: Recipe) -> Tensor:
         """All that follows the crop. On a processor in parts that stay in its cache and are alike."""
@@ -134,25 +192,6 @@ class DinoAugment:
         over_threads(colour, alike(recipe, max(_PART_PIXELS // bytes_NCHW[0, 0].numel(), 1)))
         return crops
 
-    def _recipe(self, draws_ND: Floats, views_N: Ints) -> Recipe:
-        """What is done to each crop, out of its random numbers."""
-        strengths = np.array([self.brightness, self.contrast, self.saturation, self.hue])
-        factors = np.array([1.0, 1.0, 1.0, 0.0]) + strengths * (2 * draws_ND[:, _FACTORS] - 1)
-        factors[:, :3] = factors[:, :3].clip(min=0)
-        blur_probabilities = np.array(self.blur_probabilities)[views_N.clip(max=NUM_GLOBAL)]
-        return Recipe(
-            flipped=draws_ND[:, _FLIP] < self.flip_probability,
-            jittered=draws_ND[:, _JITTER] < self.jitter_probability,
-            factors=factors,
-            order=draws_ND[:, _ORDER].argsort(axis=-1, kind="stable"),
-            grey=draws_ND[:, _GREY] < self.grey_probability,
-            blurred=draws_ND[:, _BLUR] < blur_probabilities,
-            kernels=gaussian_kernels(
-                between(self.blur_radius, draws_ND[:, _RADIUS]), math.ceil(_KERNEL_STDS * self.blur_radius[1])
-            ),
-            solarised=(views_N == 1) & (draws_ND[:, _SOLARISE] < self.solarise_probability),
-        )
-
     def _changed(self, crops: Tensor, recipe: Recipe) -> Tensor:
         """The crops, changed in place in the official order of operations."""
         change_(crops, recipe.flipped, lambda part: part.copy_(part.flip(-1)))
@@ -161,31 +200,14 @@ class DinoAugment:
                 mask = recipe.jittered & (recipe.order[:, place] == kind)
                 change_(crops, mask, adjust_, recipe.factors[:, kind, None, None, None])
         change_(crops, recipe.grey, grey_)
-        change_(crops, recipe.blurred, blur_, recipe.kernels)
+        reach = math.ceil(_KERNEL_STDS * self.blur_radius[1])
+        change_(crops, recipe.blurred, blur_, gaussian_kernels(recipe.sigma, reach))
         change_(crops, recipe.solarised, solarise_)
         return crops
 
     def _normalised(self, crops: Tensor, out: Tensor | None = None) -> Tensor:
         mean, std = (torch.tensor(values, device=crops.device)[:, None, None] for values in (self.mean, self.std))
         return torch.sub(crops, mean, out=out).div_(std)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What is done to each of N crops, on the host."""
-
-    flipped: Mask
-    jittered: Mask
-    factors: Floats
-    order: Ints
-    grey: Mask
-    blurred: Mask
-    kernels: Floats
-    solarised: Mask
-
-    def at(self, places: Ints) -> Recipe:
-        """That of some of the crops."""
-        return Recipe(**{name: values[places] for name, values in vars(self).items()})
 
 
 def alike(recipe: Recipe, most: int) -> list[Ints]:

@@ -25,7 +25,9 @@ def over_threads(work: Callable[[Part], None], parts: Sequence[Part]) -> None:
         for part in parts:
             work(part)
         return
-    with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for _ in pool.map(work, parts):
-            pass
-    torch.set_num_threads(num_threads)  # the number that threads begin with is one for all of the process
+    try:
+        with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(work, parts):
+                pass
+    finally:
+        torch.set_num_threads(num_threads)  # the number that threads begin with is one for all of the process

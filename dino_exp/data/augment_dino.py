@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dino_exp.data import threads
 from dino_exp.data.blur import blur_, gaussian_kernels
 from dino_exp.data.colour import brightness_, contrast_, grey_, hue_, saturation_, solarise_
 from dino_exp.data.crops import (
@@ -38,7 +39,6 @@ from dino_exp.data.crops import (
 )
 from dino_exp.data.images import Images, Sizes
 from dino_exp.data.resize import crop_and_resize
-from dino_exp.data.threads import over_threads
 from dino_exp.errors import ConfigError
 from dino_exp.rng import Stream
 
@@ -180,7 +180,7 @@ class DinoAugment:
 
     def _coloured(self, bytes_NCHW: Tensor, recipe: Recipe) -> Tensor:
         """All that follows the crop. On a processor in parts that stay in its cache and are alike."""
-        if bytes_NCHW.is_cuda:
+        if not threads.by_parts(bytes_NCHW.device):
             return self._normalised(self._changed(to_unit(bytes_NCHW), recipe))
         crops = torch.empty(bytes_NCHW.shape)
 
@@ -189,7 +189,7 @@ class DinoAugment:
             for index, crop in zip(part, made, strict=True):
                 self._normalised(crop, out=crops[index])
 
-        over_threads(colour, alike(recipe, max(_PART_PIXELS // bytes_NCHW[0, 0].numel(), 1)))
+        threads.over_threads(colour, alike(recipe, max(_PART_PIXELS // bytes_NCHW[0, 0].numel(), 1)))
         return crops
 
     def _changed(self, crops: Tensor, recipe: Recipe) -> Tensor:
@@ -225,7 +225,7 @@ def change_(crops: Tensor, mask: Mask, operation_: Callable[..., Tensor], *param
     chosen, device = np.flatnonzero(mask), crops.device
     if len(chosen) == len(crops):
         operation_(crops, *(on_device(values, device) for values in parameters))
-    elif crops.is_cuda and len(chosen):
+    elif not threads.by_parts(device) and len(chosen):
         places = torch.from_numpy(chosen).to(device)
         crops[places] = operation_(crops[places], *(on_device(values[chosen], device) for values in parameters))
     else:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dino_exp.data import threads
 from dino_exp.data.crops import Floats
 
 _STRETCH = 32  # output pixels made by one matrix: longer ones multiply more zeros, shorter ones copy more
@@ -25,7 +26,7 @@ def gaussian_kernels(sigma_N: Floats, reach: int) -> Floats:
 def blur_(crops_NCHW: Tensor, kernels_NS: Tensor) -> Tensor:
     """Weigh each pixel's neighbours along lines and along columns, in place, the border repeated."""
     band_NIO = _band(kernels_NS)
-    if crops_NCHW.is_cuda:
+    if not threads.by_parts(crops_NCHW.device):
         return crops_NCHW.copy_(_blurred(crops_NCHW, band_NIO))
     # One by one, because a product of many matrices may be computed another way for another number of them.
     for crop, band in zip(torch.split(crops_NCHW, 1), torch.split(band_NIO, 1), strict=True):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dino_exp.data import threads
 from dino_exp.data.crops import Boxes, Ints
 from dino_exp.data.images import Images
-from dino_exp.data.threads import over_threads
 
 _BICUBIC = -0.5  # the coefficient of PIL, and of Catmull and Rom
 
@@ -55,7 +55,7 @@ def crop_and_resize(images: Images, *wanted: tuple[Boxes, int]) -> list[Tensor]:
     As PIL does it: width first, bytes after each pass. On a processor by torch's whole-number arithmetic, which is
     PIL's but for a few bits of the weights; elsewhere by products of matrices. Some bytes, near a half, differ by 1.
     """
-    if images.device.type != "cpu":
+    if not threads.by_parts(images.device):
         return [
             torch.stack(
                 [resize_by_products(images.pixels_BCHW, boxes.at(view), size) for view in range(len(boxes.top))]
@@ -75,7 +75,7 @@ def crop_and_resize(images: Images, *wanted: tuple[Boxes, int]) -> list[Tensor]:
                     part.permute(2, 0, 1)[None], (size, size), mode="bicubic", antialias=True
                 )[0]
 
-    over_threads(cut, range(len(images)))
+    threads.over_threads(cut, range(len(images)))
     return found
 
 

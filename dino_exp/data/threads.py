@@ -15,6 +15,11 @@ import torch
 Part = TypeVar("Part")
 
 
+def by_parts(device: torch.device) -> bool:
+    """Whether a batch is best worked on part by part: on a processor; an accelerator wants all of it at once."""
+    return device.type == "cpu"
+
+
 def over_threads(work: Callable[[Part], None], parts: Sequence[Part]) -> None:
     """Call `work` with each part, in as many threads as torch has, each of which then has one to itself.
 

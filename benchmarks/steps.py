@@ -155,7 +155,7 @@ class OfficialStep:
             teacher_output = self.teacher(list(crops[:2]))
             student_output = self.student(list(crops))
             loss = self.loss(student_output, teacher_output, 0)
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(f"the official loss is {value}")
         self.optimizer.zero_grad()

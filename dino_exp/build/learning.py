@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from dino_exp.build.images import Data
-from dino_exp.config.learning_sections import AdamWConfig, OptimizerConfig, SgdConfig
+from dino_exp.config.learning_sections import AdamWConfig, LarsConfig, OptimizerConfig, SgdConfig
 from dino_exp.config.schema import Config
 from dino_exp.data.augment_digits import DigitsAugment
 from dino_exp.data.augment_dino import DinoAugment
@@ -152,7 +152,7 @@ def spread(config: Config, state: TrainState, ranks: Ranks) -> Parallel:
     from dino_exp.training.sharded import Sharded  # FSDP takes a while to import
 
     spread_out = Sharded(state.student, state.teacher, ranks, precision=train.precision)
-    state.optimizer = _build_optimizer(config.optimizer, state.student)
+    state.optimizer = _build_optimizer(config.optimizer, state.student, spread_out)
     return spread_out
 
 
@@ -167,9 +167,17 @@ def parallel_name(asked: str, state: TrainState) -> str:
     return "fsdp" if needed > _SHARE_OF_DEVICE * torch.cuda.get_device_properties(device).total_memory else "ddp"
 
 
-def _build_optimizer(config: OptimizerConfig, student: MultiCropModel) -> torch.optim.Optimizer:
+def _build_optimizer(
+    config: OptimizerConfig, student: MultiCropModel, sharded: Parallel | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of a student that is whole, or that `sharded` has cut into shares."""
     if isinstance(config, SgdConfig):
         return build_optimizer("sgd", student, momentum=config.momentum)
+    if isinstance(config, LarsConfig):
+        shares: dict[str, Any] = {}
+        if sharded is not None:
+            shares = {"whole_norms": sharded.whole_norms, "local_part": parallel.local_part}
+        return build_optimizer("lars", student, momentum=config.momentum, eta=config.eta, **shares)
     assert isinstance(config, AdamWConfig)
     return build_optimizer("adamw", student, betas=config.betas, eps=config.eps)
 

@@ -16,6 +16,7 @@ from dino_exp.config.learning_sections import (
     AdamWConfig,
     EvaluationConfig,
     InitConfig,
+    LarsConfig,
     LossConfig,
     ModelConfig,
     SchedulerConfig,
@@ -120,7 +121,7 @@ class Config(Section):
     data: AnyDataConfig
     augment: AnyAugmentConfig
     loss: LossConfig
-    optimizer: AdamWConfig | SgdConfig
+    optimizer: AdamWConfig | SgdConfig | LarsConfig
     scheduler: SchedulerConfig
     train: TrainConfig
     evaluation: EvaluationConfig

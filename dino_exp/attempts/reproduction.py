@@ -124,12 +124,14 @@ def replay(copy: RunPaths, span: Span, code: Path, num_ranks: int = 1) -> int:
 
 
 def no_trackers(copy: RunPaths) -> list[str]:
-    """The overrides that keep a replay from telling trackers and from reporting; none where its code knows of none."""
+    """The overrides that keep a replay from trackers, reports and profiles; none where its code knows of none."""
     path = copy.directory / YAML_NAME
     settings = parse_plain_yaml(LOCAL.read_bytes(path, MAX_BYTES), str(path))
     logger = settings.get("logger") if isinstance(settings, dict) else None
     chosen = logger if isinstance(logger, dict) else {}
     words = [f"logger.{name}=false" for name in ("tensorboard", "report") if chosen.get(name)]
+    runtime = settings.get("runtime") if isinstance(settings, dict) else None
+    words += ["runtime.profile=false"] if isinstance(runtime, dict) and runtime.get("profile") else []
     return words + (["logger.wandb=null"] if chosen.get("wandb") else [])
 
 

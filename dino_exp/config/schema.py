@@ -49,6 +49,9 @@ class RuntimeConfig(Section):
     timeout_secs: float = setting(
         above=0, role="runtime", legacy=600.0, help="how long one process waits for another before it gives up"
     )
+    profile: bool = setting(
+        role="runtime", legacy=False, help="record where the time of a few steps goes, in profile/ of the run"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,11 @@ class Config(Section):
     fork: str | None = setting(role="runtime", help="start a new run from run[@best|@latest|@step]")
     origin: str | None = setting(
         legacy=None, pattern=r"s1:[0-9a-f]{64}", help="digest of the state that a fork began with; set by fork="
+    )
+    plan: bool = setting(
+        role="runtime",
+        legacy=False,
+        help="only say what the training would take, measured by a few steps; writes nothing",
     )
     model: ModelConfig
     init: InitConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from dino_exp.config.schema import Config
 from dino_exp.data.augment_digits import DigitsAugment
 from dino_exp.data.augment_dino import DinoAugment
 from dino_exp.data.order import steps_per_epoch
+from dino_exp.dino.costs import Dimensions
 from dino_exp.dino.multicrop import MultiCropModel
 from dino_exp.dino.optim import build_optimizer
 from dino_exp.dino.schedules import ScheduleName, Schedules
@@ -97,30 +99,50 @@ def peak_lr(config: Config) -> float:
 
 def build_student(config: Config, channels: int) -> MultiCropModel:
     """Backbone and head with the initial weights of the seed."""
-    model, data, loss = config.model, config.data, config.loss
-
-    def make() -> MultiCropModel:
-        backbone = VisionTransformer(
-            image_size=data.image_size,
-            patch_size=data.patch_size,
-            in_channels=channels,
-            embed_dim=model.embed_dim,
-            depth=model.depth,
-            num_heads=model.num_heads,
-            mlp_ratio=model.mlp_ratio,
-        )
-        head = DINOHead(
-            in_dim=model.embed_dim,
-            out_dim=loss.out_dim,
-            hidden_dim=loss.hidden_dim,
-            bottleneck_dim=loss.bottleneck_dim,
-            num_layers=loss.num_layers,
-            use_bn=loss.use_bn,
-            norm_last_layer=loss.norm_last_layer,
-        )
-        return MultiCropModel(backbone, head)
-
+    make = partial(build_modules, config, channels)
     return materialise(make, seed=config.seed, scheme=cast(Scheme, config.init.scheme))
+
+
+def build_modules(config: Config, channels: int) -> MultiCropModel:
+    """Backbone and head without meaningful values."""
+    model, data, loss = config.model, config.data, config.loss
+    backbone = VisionTransformer(
+        image_size=data.image_size,
+        patch_size=data.patch_size,
+        in_channels=channels,
+        embed_dim=model.embed_dim,
+        depth=model.depth,
+        num_heads=model.num_heads,
+        mlp_ratio=model.mlp_ratio,
+    )
+    head = DINOHead(
+        in_dim=model.embed_dim,
+        out_dim=loss.out_dim,
+        hidden_dim=loss.hidden_dim,
+        bottleneck_dim=loss.bottleneck_dim,
+        num_layers=loss.num_layers,
+        use_bn=loss.use_bn,
+        norm_last_layer=loss.norm_last_layer,
+    )
+    return MultiCropModel(backbone, head)
+
+
+def build_dimensions(config: Config, channels: int) -> Dimensions:
+    """What the costs of a step are computed from."""
+    model, data, loss = config.model, config.data, config.loss
+    return Dimensions(
+        channels=channels,
+        patch_size=data.patch_size,
+        embed_dim=model.embed_dim,
+        depth=model.depth,
+        mlp_dim=int(model.embed_dim * model.mlp_ratio),
+        head_widths=(model.embed_dim, *[loss.hidden_dim] * (loss.num_layers - 1), loss.bottleneck_dim),
+        head_norms=loss.use_bn,
+        num_prototypes=loss.out_dim,
+        global_size=data.image_size,
+        local_size=data.local_size,
+        num_local=config.augment.num_local_crops,
+    )
 
 
 def build_state(config: Config, channels: int, device: torch.device) -> TrainState:

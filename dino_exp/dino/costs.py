@@ -157,9 +157,10 @@ def _mlp_bytes(dims: Dimensions, half: bool) -> int:
 
 
 def _logit_bytes(dims: Dimensions, batch_size: int, half: bool) -> int:
-    """Logits, and what the loss and the prototypes make of them, at the fuller of two moments of the backward pass."""
-    rows, number = batch_size * (2 * NUM_GLOBAL + dims.num_local), HALF if half else FLOAT
-    logits, prototypes = rows * dims.num_prototypes, dims.num_prototypes * dims.head_widths[-1]
-    in_loss = logits * (number + 4 * FLOAT) + prototypes * FLOAT  # scaled, and three gradients that become one
-    in_prototypes = logits * (number + FLOAT) + prototypes * 4 * FLOAT  # of length one, and gradients of each form
-    return max(in_loss, in_prototypes)
+    """Logits, and what the loss and the prototypes make of them, at the fuller of two moments of the step."""
+    number, prototypes = HALF if half else FLOAT, dims.num_prototypes * dims.head_widths[-1]
+    targets, student = (batch_size * num * dims.num_prototypes for num in (NUM_GLOBAL, NUM_GLOBAL + dims.num_local))
+    kept = 2 * number * student + (number + FLOAT) * targets  # logits with their gradient; the teacher's, and softmax
+    in_loss = 4 * FLOAT * batch_size * dims.num_prototypes  # one view, its target, the sum of all, its gradient
+    in_prototypes = number * student + prototypes * (FLOAT + (HALF if half else 0))
+    return kept + max(in_loss, in_prototypes)

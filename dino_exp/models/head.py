@@ -110,7 +110,7 @@ class _UnitLinear(torch.autograd.Function):
 
 def _sum_of_products(one_RK: Tensor, other_RK: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum over the rows, some at a time: their products are never all there."""
-    parts = zip(one_RK.split(_ROWS_AT_ONCE), other_RK.split(_ROWS_AT_ONCE), strict=True)
+    parts = zip(torch.split(one_RK, _ROWS_AT_ONCE), torch.split(other_RK, _ROWS_AT_ONCE), strict=True)
     sums = [(one * other).sum(dim=0, dtype=dtype) for one, other in parts]
     return torch.stack(sums).sum(dim=0)
 

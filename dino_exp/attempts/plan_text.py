@@ -97,8 +97,9 @@ def _time(found: Forecast) -> Rows:
         ("speed", f"{rate:,.4g} images a second, {flop_text(flops)}/s"),
     ]
     if found.evaluations:
-        secs = evaluation_secs(found)
-        rows.append(("evaluations", f"{len(found.evaluations)} of about {secs_text(secs)}, by their operations"))
+        how = "by their operations" if found.evaluation_secs is None else "as one took"
+        secs = secs_text(evaluation_secs(found))
+        rows.append(("evaluations", f"{len(found.evaluations)} of about {secs}, {how}"))
     rows.append(("to the stop", f"about {duration_text(secs_to(found, plan.stop_step))}"))
     if plan.stop_step < plan.horizon_steps:
         rows.append(("to the horizon", f"about {duration_text(secs_to(found, plan.horizon_steps))}"))
@@ -147,7 +148,9 @@ def warnings(found: Forecast) -> Iterator[str]:
 
 
 def evaluation_secs(found: Forecast) -> float:
-    """About how long one takes, if it comes to as many operations a second as the steps."""
+    """About how long one takes: as one did, or if it comes to as many operations a second as the steps."""
+    if found.evaluation_secs is not None:
+        return found.evaluation_secs
     assert found.pace is not None
     step = found.plan.batch_size * step_flops(found.dims)
     return found.pace.secs_per_step * found.evaluation_flops / step

@@ -25,6 +25,7 @@ class Dimensions:
     patch_size: int
     embed_dim: int
     depth: int
+    num_heads: int
     mlp_dim: int
     head_widths: tuple[int, ...]
     head_norms: bool
@@ -110,15 +111,23 @@ class StepMemory:
 
 
 def step_memory(
-    dims: Dimensions, *, num_parameters: int, num_trained: int, batch_size: int, moments: int, half: bool
+    dims: Dimensions,
+    *,
+    num_parameters: int,
+    num_trained: int,
+    batch_size: int,
+    moments: int,
+    half: bool,
+    keeps_scores: bool,
 ) -> StepMemory:
-    """Of a step over `batch_size` images at once. `half`: bfloat16 autocast; `moments`: as `MOMENTS` has it.
+    """Of a step over `batch_size` images at once. `half`: bfloat16 autocast; `moments`: as `MOMENTS` has it;
+    `keeps_scores`: attention is written out, and not one fused kernel.
 
-    Within 10 % of all tensors of real steps on a CPU, from ViT-nano with 256 prototypes to ViT-S with 65,536, in both
-    precisions. An allocator takes more than that, and so does a kernel of attention that keeps its scores.
+    Within 10 % of all tensors of real steps on a CPU (of thirteen settings -4 to +1), from ViT-nano with 256 prototypes
+    to ViT-S with 65,536, in both precisions. An allocator takes more than that.
     """
     weights, gradients = FLOAT * num_parameters, FLOAT * num_trained
-    passing = sum(num * _crop_bytes(dims, size, half) for num, size in dims.crops) * batch_size
+    passing = sum(num * _crop_bytes(dims, size, half, keeps_scores) for num, size in dims.crops) * batch_size
     passing += HALF * num_trained if half else 0  # the weights that autocast made of others
     passing += batch_size * _mlp_bytes(dims, half) + _logit_bytes(dims, batch_size, half)
     return StepMemory(
@@ -130,21 +139,22 @@ def step_memory(
     )
 
 
-def _crop_bytes(dims: Dimensions, size: int, half: bool) -> int:
+def _crop_bytes(dims: Dimensions, size: int, half: bool, keeps_scores: bool) -> int:
     """The pixels, and what the backward pass needs of a crop."""
     width, tokens = dims.embed_dim, dims.num_patches(size) + 1
     number = HALF if half else FLOAT
     pixels = dims.channels * size * size * (FLOAT + number)  # as they are and cut into patches
-    blocks = sum(number * values + FLOAT * residual for values, residual in _block_values(dims, tokens))
+    blocks = sum(number * values + FLOAT * residual for values, residual in _block_values(dims, tokens, keeps_scores))
     return pixels + FLOAT * tokens * width + blocks
 
 
-def _block_values(dims: Dimensions, tokens: int) -> Iterator[tuple[int, int]]:
+def _block_values(dims: Dimensions, tokens: int, keeps_scores: bool) -> Iterator[tuple[int, int]]:
     """For each block, how many numbers it keeps: inputs of matrix products, and the residual stream (never half)."""
     width = dims.embed_dim
     for layer in range(dims.depth):
         queries = tokens if layer < dims.depth - 1 else 1
-        attention = tokens * 4 * width + queries * width  # normalised input, queries, keys and values; the mixture
+        attention = tokens * 4 * width + queries * width  # normalised input, queries, keys and values; the mixture,
+        attention += queries * tokens * dims.num_heads if keeps_scores else queries * width  # and what it is made with
         mlp = queries * (width + 2 * dims.mlp_dim)  # normalised input, before and after GELU
         yield attention + mlp, (tokens + queries) * width
 

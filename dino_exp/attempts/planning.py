@@ -22,7 +22,17 @@ from dino_exp.build import Data
 from dino_exp.checkpoint.policies.forecast import Kept, Span, most_kept, num_saves
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.config.schema import Config
-from dino_exp.dino.costs import FLOAT, MOMENTS, Dimensions, StepMemory, backbone_flops, forward_flops, step_memory
+from dino_exp.dino.costs import (
+    FLOAT,
+    MOMENTS,
+    Arithmetic,
+    Dimensions,
+    StepMemory,
+    backbone_flops,
+    forward_flops,
+    step_flops,
+    step_memory,
+)
 from dino_exp.dino.parts import THIN_PARTS
 from dino_exp.evaluation.features import Interrupted
 from dino_exp.fsio import LOCAL
@@ -90,6 +100,7 @@ class Forecast:
     start_step: int
     plan: TrainingPlan
     dims: Dimensions
+    step_flops: int
     parameters: Parameters
     memory: StepMemory
     at_once: int
@@ -118,16 +129,20 @@ def forecast(target: Target, clock: Callable[[], float] = time.perf_counter) -> 
     plan = build.build_plan(config, len(data.train))
     dims, parameters = build.build_dimensions(config, data.train.channels), _parameters(config, data.train.channels)
     start_step = _start_step(target)
-    half = config.train.precision == "bf16"
+    half = config.train.precision != "fp32"
+    arithmetic = Arithmetic(
+        half=half,
+        keeps_scores=half and device.type == "cpu",
+        recomputes=config.runtime.gradient_checkpointing,
+    )
     at_once = -(-config.train.batch_size // config.train.accumulate)
     memory = step_memory(
         dims,
+        arithmetic,
         num_parameters=parameters.all,
         num_trained=parameters.trained,
         batch_size=at_once,
         moments=MOMENTS[config.optimizer.name],
-        half=half,
-        keeps_scores=half and device.type == "cpu",
     )
     state_bytes = memory.lasting + FLOAT * dims.num_prototypes
     saves_beside = config.checkpoint.storage.background and bool(build.build_save_policy(config.checkpoint).policies)
@@ -147,6 +162,7 @@ def forecast(target: Target, clock: Callable[[], float] = time.perf_counter) -> 
         start_step=start_step,
         plan=plan,
         dims=dims,
+        step_flops=step_flops(dims, recomputes=arithmetic.recomputes),
         parameters=parameters,
         memory=memory,
         at_once=at_once,

@@ -5,7 +5,7 @@ or a command line gives.
 """
 
 from dino_exp.build.checkpoints import build_keep_policy, build_manager, build_member, build_save_policy
-from dino_exp.build.images import Data, build_augment, build_batches, build_data
+from dino_exp.build.images import Data, build_augment, build_batches, build_data, build_prefetch
 from dino_exp.build.learning import (
     build_evaluator,
     build_plan,
@@ -26,7 +26,7 @@ __all__ = [
     "Preparation",
     "build_augment",
     "build_batches",
-    "build_data",
+    "build_data, build_prefetch",
     "build_evaluator",
     "build_keep_policy",
     "build_manager",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from dino_exp.build.cifar import build_cifar
 from dino_exp.build.preparation import Preparation
@@ -14,7 +17,7 @@ from dino_exp.data.augment_digits import DigitsAugment
 from dino_exp.data.augment_dino import DinoAugment
 from dino_exp.data.datasets import Dataset
 from dino_exp.data.digits import load_digits_split
-from dino_exp.data.loader import BatchStream
+from dino_exp.data.loader import Batch, BatchStream
 from dino_exp.data.synthetic import SyntheticDataset
 from dino_exp.dist.place import ALONE, Place
 
@@ -57,6 +60,15 @@ def build_augment(config: Config | RecordedConfig) -> DigitsAugment | DinoAugmen
     }
     del values["name"]
     return DigitsAugment(**values) if isinstance(config.augment, DigitsAugmentConfig) else DinoAugment(**values)
+
+
+def build_prefetch(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches, where a CUDA device computes on their way there before they are asked for."""
+    if device.type != "cuda":
+        return batches
+    from dino_exp.data.prefetch import OnDevice
+
+    return OnDevice(batches, device)
 
 
 def build_batches(config: Config, dataset: Dataset, start_step: int, place: Place = ALONE) -> BatchStream:

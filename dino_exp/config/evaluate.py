@@ -21,7 +21,9 @@ _IMAGES = "how many held-out images, of all classes in turn; or a list of their 
 class KindConfig(Section):
     """What all evaluations have."""
 
-    name: str = setting(role="budget", choices=("knn", "linear", "attention", "features"), help="which evaluation")
+    name: str = setting(
+        role="budget", choices=("knn", "linear", "attention", "features", "crops"), help="which evaluation"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,15 @@ class FeaturesConfig(KindConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CropsConfig(KindConfig):
+    """Every crop of some training images that an epoch sees, beside the undistorted images, as a picture."""
+
+    name: str = setting(role="budget", choices=("crops",), help="which evaluation")
+    images: int | tuple[int, ...] = setting(minimum=0, role="budget", help=_IMAGES.replace("held-out", "training"))
+    epoch: int = setting(minimum=0, maximum=MAX_SEED, role="budget", help="whose crops, from 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MachineConfig(Section):
     """The machine. None of it changes what is computed, only perhaps its last bits."""
 
@@ -133,7 +144,7 @@ class EvaluateConfig(Section):
     root: str | None = setting(
         role="runtime", pattern=r".+", help="folder of the run's images, where they were moved; null: as in training"
     )
-    evaluation: KnnConfig | LinearConfig | AttentionConfig | FeaturesConfig
+    evaluation: KnnConfig | LinearConfig | AttentionConfig | FeaturesConfig | CropsConfig
     runtime: MachineConfig
     paths: PathsConfig
 

@@ -1,50 +1,86 @@
 """The paper's augmentation of colour pictures, after BYOL: crop, flip, colour jitter, grey, blur, solarise.
 
 Source: `DataAugmentationDINO` of the official code (facebookresearch/dino), which works on PIL images, one by
-one. The same operations here run on batches of float images; PIL's rounding to bytes between them is left
-out, except where a threshold or a mean is defined by it.
+one. Here everything is drawn for a batch first (a plan), then crops are cut as bytes, and coloured as floats: PIL's
+rounding to bytes after each of those operations is left out, except where a threshold or a mean is defined by it.
 
-Shapes: B crops of a batch, V views, C = 3 channels, H x W pixels, S shifts of a blur kernel.
+Shapes: B images of a batch, V views, N crops of one size, D draws of a crop, C = 3 channels, H x W pixels.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
+from dino_exp.data import threads
+from dino_exp.data.blur import blur_, gaussian_kernels
+from dino_exp.data.colour import brightness_, contrast_, grey_, hue_, saturation_, solarise_
 from dino_exp.data.crops import (
     BOX_DRAWS,
     NUM_GLOBAL,
+    Boxes,
     Floats,
+    Ints,
     between,
     centre_squares,
     check_areas,
     check_probabilities,
     check_ranges,
-    crop_and_resize,
     host_ids,
     on_device,
     random_boxes,
-    select,
-    sum_last,
     to_unit,
 )
 from dino_exp.data.images import Images, Sizes
+from dino_exp.data.resize import crop_and_resize
 from dino_exp.errors import ConfigError
 from dino_exp.rng import Stream
 
+Mask = NDArray[np.bool_]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL converts to grey
 _FLIP, _JITTER, _GREY, _BLUR, _RADIUS, _SOLARISE = range(BOX_DRAWS, BOX_DRAWS + 6)
 _FACTORS = slice(BOX_DRAWS + 6, BOX_DRAWS + 10)
 _ORDER = slice(BOX_DRAWS + 10, BOX_DRAWS + 14)
 _DRAWS = BOX_DRAWS + 14
 _KERNEL_STDS = 3  # the Gaussian is cut off there
+_PART_PIXELS = 224**2  # of crops that are coloured together: they and what is computed of them stay in a core's cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is done to each of N crops after it was cut, on the host.
+
+    `factors` are those of brightness, contrast, saturation and hue; `order` (N, 4) says which of them comes first,
+    second, third and last; `sigma` is the width of a blur, in pixels.
+    """
+
+    flipped: Mask
+    jittered: Mask
+    factors: Floats
+    order: Ints
+    grey: Mask
+    blurred: Mask
+    sigma: Floats
+    solarised: Mask
+
+    def at(self, places: Ints) -> Recipe:
+        """That of some of the crops."""
+        return Recipe(**{name: values[places] for name, values in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The crops of one size: `boxes_VB` of each view and image, and a recipe for all, view by view."""
+
+    size: int
+    boxes_VB: Boxes
+    recipe: Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,122 +128,116 @@ class DinoAugment:
 
     def __call__(self, images: Images, sample_ids_B: Tensor, epoch: int) -> list[Tensor]:
         """The crops of a batch. Raises ConfigError for images without three channels."""
-        ids, unit_BCHW = host_ids(sample_ids_B), to_unit(_coloured(images))
+        check_coloured(images)
+        plans = self.plan(images.sizes_B2, host_ids(sample_ids_B), epoch)
+        cuts = crop_and_resize(images, *((plan.boxes_VB, plan.size) for plan in plans))
         crops: list[Tensor] = []
-        for view in range(NUM_GLOBAL + self.num_local_crops):
-            draws = Stream(self.seed, "augment.dino").uniform(epoch, ids, view, num=_DRAWS)
-            crops.append(self._view(unit_BCHW, images.sizes_B2, draws, view))
+        for plan, bytes_VBCHW in zip(plans, cuts, strict=True):
+            crops += self._coloured(bytes_VBCHW.flatten(0, 1), plan.recipe).chunk(len(bytes_VBCHW))
         return crops
+
+    def plan(self, sizes_B2: Sizes, sample_ids_B: Ints, epoch: int) -> list[Plan]:
+        """All that is drawn for images of these sizes: for global crops, and for local ones if there are any."""
+        views = np.arange(NUM_GLOBAL + self.num_local_crops)
+        draws_VBD = Stream(self.seed, "augment.dino").uniform(
+            np.int64(epoch), sample_ids_B[None, :], views[:, None], num=_DRAWS
+        )
+        plans = []
+        for part, size, area in (
+            (views[:NUM_GLOBAL], self.global_size, self.global_area),
+            (views[NUM_GLOBAL:], self.local_size, self.local_area),
+        ):
+            if len(part):
+                draws = draws_VBD[part]
+                boxes = random_boxes(draws[..., :BOX_DRAWS], sizes_B2, area=area, ratio=self.ratio)
+                recipe = self._recipe(draws.reshape(-1, _DRAWS), part.repeat(len(sample_ids_B)))
+                plans.append(Plan(size, boxes, recipe))
+        return plans
 
     def clean(self, images: Images) -> Tensor:
         """The undistorted central squares at the global size, normalised alike: what evaluation sees."""
-        boxes = centre_squares(images.sizes_B2)
-        return self._normalised(crop_and_resize(to_unit(_coloured(images)), boxes, self.global_size))
+        check_coloured(images)
+        squares_VB = centre_squares(images.sizes_B2).views(1)
+        (crops_VBCHW,) = crop_and_resize(images, (squares_VB, self.global_size))
+        return self._normalised(to_unit(crops_VBCHW[0]))
 
-    def _view(self, unit_BCHW: Tensor, sizes_B2: Sizes, draws: Floats, view: int) -> Tensor:
-        """One crop of each image, in the official order of operations."""
-        is_global = view < NUM_GLOBAL
-        area = self.global_area if is_global else self.local_area
-        boxes = random_boxes(draws[:, :BOX_DRAWS], sizes_B2, area=area, ratio=self.ratio)
-        crops = crop_and_resize(unit_BCHW, boxes, self.global_size if is_global else self.local_size)
-        device = crops.device
-        if (chosen := select(draws[:, _FLIP] < self.flip_probability, device)) is not None:
-            crops[chosen] = crops[chosen].flip(-1)
-        self._jitter(crops, draws)
-        if (chosen := select(draws[:, _GREY] < self.grey_probability, device)) is not None:
-            crops[chosen] = grey(crops[chosen]).expand(-1, 3, -1, -1)
-        self._blur(crops, draws, self.blur_probabilities[min(view, NUM_GLOBAL)])
-        if view == 1 and (chosen := select(draws[:, _SOLARISE] < self.solarise_probability, device)) is not None:
-            crops[chosen] = solarise(crops[chosen])
-        return self._normalised(crops)
-
-    def _jitter(self, crops: Tensor, draws: Floats) -> None:
-        """Brightness, contrast, saturation and hue in place, each crop in an order of its own."""
+    def _recipe(self, draws_ND: Floats, views_N: Ints) -> Recipe:
+        """What is done to each crop, out of its random numbers."""
         strengths = np.array([self.brightness, self.contrast, self.saturation, self.hue])
-        centre = np.array([1.0, 1.0, 1.0, 0.0])
-        factors = centre + strengths * (2 * draws[:, _FACTORS] - 1)
+        factors = np.array([1.0, 1.0, 1.0, 0.0]) + strengths * (2 * draws_ND[:, _FACTORS] - 1)
         factors[:, :3] = factors[:, :3].clip(min=0)
-        order = draws[:, _ORDER].argsort(axis=-1, kind="stable")
-        jittered = draws[:, _JITTER] < self.jitter_probability
-        for place in range(len(strengths)):
-            for kind, adjust in enumerate((brightness, contrast, saturation, hue)):
-                mask = jittered & (order[:, place] == kind)
-                if (chosen := select(mask, crops.device)) is not None:
-                    factor = on_device(factors[mask, kind], crops.device)[:, None, None, None]
-                    crops[chosen] = adjust(crops[chosen], factor)
-
-    def _blur(self, crops: Tensor, draws: Floats, probability: float) -> None:
-        mask = draws[:, _BLUR] < probability
-        if (chosen := select(mask, crops.device)) is not None:
-            sigma = on_device(between(self.blur_radius, draws[mask, _RADIUS]), crops.device)
-            reach = math.ceil(_KERNEL_STDS * self.blur_radius[1])
-            crops[chosen] = gaussian_blur(crops[chosen], sigma, reach=reach)
-
-    def _normalised(self, crops: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values, device=crops.device)[:, None, None] for values in (self.mean, self.std))
-        return (crops - mean) / std
-
-
-def grey(crops: Tensor) -> Tensor:
-    """(B, 1, H, W): the luma of each pixel."""
-    red, green, blue = crops.unbind(1)
-    return (red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2])[:, None]
-
-
-def brightness(crops: Tensor, factor: Tensor) -> Tensor:
-    """Blend with black."""
-    return (crops * factor).clamp(0, 1)
-
-
-def contrast(crops: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the mean grey, which PIL takes of bytes: a sum of whole numbers, so exact in any order."""
-    bytes_B = (grey(crops) * 255).round().long().sum(dim=(1, 2, 3))
-    mean_B = (bytes_B.double() / crops[0, 0].numel() + 0.5).floor().float() / 255
-    return _blend(mean_B[:, None, None, None], crops, factor)
-
-
-def saturation(crops: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image."""
-    return _blend(grey(crops), crops, factor)
-
-
-def hue(crops: Tensor, factor: Tensor) -> Tensor:
-    """Turn the colour circle by `factor` turns."""
-    # Imported here because it takes a quarter of a second, and the digits do without.
-    from kornia.enhance import adjust_hue
-
-    turned: Tensor = adjust_hue(crops, factor.flatten() * (2 * math.pi))
-    return turned
-
-
-def solarise(crops: Tensor) -> Tensor:
-    """Invert what is a byte of 128 or more, that is, 0.5 and above before rounding."""
-    return torch.where(crops >= 0.5, 1 - crops, crops)
-
-
-def gaussian_blur(crops: Tensor, sigma_B: Tensor, reach: int) -> Tensor:
-    """Gaussian blur by `sigma_B` pixels over `reach` neighbours on each side, the border repeated."""
-    shifts_1S = torch.arange(-reach, reach + 1, device=crops.device)[None]
-    weights_BS = torch.exp(-0.5 * (shifts_1S / sigma_B[:, None]) ** 2)
-    weights_SB111 = (weights_BS / sum_last(weights_BS)).T[..., None, None, None]
-    for axis, border in ((-1, (reach, reach, 0, 0)), (-2, (0, 0, reach, reach))):
-        padded, side = functional.pad(crops, border, mode="replicate"), crops.shape[axis]
-        # Sums of shifted images: a convolution may be computed another way for another batch size.
-        crops = sum(
-            (weight * padded.narrow(axis, shift, side) for shift, weight in enumerate(weights_SB111)),
-            torch.zeros_like(crops),
+        blur_probabilities = np.array(self.blur_probabilities)[views_N.clip(max=NUM_GLOBAL)]
+        return Recipe(
+            flipped=draws_ND[:, _FLIP] < self.flip_probability,
+            jittered=draws_ND[:, _JITTER] < self.jitter_probability,
+            factors=factors,
+            order=draws_ND[:, _ORDER].argsort(axis=-1, kind="stable"),
+            grey=draws_ND[:, _GREY] < self.grey_probability,
+            blurred=draws_ND[:, _BLUR] < blur_probabilities,
+            sigma=between(self.blur_radius, draws_ND[:, _RADIUS]),
+            solarised=(views_N == 1) & (draws_ND[:, _SOLARISE] < self.solarise_probability),
         )
-    return crops
+
+    def _coloured(self, bytes_NCHW: Tensor, recipe: Recipe) -> Tensor:
+        """All that follows the crop. On a processor in parts that stay in its cache and are alike."""
+        if not threads.by_parts(bytes_NCHW.device):
+            return self._normalised(self._changed(to_unit(bytes_NCHW), recipe))
+        crops = torch.empty(bytes_NCHW.shape)
+
+        def colour(part: Ints) -> None:
+            made = self._changed(to_unit(torch.stack([bytes_NCHW[index] for index in part])), recipe.at(part))
+            for index, crop in zip(part, made, strict=True):
+                self._normalised(crop, out=crops[index])
+
+        threads.over_threads(colour, alike(recipe, max(_PART_PIXELS // bytes_NCHW[0, 0].numel(), 1)))
+        return crops
+
+    def _changed(self, crops: Tensor, recipe: Recipe) -> Tensor:
+        """The crops, changed in place in the official order of operations."""
+        change_(crops, recipe.flipped, lambda part: part.copy_(part.flip(-1)))
+        for place in range(recipe.order.shape[1]):
+            for kind, adjust_ in enumerate((brightness_, contrast_, saturation_, hue_)):
+                mask = recipe.jittered & (recipe.order[:, place] == kind)
+                change_(crops, mask, adjust_, recipe.factors[:, kind, None, None, None])
+        change_(crops, recipe.grey, grey_)
+        reach = math.ceil(_KERNEL_STDS * self.blur_radius[1])
+        change_(crops, recipe.blurred, blur_, gaussian_kernels(recipe.sigma, reach))
+        change_(crops, recipe.solarised, solarise_)
+        return crops
+
+    def _normalised(self, crops: Tensor, out: Tensor | None = None) -> Tensor:
+        mean, std = (torch.tensor(values, device=crops.device)[:, None, None] for values in (self.mean, self.std))
+        return torch.sub(crops, mean, out=out).div_(std)
 
 
-def _blend(base: Tensor, crops: Tensor, factor: Tensor) -> Tensor:
-    return (base + factor * (crops - base)).clamp(0, 1)
+def alike(recipe: Recipe, most: int) -> list[Ints]:
+    """The numbers of all crops in parts of at most `most`; a part is jittered in one order, or not at all."""
+    keys = np.where(recipe.jittered, recipe.order @ (4 ** np.arange(4)), -1)
+    groups = [np.flatnonzero(keys == key) for key in np.unique(keys)]
+    return [group[start : start + most] for group in groups for start in range(0, len(group), most)]
 
 
-def _coloured(images: Images) -> Tensor:
+def change_(crops: Tensor, mask: Mask, operation_: Callable[..., Tensor], *parameters: Floats) -> None:
+    """Let an operation change the crops where `mask` holds, in place; it is given their parameters.
+
+    On a processor one by one unless it is all of them, because a view of one is free, and a copy of some is not.
+    """
+    chosen, device = np.flatnonzero(mask), crops.device
+    if len(chosen) == len(crops):
+        operation_(crops, *(on_device(values, device) for values in parameters))
+    elif not threads.by_parts(device) and len(chosen):
+        places = torch.from_numpy(chosen).to(device)
+        crops[places] = operation_(crops[places], *(on_device(values[chosen], device) for values in parameters))
+    else:
+        for index in chosen:
+            one = slice(index, index + 1)
+            operation_(crops[one], *(on_device(values[one], device) for values in parameters))
+
+
+def check_coloured(images: Images) -> None:
+    """Raises ConfigError for images without three channels."""
     if images.pixels_BCHW.shape[1] != 3:
         raise ConfigError(
             f"augment=dino needs images with 3 channels, and these have {images.pixels_BCHW.shape[1]}; "
             "choose another augmentation, for example augment=digits, or a data set in colour"
         )
-    return images.pixels_BCHW

@@ -1,10 +1,10 @@
-"""Pieces that augmentations share: random boxes, antialiased resizing, and selecting images of a batch.
+"""Pieces that augmentations share: checks, random boxes, and selecting images of a batch.
 
 Random parameters are drawn on the host, in float64, from `rng.Stream`; the images are processed in batches,
 where they lie. Every operation treats an image by itself, so that a batch can be split anywhere without
 changing a bit.
 
-Shapes: B images or crops of a batch, C channels, H x W pixels, I input and O output pixels along one side.
+Shapes: B images or crops of a batch, V views, C channels, H x W pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from dino_exp.errors import ConfigError
 NUM_GLOBAL = 2
 BOX_DRAWS = 22  # numbers that `random_boxes` uses: ten tries of two, and the position
 _TRIES = 10
-_BICUBIC = -0.5  # the coefficient of PIL, and of Catmull and Rom
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -36,6 +35,14 @@ class Boxes:
     left: Ints
     height: Ints
     width: Ints
+
+    def views(self, num: int) -> Boxes:
+        """The same boxes for each of `num` views, (V, ...)."""
+        return Boxes(*(np.stack([part] * num) for part in (self.top, self.left, self.height, self.width)))
+
+    def at(self, place: int) -> Boxes:
+        """Those at a place of the first axis."""
+        return Boxes(self.top[place], self.left[place], self.height[place], self.width[place])
 
 
 def check_ranges(**ranges: tuple[float, float]) -> None:
@@ -61,28 +68,28 @@ def check_probabilities(**probabilities: float) -> None:
 
 
 def random_boxes(draws: Floats, sizes_B2: Sizes, *, area: tuple[float, float], ratio: tuple[float, float]) -> Boxes:
-    """The box of RandomResizedCrop for each row of `draws`, uniform numbers of shape (B, BOX_DRAWS).
+    """The boxes of RandomResizedCrop, (..., B), out of `draws`, uniform numbers of shape (..., B, BOX_DRAWS).
 
     `sizes_B2` are heights and widths of the images.
 
     Up to ten tries of an area (share of the image) and a width over height (uniform in its logarithm); when
     none fits, the largest central part of an allowed ratio. Source: torchvision's RandomResizedCrop.
     """
-    tries = draws[:, : 2 * _TRIES].reshape(-1, _TRIES, 2)
+    tries = draws[..., : 2 * _TRIES].reshape(*draws.shape[:-1], _TRIES, 2)
     height_B, width_B = sizes_B2[:, 0], sizes_B2[:, 1]
     target = (height_B * width_B)[:, None] * between(area, tries[..., 0])
     shape = np.exp(between((np.log(ratio[0]), np.log(ratio[1])), tries[..., 1]))
     widths, heights = np.rint(np.sqrt(target * shape)), np.rint(np.sqrt(target / shape))
     fits = (widths > 0) & (widths <= width_B[:, None]) & (heights > 0) & (heights <= height_B[:, None])
-    row, first, found = np.arange(len(draws)), fits.argmax(axis=1), fits.any(axis=1)
+    first, found = fits.argmax(axis=-1, keepdims=True), fits.any(axis=-1)
     # The largest central part: all of the height or of the width, unless its shape is not allowed.
     central_height = np.where(width_B < height_B * ratio[0], np.rint(width_B / ratio[0]), height_B)
     central_width = np.where(width_B > height_B * ratio[1], np.rint(height_B * ratio[1]), width_B)
-    box_height = np.where(found, heights[row, first], central_height)
-    box_width = np.where(found, widths[row, first], central_width)
+    box_height = np.where(found, np.take_along_axis(heights, first, axis=-1)[..., 0], central_height)
+    box_width = np.where(found, np.take_along_axis(widths, first, axis=-1)[..., 0], central_width)
     free_height, free_width = height_B - box_height, width_B - box_width
-    top = np.where(found, np.floor(draws[:, -2] * (free_height + 1)), free_height // 2)
-    left = np.where(found, np.floor(draws[:, -1] * (free_width + 1)), free_width // 2)
+    top = np.where(found, np.floor(draws[..., -2] * (free_height + 1)), free_height // 2)
+    left = np.where(found, np.floor(draws[..., -1] * (free_width + 1)), free_width // 2)
     return Boxes(*(part.astype(np.int64) for part in (top, left, box_height, box_width)))
 
 
@@ -92,53 +99,8 @@ def between(limits: tuple[float, float], uniform: Floats) -> Floats:
     return low + (high - low) * uniform
 
 
-def resize_matrix(start: Ints, extent: Ints, in_size: int, out_size: int, device: torch.device) -> Tensor:
-    """(B, O, I) float32: the matrices that resize the pixels [start, start + extent) to `out_size`.
-
-    Bicubic with antialiasing, weights normalised inside the interval: PIL's `crop`, then `resize` (BICUBIC).
-    """
-    start_B11 = torch.from_numpy(start).to(device)[:, None, None].float()
-    extent_B11 = torch.from_numpy(extent).to(device)[:, None, None].float()
-    scale_B11 = extent_B11 / out_size
-    out_1O1 = torch.arange(out_size, device=device, dtype=torch.float32)[None, :, None]
-    in_B1I = torch.arange(in_size, device=device, dtype=torch.float32)[None, None, :] - start_B11
-    # PIL widens the kernel when it shrinks a picture, and keeps it when it enlarges one.
-    distance_BOI = (in_B1I + 0.5 - (out_1O1 + 0.5) * scale_B11) / scale_B11.clamp(min=1.0)
-    inside_B1I = (in_B1I >= 0) & (in_B1I < extent_B11)
-    weights_BOI = _bicubic(distance_BOI.abs()).masked_fill(~inside_B1I, 0.0)
-    return weights_BOI / sum_last(weights_BOI)
-
-
-def _bicubic(x: Tensor) -> Tensor:
-    """The cubic convolution kernel at distances x >= 0 (Keys 1981)."""
-    a = _BICUBIC
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * a
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
-
-
-def sum_last(values: Tensor) -> Tensor:
-    """Sum over the last axis, kept, in float64 and rounded once.
-
-    A float32 sum may be ordered differently for another batch size.
-    """
-    return values.double().sum(-1, keepdim=True).to(values.dtype)
-
-
-def crop_and_resize(images_BCHW: Tensor, boxes: Boxes, size: int) -> Tensor:
-    """(B, C, size, size): a box of each image, resized as PIL does, width first, values kept in [0, 1]."""
-    height, width = images_BCHW.shape[-2:]
-    device = images_BCHW.device
-    across_BOI = resize_matrix(boxes.left, boxes.width, width, size, device)
-    down_BOI = resize_matrix(boxes.top, boxes.height, height, size, device)
-    # PIL stores bytes between the two passes and so cuts off what overshoots. Width comes first, as in the
-    # versions that the paper used; since Pillow 13 it is the cheaper pass.
-    rows_BCHO = (images_BCHW @ across_BOI.transpose(1, 2)[:, None]).clamp(0, 1)
-    return (down_BOI[:, None] @ rows_BCHO).clamp(0, 1)
-
-
 def centre_squares(sizes_B2: Sizes) -> Boxes:
-    """The largest central square of images of these heights and widths."""
+    """The largest central squares, (B,), of images of these heights and widths."""
     height_B, width_B = sizes_B2[:, 0], sizes_B2[:, 1]
     side_B = np.minimum(height_B, width_B)
     return Boxes((height_B - side_B) // 2, (width_B - side_B) // 2, side_B, side_B)
@@ -148,7 +110,7 @@ def to_unit(images_BCHW: Tensor) -> Tensor:
     """uint8 images as float32 in [0, 1]. Raises TypeError for another type, which would be scaled twice."""
     if images_BCHW.dtype != torch.uint8:
         raise TypeError(f"expected images of uint8, found {images_BCHW.dtype}")
-    return images_BCHW.float() / 255
+    return images_BCHW.float().div_(255)
 
 
 def host_ids(sample_ids_B: Tensor) -> Ints:

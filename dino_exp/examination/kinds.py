@@ -1,4 +1,4 @@
-"""The four evaluations: each makes metrics, what more there is to say, and perhaps a picture of one subject."""
+"""The five evaluations: each makes metrics, what more there is to say, and perhaps a picture of one subject."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dino_exp.config.evaluate import AttentionConfig, FeaturesConfig, KindConfig, KnnConfig, LinearConfig, listed
+from dino_exp.config.evaluate import (
+    AttentionConfig,
+    CropsConfig,
+    FeaturesConfig,
+    KindConfig,
+    KnnConfig,
+    LinearConfig,
+    listed,
+)
+from dino_exp.data.crops import NUM_GLOBAL
 from dino_exp.data.datasets import Dataset, Indices
 from dino_exp.errors import ConfigError
 from dino_exp.evaluation.attention import class_attention
@@ -139,7 +148,7 @@ def _attention(subject: Subject, kind: AttentionConfig) -> Findings:
     maps = torch.cat([class_attention(subject.model, part) for part in torch.split(seen, _AT_ONCE)]).cpu()
     images = [
         {**image, "attention": _rounded(of_heads), "mean": _rounded(of_heads.mean(dim=0))}
-        for image, of_heads in zip(_names(subject, ids), maps, strict=True)
+        for image, of_heads in zip(_names(subject.data.val, ids), maps, strict=True)
     ]
     details = {"image_size": list(seen.shape[-2:]), "grid": list(maps.shape[-2:]), "images": images}
     return Findings(metrics={}, details=details, picture=draw_attention(shown.numpy(), maps.numpy()))
@@ -152,7 +161,7 @@ def _features(subject: Subject, kind: FeaturesConfig) -> Findings:
     found = patch_colours(torch.cat([patch_tokens(subject.model, part) for part in torch.split(seen, _AT_ONCE)]))
     images = [
         {**image, "colours": _rounded(colours)}
-        for image, colours in zip(_names(subject, ids), found.colours, strict=True)
+        for image, colours in zip(_names(subject.data.val, ids), found.colours, strict=True)
     ]
     details = {
         "image_size": list(seen.shape[-2:]),
@@ -163,11 +172,27 @@ def _features(subject: Subject, kind: FeaturesConfig) -> Findings:
     return Findings(metrics={}, details=details, picture=draw_patch_colours(shown.numpy(), found.colours.numpy()))
 
 
+def _crops(subject: Subject, kind: CropsConfig) -> Findings:
+    from dino_exp.analysis.figures.crops import draw_crops
+
+    train = subject.data.train
+    ids = choose_images(train, kind.images)
+    seen = [view.numpy() for view in subject.crops(ids, kind.epoch)]
+    kinds = ["clean", *(f"global {view}" for view in range(1, NUM_GLOBAL + 1))]
+    names = kinds + [f"local {view}" for view in range(1, len(seen) - len(kinds) + 1)]
+    images = _names(train, ids)
+    labels = ["\n".join(f"{what} {number}" for what, number in image.items()) for image in images]
+    views = [{"name": name, "size": list(view.shape[1:3])} for name, view in zip(names, seen, strict=True)]
+    details = {"augment": subject.recorded.augment.name, "views": views, "images": images}
+    return Findings(metrics={}, details=details, picture=draw_crops(labels, list(zip(names, seen, strict=True))))
+
+
 _KINDS: dict[str, Callable[[Subject, Any], Findings]] = {
     "knn": _knn,
     "linear": _linear,
     "attention": _attention,
     "features": _features,
+    "crops": _crops,
 }
 
 
@@ -234,11 +259,11 @@ def choose_images(dataset: Dataset, wanted: int | tuple[int, ...]) -> Indices:
     return np.lexsort((labels, turn))[:num].astype(np.int64)
 
 
-def _names(subject: Subject, ids: Indices) -> list[dict[str, int]]:
+def _names(dataset: Dataset, ids: Indices) -> list[dict[str, int]]:
     """Which images they are: the number of each, and its label where there are some."""
-    if subject.data.val.num_classes < 1:
+    if dataset.num_classes < 1:
         return [{"index": int(index)} for index in ids]
-    labels = subject.data.val.labels(ids).tolist()
+    labels = dataset.labels(ids).tolist()
     return [{"index": int(index), "label": label} for index, label in zip(ids, labels, strict=True)]
 
 

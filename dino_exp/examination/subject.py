@@ -116,13 +116,23 @@ class Subject:
         """Held-out images as the model takes them (B, C, H, W), and the same from 0 to 1 to look at (B, H, W, C)."""
         raw = self.data.val.images(ids)
         seen = self.clean(raw, image_size)
-        # Normalisation is linear, so black and white say what it was.
+        return seen, self._to_look_at(seen, raw)
+
+    def crops(self, ids: Indices, epoch: int) -> list[Tensor]:
+        """Training images from 0 to 1 to look at, (B, H, W, C): undistorted, then every crop that an epoch sees."""
+        raw = self.data.train.images(ids)
+        augment, images = build.build_augment(self.recorded), raw.to(self.device)
+        seen = [augment.clean(images), *augment(images, torch.from_numpy(ids), epoch)]
+        return [self._to_look_at(view, raw) for view in seen]
+
+    def _to_look_at(self, seen_BCHW: Tensor, raw: Images) -> Tensor:
+        """(B, H, W, C) from 0 to 1. Normalisation is linear, so black and white say what it was."""
         one = raw.at(slice(1))
         black, white = (
-            self.clean(replace(one, pixels_BCHW=torch.full_like(one.pixels_BCHW, value)), image_size)
+            self.clean(replace(one, pixels_BCHW=torch.full_like(one.pixels_BCHW, value)))[..., :1, :1]
             for value in (0, 255)
         )
-        return seen, ((seen - black) / (white - black)).clamp(0, 1).permute(0, 2, 3, 1).cpu()
+        return ((seen_BCHW - black) / (white - black)).clamp(0, 1).permute(0, 2, 3, 1).cpu()
 
     @property
     def usual_batch(self) -> int:

@@ -16,7 +16,7 @@ from dino_exp.runs.redact import MASK, is_secret_name, mask_arguments, strip_cre
 
 PACKAGES = (
     "dino-exp", "torch", "numpy", "scipy", "hydra-core", "omegaconf", "PyYAML", "matplotlib", "GitPython",
-    "safetensors", "zstandard", "xxhash", "rich", "typer", "scikit-learn", "kornia", "pillow", "tensorboard",
+    "safetensors", "zstandard", "xxhash", "rich", "typer", "scikit-learn", "pillow", "tensorboard",
     "wandb", "submitit", "hydra-joblib-launcher", "hydra-submitit-launcher",
 )  # fmt: skip
 # Only what can change numbers, devices, ranks or where a run goes. Paths and the rest of the user's shell

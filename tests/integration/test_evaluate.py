@@ -1,4 +1,4 @@
-"""Evaluations of a real run: the numbers that its training logged, and all four kinds by the command as it is typed."""
+"""Evaluations of a real run: the numbers that its training logged, and all kinds by the command as it is typed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.runs import Lab, manifests, record, rows
 
-KINDS = ("knn", "linear", "attention", "features")
+KINDS = ("knn", "linear", "attention", "features", "crops")
 METRICS = ("knn_top1", "knn5_top1", "knn_10shot", "knn_1shot")
 
 
@@ -32,7 +32,7 @@ def contents(run: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-def test_all_four_kinds_by_one_command(lab: Lab) -> None:
+def test_all_kinds_by_one_command(lab: Lab) -> None:
     run = lab.only_run()
     before = contents(run)
     printed = lab.evaluate("--multirun", "of=last", f"evaluation={','.join(KINDS)}")

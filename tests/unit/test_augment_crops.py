@@ -1,11 +1,16 @@
 """Boxes and resizing, against torchvision's rules and PIL's pixels."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from dino_exp.data.crops import BOX_DRAWS, Boxes, centre_squares, crop_and_resize, random_boxes, to_unit
+from dino_exp.data.crops import BOX_DRAWS, Boxes, centre_squares, random_boxes, to_unit
+from dino_exp.data.images import Images
+from dino_exp.data.resize import crop_and_resize, resize_by_products
 from dino_exp.errors import ConfigError
 from dino_exp.rng import Stream
 
@@ -67,12 +72,21 @@ def pictures(num: int, height: int, width: int) -> np.ndarray:
     return pixels.astype(np.uint8)
 
 
+def as_on_cpu(images: Images, boxes: Boxes, size: int) -> Tensor:
+    return crop_and_resize(images, (boxes.views(1), size))[0][0]
+
+
+def as_on_cuda(images: Images, boxes: Boxes, size: int) -> Tensor:
+    return resize_by_products(images.pixels_BCHW, boxes, size)
+
+
+@pytest.mark.parametrize("resized", [as_on_cpu, as_on_cuda])
 @pytest.mark.parametrize(("side", "size"), [(64, 96), (200, 96), (256, 224), (32, 16)])
-def test_crops_are_those_of_pil(side: int, size: int) -> None:
+def test_crops_are_those_of_pil(side: int, size: int, resized: Callable[[Images, Boxes, int], Tensor]) -> None:
     images = pictures(12, side, side + 10)
     boxes = boxes_of(12, height=side, width=side + 10, area=(0.05, 1.0))
-    ours = crop_and_resize(to_unit(torch.from_numpy(images)), boxes, size)
-    assert ours.dtype == torch.float32
+    ours = resized(Images.whole(torch.from_numpy(images)), boxes, size)
+    assert ours.dtype == torch.uint8
     for image, top, left, height, width, crop in zip(
         images, boxes.top, boxes.left, boxes.height, boxes.width, ours, strict=True
     ):
@@ -81,18 +95,55 @@ def test_crops_are_those_of_pil(side: int, size: int) -> None:
         # In two calls, because Pillow 13 takes the cheaper order of the two passes; before, width came first.
         narrow = part.resize((size, part.height), Image.Resampling.BICUBIC)
         theirs = np.asarray(narrow.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-        assert np.abs(crop.numpy() * 255 - theirs).max() < 1.1
+        difference = np.abs(crop.numpy().astype(int) - theirs)
+        # The weights have 16 bits: now and then a half is rounded the other way, in either pass.
+        assert (difference > 0).mean() < 0.03
+        assert (difference > 1).mean() < 1e-4
+        assert difference.max() <= 2
 
 
-def test_a_resize_to_the_same_size_changes_nothing() -> None:
-    images = to_unit(torch.from_numpy(pictures(2, 32, 32)))
-    assert torch.allclose(crop_and_resize(images, centre_squares(sizes(2, 32, 32)), 32), images, atol=1e-6)
+def test_each_view_of_each_image_gets_its_own_box() -> None:
+    images = Images.whole(torch.from_numpy(pictures(3, 40, 50)))
+    draws = Stream(0, "test.views").uniform(np.arange(2)[:, None], np.arange(3)[None], num=BOX_DRAWS)
+    boxes = random_boxes(draws, images.sizes_B2, area=(0.1, 1.0), ratio=RATIO)
+    (crops,) = crop_and_resize(images, (boxes, 16))
+    assert crops.shape == (2, 3, 3, 16, 16)
+    for view in range(2):
+        for place in range(3):
+            alone = random_boxes(draws[view, place : place + 1], images.sizes_B2[:1], area=(0.1, 1.0), ratio=RATIO)
+            assert torch.equal(crops[view, place], as_on_cpu(images.at(slice(place, place + 1)), alone, 16)[0])
+
+
+@pytest.mark.parametrize("resized", [as_on_cpu, as_on_cuda])
+def test_nothing_beside_the_image_on_its_canvas_is_seen(resized: Callable[[Images, Boxes, int], Tensor]) -> None:
+    """Its true part is white, and the canvas around it black."""
+    sizes_B2 = np.array([[20, 31], [31, 20], [40, 40], [1, 7]])
+    pixels = torch.zeros(4, 3, 40, 40, dtype=torch.uint8)
+    for canvas, (height, width) in zip(pixels, sizes_B2, strict=True):
+        canvas[:, :height, :width] = 255
+    images = Images(pixels, sizes_B2)
+    draws = Stream(0, "test.canvas").uniform(np.arange(4), num=BOX_DRAWS)
+    for boxes in (random_boxes(draws, sizes_B2, area=(0.4, 1.0), ratio=RATIO), centre_squares(sizes_B2)):
+        assert int(resized(images, boxes, 24).min()) == 255
+
+
+@pytest.mark.parametrize("resized", [as_on_cpu, as_on_cuda])
+def test_a_resize_to_the_same_size_changes_nothing(resized: Callable[[Images, Boxes, int], Tensor]) -> None:
+    images = Images.whole(torch.from_numpy(pictures(2, 32, 32)))
+    assert torch.equal(resized(images, centre_squares(images.sizes_B2), 32), images.pixels_BCHW)
+
+
+def test_planes_and_pixels_in_either_order_give_the_same() -> None:
+    images = Images.whole(torch.from_numpy(pictures(2, 32, 40)))
+    pixelwise = Images.whole(images.pixels_BCHW.contiguous(memory_format=torch.channels_last))
+    boxes = boxes_of(2, height=32, width=40, area=(0.2, 1.0))
+    assert torch.equal(as_on_cpu(images, boxes, 16), as_on_cpu(pixelwise, boxes, 16))
 
 
 def test_the_central_square_is_central() -> None:
-    images = torch.zeros(2, 3, 10, 30)
-    images[:, :, :, 10:20] = 1
-    assert crop_and_resize(images, centre_squares(sizes(2, 10, 30)), 10).min() == 1
+    pixels = torch.zeros(2, 3, 10, 30, dtype=torch.uint8)
+    pixels[:, :, :, 10:20] = 1
+    assert as_on_cpu(Images.whole(pixels), centre_squares(sizes(2, 10, 30)), 10).min() == 1
 
 
 def test_pixels_that_are_no_bytes_are_refused() -> None:

@@ -8,8 +8,9 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
-from dino_exp.data import augment_dino as ops
-from dino_exp.data.augment_dino import DinoAugment
+from dino_exp.data import augment_dino, colour
+from dino_exp.data.augment_dino import IMAGENET_MEAN, IMAGENET_STD, DinoAugment
+from dino_exp.data.blur import blur_, gaussian_kernels
 from dino_exp.data.digits import load_digits_split
 from dino_exp.data.images import Images
 from dino_exp.errors import ConfigError
@@ -69,8 +70,8 @@ def test_switched_off_it_only_resizes() -> None:
 
 def test_mean_and_std_are_applied_last() -> None:
     plain = crops_of(STILL, num=1)[0][0]
-    mean, std = torch.tensor(ops.IMAGENET_MEAN), torch.tensor(ops.IMAGENET_STD)
-    normalised = crops_of(replace(STILL, mean=ops.IMAGENET_MEAN, std=ops.IMAGENET_STD), num=1)[0][0]
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    normalised = crops_of(replace(STILL, mean=IMAGENET_MEAN, std=IMAGENET_STD), num=1)[0][0]
     assert torch.allclose(normalised, (plain - mean[:, None, None]) / std[:, None, None], atol=1e-6)
 
 
@@ -124,8 +125,8 @@ def test_the_four_jitters_come_in_every_order() -> None:
         return adjust
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("brightness", "contrast", "saturation", "hue"):
-            patch.setattr(ops, name, noted(name, getattr(ops, name)))
+        for name in ("brightness_", "contrast_", "saturation_", "hue_"):
+            patch.setattr(augment_dino, name, noted(name, getattr(augment_dino, name)))
         for sample in range(200):
             augment(Images.whole(picture()[None]), torch.tensor([sample]), 0)
     jitters_of_a_crop = {tuple(orders[start : start + 4]) for start in range(0, len(orders), 4)}
@@ -148,9 +149,9 @@ def applied(operation: object, factor: float) -> Tensor:
 @pytest.mark.parametrize("factor", [0.6, 0.8, 1.0, 1.2, 1.4])
 def test_brightness_contrast_and_saturation_are_those_of_pil(factor: float) -> None:
     pairs = [
-        (ops.brightness, ImageEnhance.Brightness),
-        (ops.contrast, ImageEnhance.Contrast),
-        (ops.saturation, ImageEnhance.Color),
+        (colour.brightness_, ImageEnhance.Brightness),
+        (colour.contrast_, ImageEnhance.Contrast),
+        (colour.saturation_, ImageEnhance.Color),
     ]
     for ours, theirs in pairs:
         expected = from_pil(theirs(as_pil(picture())).enhance(factor))
@@ -160,8 +161,8 @@ def test_brightness_contrast_and_saturation_are_those_of_pil(factor: float) -> N
 def test_grey_and_solarise_are_those_of_pil() -> None:
     unit = (picture() / 255)[None]
     grey = from_pil(as_pil(picture()).convert("L").convert("RGB"))
-    assert float((255 * ops.grey(unit)[0] - grey).abs().max()) < 1.1
-    assert torch.allclose(255 * ops.solarise(unit)[0], from_pil(ImageOps.solarize(as_pil(picture()))), atol=1e-3)
+    assert float((255 * colour.luma(unit)[0] - grey).abs().max()) < 1.1
+    assert torch.allclose(255 * colour.solarise_(unit)[0], from_pil(ImageOps.solarize(as_pil(picture()))), atol=1e-3)
 
 
 @pytest.mark.parametrize("turns", [-0.1, 0.03, 0.1])
@@ -169,13 +170,18 @@ def test_hue_is_turned_as_pil_does_but_for_its_rounding(turns: float) -> None:
     hue, saturation, value = as_pil(picture()).convert("HSV").split()
     turned = hue.point(lambda h: (h + round(255 * turns)) % 256)
     expected = from_pil(Image.merge("HSV", (turned, saturation, value)).convert("RGB"))
-    assert float((applied(ops.hue, turns) - expected).abs().mean()) < 1.5
-    assert torch.allclose(applied(ops.hue, 0.0), picture().float(), atol=1e-3)
+    assert float((applied(colour.hue_, turns) - expected).abs().mean()) < 1.5
+    assert torch.allclose(applied(colour.hue_, 0.0), picture().float(), atol=1e-3)
+
+
+def blurred(crops: Tensor, radius: float) -> Tensor:
+    kernels = gaussian_kernels(np.full(len(crops), radius), reach=6)
+    return blur_(crops.clone(), torch.from_numpy(kernels).float())
 
 
 @pytest.mark.parametrize("radius", [0.1, 0.5, 1.0, 2.0])
 def test_blur_is_the_gaussian_that_pil_approximates(radius: float) -> None:
-    crops = ops.gaussian_blur((picture() / 255)[None], torch.tensor([radius]), reach=6)
+    crops = blurred((picture() / 255)[None], radius)
     expected = from_pil(as_pil(picture()).filter(ImageFilter.GaussianBlur(radius)))
     difference = (255 * crops[0] - expected).abs()
     # PIL approximates it by three box blurs, and repeats the border before each of them.
@@ -183,7 +189,7 @@ def test_blur_is_the_gaussian_that_pil_approximates(radius: float) -> None:
     assert float(difference.mean()) < 1.5
     dot = torch.zeros(1, 1, 32, 32)
     dot[..., 16, 16] = 1
-    spread = ops.gaussian_blur(dot, torch.tensor([radius]), reach=6)[0, 0]
+    spread = blurred(dot, radius)[0, 0]
     variance = float((spread.sum(0) * (torch.arange(32) - 16) ** 2).sum())
     assert abs(float(spread.sum()) - 1) < 1e-5
     assert radius < 1 or abs(variance - radius**2) < 0.06 * radius**2

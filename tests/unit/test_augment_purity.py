@@ -19,6 +19,7 @@ from dino_exp.data.augment_dino import DinoAugment
 from dino_exp.data.datasets import Dataset
 from dino_exp.data.digits import load_digits_split
 from dino_exp.data.files.dataset import FilesDataset
+from dino_exp.data.images import Images
 from dino_exp.data.loader import BatchStream
 from dino_exp.data.synthetic import SyntheticDataset
 
@@ -110,6 +111,55 @@ def test_any_split_of_the_batch_gives_the_same_bits(case: Case, split: list[int]
     ids = torch.arange(100, 164)
     parts = [crops_of(case, part) for part in ids.split(split)]
     assert_equal([torch.cat(view) for view in zip(*parts, strict=True)], crops_of(case, ids))
+
+
+def mixed(num: int) -> Images:
+    """Images of several sizes on a canvas that is larger than any of them."""
+    sizes_B2 = np.array([[40, 60], [60, 40], [33, 33], [64, 21]])[np.arange(num) % 4]
+    pixels = torch.zeros(num, 3, 70, 71, dtype=torch.uint8)
+    for place, (height, width) in enumerate(sizes_B2):
+        noise = np.random.default_rng(place).integers(0, 256, (3, height, width), np.uint8)
+        pixels[place, :, :height, :width] = torch.from_numpy(noise)
+    return Images(pixels, sizes_B2)
+
+
+def on_least_canvas(images: Images) -> Images:
+    """The same as a loader gives them to whom the larger ones of the batch went elsewhere."""
+    height, width = images.sizes_B2.max(axis=0)
+    return Images(images.pixels_BCHW[..., :height, :width].contiguous(), images.sizes_B2)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("split", [[1, 23], [7, 1, 16], [1] * 24])
+def test_mixed_sizes_in_any_split_on_any_canvas_by_any_number_of_threads(split: list[int], num_threads: int) -> None:
+    """Also where the sides of a crop are no multiples of anything that a processor does at once."""
+    augment, images, ids = replace(DINO, global_size=37, local_size=11), mixed(24), torch.arange(24)
+    before = torch.get_num_threads()
+    whole = augment(images, ids, 0)
+    torch.set_num_threads(num_threads)
+    parts, start = [], 0
+    for num in split:
+        places = slice(start, start + num)
+        parts.append(augment(on_least_canvas(images.at(places)), ids[places], 0))
+        start += num
+    assert torch.get_num_threads() == num_threads
+    torch.set_num_threads(before)
+    assert_equal([torch.cat(view) for view in zip(*parts, strict=True)], whole)
+
+
+def test_a_batch_at_once_as_an_accelerator_wants_it_gives_the_same_but_for_rounding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where some crops, not all, are changed, and for images of several sizes."""
+    images, ids = mixed(24), torch.arange(24)
+    by_parts = DINO(images, ids, 0)
+    monkeypatch.setattr("dino_exp.data.threads.by_parts", lambda _: False)
+    at_once = DINO(images, ids, 0)
+    for one, other in zip(by_parts, at_once, strict=True):
+        difference = (one - other).abs() * max(DINO.std) * 255  # in bytes, at most: resizing rounds them another way
+        assert float((difference > 0.1).float().mean()) < 0.02
+        assert float(difference.max()) < 12  # a byte by jitter, contrast and solarising
+    assert all(torch.equal(one, other) for one, other in zip(at_once, DINO(images, ids, 0), strict=True))
 
 
 def test_the_place_in_the_batch_does_not_matter(case: Case) -> None:

@@ -63,7 +63,7 @@ def test_one_or_a_list():
             "evaluation.lrr: there is no such setting; did you mean",
         ),
         (("of=last", "prat=student"), "prat: there is no such setting; did you mean part?"),
-        (("of=last", "evaluation=linea"), "there are attention, features, knn, linear; did you mean linear?"),
+        (("of=last", "evaluation=linea"), "there are attention, crops, features, knn, linear; did you mean linear?"),
         (
             ("of=last", "evaluation.k=abc"),
             "evaluation.k: expected a whole number or a list of whole numbers, got 'abc'",

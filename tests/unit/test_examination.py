@@ -13,14 +13,18 @@ import torch
 from cli_samples import Result, cli, contents
 from weights_samples import COLOUR, make_weights_run, teacher_of, trained_state
 
+from dino_exp import build
 from dino_exp.checkpoint.reader import CheckpointReader
+from dino_exp.config.schema import Config
 from dino_exp.data.datasets import ArrayDataset
 from dino_exp.data.digits import load_digits_split
 from dino_exp.errors import ConfigError
 from dino_exp.evaluation.attention import class_attention
 from dino_exp.examination.kinds import choose_images
 from dino_exp.examination.results import json_text
-from dino_exp.weights.source import CheckpointWeights
+from dino_exp.examination.subject import Subject, recorded_settings
+from dino_exp.runs.named import named
+from dino_exp.weights.source import CheckpointWeights, open_checkpoint
 
 STATE = trained_state()
 STEP = "step-000000004"
@@ -192,6 +196,44 @@ def test_colour_images_and_their_normalisation(tmp_path: Path) -> None:
     done = evaluate(run, None, "evaluation=features", "evaluation.images=3")
     assert done.code == 0, done.err
     assert "variance explained" in done.out
+
+
+@pytest.mark.parametrize("config", [None, COLOUR])
+def test_the_crops_are_those_of_the_training(tmp_path: Path, config: Config | None) -> None:
+    state = (trained_state(),) if config is None else (trained_state(config), config)
+    run, out, ids = make_weights_run(tmp_path, *state), tmp_path / "out", np.array([5, 0])
+    assert evaluate(run, out, "evaluation=crops", "evaluation.images=[5,0]", "evaluation.epoch=3").code == 0
+    assert {path.name for path in out.iterdir()} == {"crops.json", "crops.svg", "crops.png"}
+    found = json.loads((out / "crops.json").read_text())["details"]
+    checkpoint = named(str(run), tmp_path)
+    weights = open_checkpoint(checkpoint)
+    recorded = recorded_settings(weights)
+    augment, train = build.build_augment(recorded), build.build_data(recorded.data).train
+    large = [{"name": name, "size": [augment.global_size] * 2} for name in ("clean", "global 1", "global 2")]
+    small = [{"name": f"local {view + 1}", "size": [augment.local_size] * 2} for view in range(augment.num_local_crops)]
+    assert found["views"] == large + small
+    assert found["images"] == [
+        {"index": int(at), "label": int(train.labels(ids)[place])} for place, at in enumerate(ids)
+    ]
+    subject = Subject(
+        weights=weights, facts={}, paths=checkpoint.paths, part="teacher", recorded=recorded,
+        device=torch.device("cpu"), progress=lambda *_: None,
+    )  # fmt: skip
+    shown = subject.crops(ids, 3)
+    expected = [augment.clean(train.images(ids)), *augment(train.images(ids), torch.from_numpy(ids), 3)]
+    for view, crops in zip(shown, expected, strict=True):
+        assert view.shape == (2, *crops.shape[2:], train.channels)
+        # One factor and one offset undo the normalisation of a channel; what is beyond black and white is cut off.
+        pixels, seen = view[..., 0].flatten(), crops[:, 0].flatten()
+        inside = (pixels > 0) & (pixels < 1)
+        assert float(torch.corrcoef(torch.stack([pixels[inside], seen[inside]]))[0, 1]) > 0.99999
+    assert abs(float(shown[0].mean()) - float(train.images(ids).pixels_BCHW.float().mean()) / 255) < 0.02
+
+
+def test_no_training_image_of_that_number_and_no_such_epoch(run: Path, tmp_path: Path) -> None:
+    words = ("evaluation=crops", "evaluation.images=[1437]")
+    refused(2, evaluate(run, tmp_path, *words), "digits/train has no image 1437; expected 0 to 1436")
+    refused(2, evaluate(run, tmp_path, "evaluation=crops", "evaluation.epoch=-1"), "evaluation.epoch")
 
 
 def test_labels_are_needed_where_classes_are_told_apart(

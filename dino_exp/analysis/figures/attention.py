@@ -5,16 +5,12 @@ Shapes: B images, H x W pixels, C channels (1 or 3), rows x cols patches. Pixels
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dino_exp.analysis.style import HEAT, WIDTH, Picture, framed_figure, house
+from dino_exp.analysis.figures.sheet import LEAST_CELL, TITLE, Sheet, drawable
+from dino_exp.analysis.style import HEAT, WIDTH, Picture, house
 
-_LEAST_CELL = 0.62  # inches: smaller ones show nothing in a thumbnail
-_TITLE = 0.3  # inches above the cells
-_GAP = 0.03  # of a cell, around each
 _PAIRS_A_LINE = 8  # images side by side, their colours below them
 
 
@@ -24,13 +20,13 @@ def draw_attention(images_BHWC: ArrayLike, attention: ArrayLike) -> Picture:
     Every map has a scale of its own, from 0 to its largest value: heads differ in how much they look at the class token
     itself, and the picture is about where they look. Raises ValueError for no image, or another number of maps.
     """
-    images, maps = _pixels(images_BHWC), np.asarray(attention, np.float64)
+    images, maps = drawable(images_BHWC), np.asarray(attention, np.float64)
     _check(images, maps, "attention")
     num_images, num_heads = maps.shape[:2]
     titles = ["image", "mean", *(f"head {head + 1}" for head in range(num_heads))]
-    cell = max(WIDTH / len(titles), _LEAST_CELL)
+    cell = max(WIDTH / len(titles), LEAST_CELL)
     with house():
-        sheet = _Sheet(num_images, len(titles), cell, title=_TITLE)
+        sheet = Sheet(num_images, len(titles), cell, title=TITLE)
         for line, (image, heads) in enumerate(zip(images, maps, strict=True)):
             sheet.put(line, 0, image)
             for column, values in enumerate([heads.mean(axis=0), *heads], 1):
@@ -52,13 +48,13 @@ def draw_patch_colours(images_BHWC: ArrayLike, colours: ArrayLike) -> Picture:
 
     Raises ValueError for no image, or another number of colourings.
     """
-    images, patches = _pixels(images_BHWC), np.asarray(colours, np.float64)
+    images, patches = drawable(images_BHWC), np.asarray(colours, np.float64)
     _check(images, patches, "colours")
     across = min(len(images), _PAIRS_A_LINE)
     lines = -(-len(images) // across)
     cell = WIDTH / max(across, 4)
     with house():
-        sheet = _Sheet(2 * lines, across, cell)
+        sheet = Sheet(2 * lines, across, cell)
         for at, (image, patch) in enumerate(zip(images, patches, strict=True)):
             line, column = divmod(at, across)
             sheet.put(2 * line, column, image)
@@ -70,34 +66,6 @@ def draw_patch_colours(images_BHWC: ArrayLike, colours: ArrayLike) -> Picture:
         "features; alike colours are alike features.",
         figure=sheet.figure,
     )
-
-
-class _Sheet:
-    """Cells of one size close to each other, all on one pair of axes: axes for each take a second to be laid out."""
-
-    def __init__(self, lines: int, columns: int, cell: float, *, title: float = 0.0) -> None:
-        self.figure = framed_figure(lines * cell + title, width=columns * cell)
-        self._axes = self.figure.add_axes((0, 0, 1, lines * cell / (lines * cell + title)))
-        self._axes.set_axis_off()
-        self._columns, self._lines = columns, lines
-
-    def put(self, line: int, column: int, pixels: NDArray[np.float64], **options: Any) -> None:
-        """An image in one cell; numbers without a colour map are grey."""
-        grey: dict[str, Any] = {} if pixels.ndim == 3 or options else {"cmap": "gray", "vmin": 0, "vmax": 1}
-        place = (column + _GAP, column + 1 - _GAP, line + 1 - _GAP, line + _GAP)
-        self._axes.imshow(pixels, interpolation="nearest", extent=place, aspect="auto", **grey, **options)
-        self._axes.set(xlim=(0, self._columns), ylim=(self._lines, 0))
-
-    def head(self, column: int, title: str) -> None:
-        """The name of a column."""
-        self._axes.annotate(title, (column + 0.5, 0), xytext=(0, 3), textcoords="offset points", ha="center",
-                            va="bottom", fontsize=9, annotation_clip=False)  # fmt: skip
-
-
-def _pixels(images_BHWC: ArrayLike) -> NDArray[np.float64]:
-    """Grey images as (B, H, W), coloured ones as (B, H, W, 3), from 0 to 1."""
-    images = np.asarray(images_BHWC, np.float64).clip(0, 1)
-    return images[..., 0] if images.ndim == 4 and images.shape[-1] == 1 else images
 
 
 def _check(images: NDArray[np.float64], maps: NDArray[np.float64], name: str) -> None:

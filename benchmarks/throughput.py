@@ -1,0 +1,172 @@
+"""How fast DINO trains: our step against that of the official code, and the whole training against the bare step.
+
+ViT-S/16, two crops of 224 and eight of 96 pixels, K = 65,536. Both sides begin with the same weights and see the same
+crops, in turn; a ratio is the median over the pairs. On CUDA (`--device cuda`) the batch is larger, and what the card's
+matrix units give in a plain product is measured beside.
+`python -m benchmarks.throughput --official <checkout of facebookresearch/dino>`
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import HEADER, Pairs, in_pairs
+from benchmarks.official import official_modules
+from benchmarks.steps import GLOBAL_SIZE, LOCAL_SIZE, NUM_LOCAL, OfficialStep, Ours, Recipe, crops_of
+from dino_exp import build
+from dino_exp.training.step import train_step
+
+CORES = 2
+GFLOP_PER_IMAGE = 113.8  # forward and backward, both networks (anchors of the project)
+TARGETS = {"fp32": 1.1, "bf16": 1.3, "fp16": 1.0}
+AGREE_BATCH, AGREE_STEPS, AGREE_WITHIN = 2, 20, 1e-4
+MEMORY_STEPS = 3
+
+
+def main() -> None:
+    """Print the tables that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--official", type=Path, required=True, help="checkout of facebookresearch/dino")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batch", type=int, help="images of a step; default 8 on a CPU, 256 on CUDA")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--parts", default="losses,fp32,bf16,memory,training", help="which tables, with commas between")
+    parser.add_argument("--words", nargs="*", default=[], help="settings of ours, such as runtime.compile=true")
+    parser.add_argument("--one-side", choices=("ours", "official"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    torch.set_num_threads(CORES)
+    batch = asked.batch or (256 if asked.device == "cuda" else 8)
+    if asked.one_side:
+        _print_peak(asked.one_side, asked.official, Recipe(batch=batch, device=asked.device, precision=asked.parts))
+        return
+    words = tuple(asked.words)
+    for part in asked.parts.split(","):
+        if part == "losses":
+            _agreement(asked.official, asked.device)
+        elif part == "memory":
+            _memory(asked.official, asked.device, batch)
+        elif part == "training":
+            for precision in ("fp32", "bf16"):
+                _training(Recipe(batch=batch, device=asked.device, precision=precision, words=words), asked.pairs)
+        else:
+            _steps(asked.official, Recipe(batch=batch, device=asked.device, precision=part, words=words), asked.pairs)
+    if asked.device == "cuda":
+        _plain_product()
+
+
+def _agreement(checkout: Path, device: str) -> None:
+    """The losses of the first steps, from the same weights on the same crops."""
+    recipe = Recipe(batch=AGREE_BATCH, device=device, drop_path=0.0)
+    theirs, ours = OfficialStep(official_modules(checkout), recipe), Ours(recipe)
+    ours.load(theirs)
+    worst = 0.0
+    for number in range(AGREE_STEPS):
+        crops = crops_of(recipe, seed=number)
+        expected, found = theirs.step(crops), ours.step(crops)
+        assert found is not None
+        worst = max(worst, abs(found - expected) / abs(expected))
+    print(f"\nlosses of {AGREE_STEPS} steps in fp32, largest relative difference: {worst:.1e} (≤ {AGREE_WITHIN:.0e})")
+
+
+def _steps(checkout: Path, recipe: Recipe, num_pairs: int) -> None:
+    theirs, ours = OfficialStep(official_modules(checkout), recipe), Ours(recipe)
+    ours.load(theirs)
+    crops = crops_of(recipe)
+    pairs = in_pairs(_timed(lambda: theirs.step(crops), theirs.wait), _timed(lambda: ours.step(crops), ours.wait),
+                     num_pairs=num_pairs)  # fmt: skip
+    _report(f"step, {recipe.precision}: official", "ours", pairs, f"≥ {TARGETS[recipe.precision]}", recipe)
+
+
+def _timed(step: Callable[[], object], wait: Callable[[], None]) -> Callable[[], float]:
+    def once() -> float:
+        wait()
+        started = time.perf_counter()
+        step()
+        wait()
+        return time.perf_counter() - started
+
+    return once
+
+
+def _report(a: str, b: str, pairs: Pairs, target: str, recipe: Recipe) -> None:
+    rates = [recipe.batch / statistics.median(secs) for secs in (pairs.a_secs, pairs.b_secs)]
+    print(f"\n{HEADER}\n{pairs.line(a, b, target)}")
+    print(f"images a second: {rates[0]:.2f} and {rates[1]:.2f}; batch {recipe.batch}, {recipe.device}", flush=True)
+
+
+def _memory(checkout: Path, device: str, batch: int) -> None:
+    """The peak of a process that takes a few steps, each side in one of its own."""
+    print("\n| peak memory | official | ours | ratio | target |\n|---|---|---|---|---|")
+    for precision in ("fp32", "bf16"):
+        peaks = {}
+        for side in ("official", "ours"):
+            command = [sys.executable, "-m", "benchmarks.throughput", "--official", str(checkout), "--one-side", side]
+            command += ["--device", device, "--batch", str(batch), "--parts", precision]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            peaks[side] = json.loads(done.stdout.splitlines()[-1])
+        ratio = peaks["ours"] / peaks["official"]
+        print(
+            f"| {precision} | {peaks['official']:.2f} GB | {peaks['ours']:.2f} GB | {ratio:.2f} | ≤ 0.85 |", flush=True
+        )
+
+
+def _print_peak(side: str, checkout: Path, recipe: Recipe) -> None:
+    # Also our side loads the official modules, so that both processes hold the same libraries.
+    official = official_modules(checkout)
+    one = OfficialStep(official, recipe) if side == "official" else Ours(recipe)
+    crops = crops_of(recipe)
+    for _ in range(MEMORY_STEPS):
+        one.step(crops)
+    one.wait()
+    on_cuda = recipe.device == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps(peak / 1e9))
+
+
+def _training(recipe: Recipe, num_pairs: int) -> None:
+    """Loading (two workers), augmentation and step, as the loop has them, against the step on crops that are there."""
+    config = recipe.config()
+    data = build.build_data(config.data)
+    augment = build.build_augment(config)
+    bare, whole = Ours(recipe), Ours(recipe)
+    crops = crops_of(recipe)
+    with build.build_batches(config, data.train, 0) as batches:
+        stream = itertools.chain(batches)
+
+        def step() -> None:
+            train_step(whole.state, next(stream), augment=augment, schedules=whole.schedules, rule=whole.rule)
+
+        pairs = in_pairs(_timed(lambda: bare.step(crops), bare.wait), _timed(step, whole.wait), num_pairs=num_pairs)
+    _report(f"bare step, {recipe.precision}", "with data", pairs, "≥ 0.95", recipe)
+
+
+def _plain_product(side: int = 8192, repeats: int = 20) -> None:
+    """What the card gives in a plain product of matrices in bf16, and what 43 % of it would mean for the recipe."""
+    one = torch.randn(side, side, device="cuda", dtype=torch.bfloat16)
+    for _ in range(repeats):
+        one @ one
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        one @ one
+    torch.cuda.synchronize()
+    tera = 2 * side**3 * repeats / (time.perf_counter() - started) / 1e12
+    print(
+        f"\na plain product in bf16: {tera:.0f} TFLOP/s; 43 % of it: {0.43 * tera * 1e3 / GFLOP_PER_IMAGE:.0f} images/s"
+    )
+    print(f"({GFLOP_PER_IMAGE} GFLOP an image: 2 × {GLOBAL_SIZE} px and {NUM_LOCAL} × {LOCAL_SIZE} px)")
+
+
+if __name__ == "__main__":
+    main()

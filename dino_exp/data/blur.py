@@ -1,0 +1,55 @@
+"""Gaussian blur of crops, each by a width of its own.
+
+Shapes: N crops of C channels, H x W pixels; S shifts of a kernel; O output pixels of a stretch of a line, I pixels that
+they are made of.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dino_exp.data import threads
+from dino_exp.data.crops import Floats
+
+_STRETCH = 32  # output pixels made by one matrix: longer ones multiply more zeros, shorter ones copy more
+
+
+def gaussian_kernels(sigma_N: Floats, reach: int) -> Floats:
+    """(N, 1 + 2 * reach): the weights of the neighbours on each side and of a pixel itself, on the host."""
+    weights_NS = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_N[:, None]) ** 2)
+    return np.asarray(weights_NS / weights_NS.sum(axis=-1, keepdims=True))
+
+
+def blur_(crops_NCHW: Tensor, kernels_NS: Tensor) -> Tensor:
+    """Weigh each pixel's neighbours along lines and along columns, in place, the border repeated."""
+    band_NIO = _band(kernels_NS)
+    if not threads.by_parts(crops_NCHW.device):
+        return crops_NCHW.copy_(_blurred(crops_NCHW, band_NIO))
+    # One by one, because a product of many matrices may be computed another way for another number of them.
+    for crop, band in zip(torch.split(crops_NCHW, 1), torch.split(band_NIO, 1), strict=True):
+        crop.copy_(_blurred(crop, band))
+    return crops_NCHW
+
+
+def _blurred(crops_NCHW: Tensor, band_NIO: Tensor) -> Tensor:
+    """Two products with the same band of weights, one along lines, one along columns, stretch by stretch."""
+    num, channels, height, width = crops_NCHW.shape
+    span = band_NIO.shape[1]
+    reach = (span - _STRETCH) // 2
+    padded = functional.pad(crops_NCHW, (reach, reach + -width % _STRETCH, 0, 0), mode="replicate")
+    lines_NLI = padded.unfold(-1, span, _STRETCH).reshape(num, -1, span)
+    across = (lines_NLI @ band_NIO).view(num, channels, height, -1)[..., :width]
+    padded = functional.pad(across, (0, 0, reach, reach + -height % _STRETCH), mode="replicate")
+    columns_NSIW = padded.unfold(-2, span, _STRETCH).transpose(-1, -2).reshape(num, -1, span, width)
+    return (band_NIO.transpose(1, 2)[:, None] @ columns_NSIW).view(num, channels, -1, width)[..., :height, :]
+
+
+def _band(kernels_NS: Tensor) -> Tensor:
+    """(N, I, O): how much each input pixel counts in each output pixel of a stretch."""
+    device, num_taps = kernels_NS.device, kernels_NS.shape[1]
+    padded_NS = functional.pad(kernels_NS, (_STRETCH - 1, _STRETCH - 1))
+    inputs, outputs = torch.arange(_STRETCH + num_taps - 1, device=device), torch.arange(_STRETCH, device=device)
+    return padded_NS[:, inputs[:, None] - outputs + _STRETCH - 1]

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
@@ -44,6 +44,7 @@ def sweep_teller() -> SweepTeller:
         lambda overrides: find_target(compose(overrides), overrides),
         lambda columns, rows: print_columns(console, columns, rows),
         lambda text: console.print(text, markup=False, soft_wrap=True),
+        train_apart,
     )
 
 
@@ -54,10 +55,16 @@ def train(composed: Mapping[str, Any], overrides: Sequence[str]) -> JobEnd:
     from dino_exp.loggers.console import SteadyConsole
     from dino_exp.runs.record import load_record
 
+    if composed["plan"] is True:
+        return plan_only(lambda: find_target(composed, overrides))
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         refuse_ranks(place_of(os.environ))
         target = find_target(composed, overrides)
-        code = 0 if is_done(target, SteadyConsole(highlight=False)) else train_apart(overrides)
+        code = (
+            0
+            if is_done(target, SteadyConsole(highlight=False))
+            else train_apart(overrides, options_of(HydraConfig.get()))
+        )
         record = load_record(target.paths.run_json)
         return JobEnd(code, None if record is None or record.best is None else record.best.value)
     command = Command(overrides=overrides, composed=composed, options=options_of(HydraConfig.get()))
@@ -71,6 +78,29 @@ def train(composed: Mapping[str, Any], overrides: Sequence[str]) -> JobEnd:
     except KeyboardInterrupt:
         sys.stderr.write("aborted by a second interrupt; the last checkpoint stands\n")
         return JobEnd(128 + signal.SIGINT)
+
+
+def plan_only(find: Callable[[], Target]) -> JobEnd:
+    """Say what the training would take. Raises UsageError where several processes would each say it."""
+    from dino_exp.attempts.run import is_done
+    from dino_exp.loggers.console import SteadyConsole
+
+    place, console = place_of(os.environ), SteadyConsole(highlight=False)
+    if place.size > 1:
+        raise UsageError(
+            f"plan=true in rank {place.rank} of {place.size}: a plan is made by one process, for one process. Start it "
+            "without torchrun"
+        )
+    try:
+        target = find()
+        if not is_done(target, console):
+            from dino_exp.attempts.plan_text import tell_plan
+
+            tell_plan(target, console)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing was written\n")
+        return JobEnd(128 + signal.SIGINT)
+    return JobEnd(0)
 
 
 def refuse_ranks(place: Place) -> None:
@@ -94,12 +124,11 @@ def find_target(composed: Mapping[str, Any], overrides: Sequence[str]) -> Target
     return start_target(composed)
 
 
-def train_apart(overrides: Sequence[str]) -> int:
+def train_apart(overrides: Sequence[str], options: Sequence[str]) -> int:
     """One job of a sweep, in a process of its own: no random state and no memory passes from job to job.
 
     The job leads a process group, so that a terminal's Ctrl-C reaches it once, through here.
     """
-    options = options_of(HydraConfig.get())
     came: list[int] = []
     job: list[subprocess.Popen[bytes]] = []
 

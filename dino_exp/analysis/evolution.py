@@ -31,9 +31,9 @@ from dino_exp.errors import DinoExpError
 STUDENT, TEACHER, OPTIMIZER = "student.", "teacher.", "optimizer."
 PROTOTYPES = "head.last_layer.weight_v"
 TOTAL = "total"
-_FIRST, _SECOND, _MOMENTUM = ".exp_avg", ".exp_avg_sq", ".momentum_buffer"
+_FIRST, _SECOND = (".exp_avg", ".momentum_buffer", ".mu"), ".exp_avg_sq"
 _BEFORE = "before."
-_MOMENTS = (_FIRST, _MOMENTUM, _SECOND)
+_MOMENTS = (*_FIRST, _SECOND)
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _KEPT_BYTES = 64 << 20  # of a student that is kept for the next checkpoint instead of being read again
 
@@ -46,7 +46,8 @@ class Measures:
 
     Norms are Euclidean. `change` is that of the student since the checkpoint before; `relative_change` the same over
     the student's norm then. `distance` and `cosine` are between student and teacher. The moments are Adam's:
-    `second_moment` is the root of its sum, so of the size of a gradient; SGD's momentum is a `first_moment`.
+    `second_moment` is the root of its sum, so of the size of a gradient; the momentum of SGD and
+    LARS is a `first_moment`.
     """
 
     student_norm: float | None = None
@@ -251,7 +252,7 @@ class _Look:
             self._add(block, before=self._before.squares[name], change=change_sum(before, student))
 
     def _moments(self, block: str, name: str) -> None:
-        for ending in (_FIRST, _MOMENTUM):
+        for ending in _FIRST:
             first = self._load(OPTIMIZER + name + ending)
             if first is not None:
                 self._add(block, first=square_sum(first))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_exp.attempts.target import changes_text
@@ -57,7 +58,9 @@ def opening(
         )
 
 
-def closing(attempt: Attempt, outcome: Outcome, *, saved_step: int | None, reported: bool) -> None:
+def closing(
+    attempt: Attempt, outcome: Outcome, *, saved_step: int | None, reported: bool, profile: Path | None
+) -> None:
     """The closing tables: k-NN at initialisation, now and of pixels; health; where things are."""
     record, console = attempt.record, attempt.console
     assert record is not None
@@ -87,6 +90,8 @@ def closing(attempt: Attempt, outcome: Outcome, *, saved_step: int | None, repor
     ]
     if reported:
         places.append(("report", str(attempt.paths.report)))
+    if profile is not None:
+        places.append(("profile", str(profile)))
     if outcome.state != "completed":
         places.append(("go on", train_command(override("resume", directory))))
     print_facts(console, "Run", places)

@@ -84,7 +84,7 @@ def train_along(
         beginning = ranks.from_first(Beginning(0, None, {}))
         training = Training(
             state=state,
-            batches=batches,
+            batches=build.build_prefetch(batches, device),
             augment=augment,
             schedules=schedules,
             rule=build.build_rule(config, read_every=build.read_every(state)),

@@ -124,9 +124,10 @@ def replay(paths: RunPaths, copy: RunPaths, span: Span, code: Path, num_ranks: i
 
 
 def no_trackers(copy: RunPaths) -> list[str]:
-    """The overrides that keep a replay from telling trackers and from reporting; none where its code knows of none."""
-    chosen = _section(copy, "logger")
+    """The overrides that keep a replay from trackers, reports and profiles; none where its code knows of none."""
+    chosen, runtime = _section(copy, "logger"), _section(copy, "runtime")
     words = [f"logger.{name}=false" for name in ("tensorboard", "report") if chosen.get(name)]
+    words += ["runtime.profile=false"] if runtime.get("profile") else []
     return words + (["logger.wandb=null"] if chosen.get("wandb") else [])
 
 

@@ -115,6 +115,7 @@ def refuse_links(attempt: Attempt) -> None:
     folders = [paths.hydra_dir, paths.attempt_hydra_dir(2).parent, paths.attempt_hydra_dir(attempt.number)]
     folders += [
         paths.tensorboard,
+        paths.profile,
         paths.code_dir,
         paths.code_dir / "attempts",
         paths.code_dir / "attempts" / f"{attempt.number:03d}",

@@ -37,7 +37,7 @@ log = logging.getLogger("dino_exp")
 END_SECS = {"completed": 10.0, "stopped": 10.0, "interrupted": 0.0}  # for which a tracker is waited for
 HURRIED_END_SECS = 3.0  # after a signal or an error: whoever sent the signal does not wait for ever
 WANDB_FINISH_SECS = 6  # of its own process, in which it sends what is left
-_OTHER_PLACES = ("resume", "fork", "paths", "sweep")
+_OTHER_PLACES = ("resume", "fork", "plan", "paths", "sweep")
 
 
 def check_packages(logger: LoggerConfig) -> None:

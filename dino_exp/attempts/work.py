@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,8 +48,9 @@ from dino_exp.runs.jsonl import read_lines
 from dino_exp.runs.jsontext import utc_text
 from dino_exp.runs.record import FailedSave
 from dino_exp.runs.rows import RowWriter
-from dino_exp.training.loop import FORK, WEIGHTS, Outcome, Training, run_training
+from dino_exp.training.loop import FORK, WEIGHTS, Outcome, Progress, Training, run_training
 from dino_exp.training.plan import TrainingPlan
+from dino_exp.training.profiling import Profile, ProfiledProgress
 from dino_exp.training.saving import CollapseError
 from dino_exp.training.state import Best, TrainState
 from dino_exp.training.verdict import NonFiniteError
@@ -68,6 +70,7 @@ class Work:
         self.weights: dict[str, Any] | None = None
         self.manager: CheckpointManager | None = None
         self.latest: dict[str, float] = {} if attempt.record is None else dict(attempt.record.metrics)
+        self.profile: Path | None = None
         self._leader: Writers | None = None
         self.trackers = Trackers(attempt, self.note_event)
         self.report = LiveReport(attempt.paths.directory) if attempt.config.logger.report else None
@@ -115,7 +118,9 @@ class Work:
             self.attempt.lock.start_heartbeat()  # a thread: only after the workers have been started
             set_generators(restored, self.config.seed)
             opening(self.attempt, self.code, plan, self.device, state.step, self.weights)
-            progress = stack.enter_context(self.progress(plan, state.step))
+            progress: Progress = stack.enter_context(self.progress(plan, state.step))
+            if self.config.runtime.profile:
+                progress = stack.enter_context(self.profiled(progress, plan, state.step))
             training = self.assemble(state, plan, batches, rows, manager, progress)
             if self.forked_metrics is not None:
                 training.begun_with, training.latest = FORK, {"step": state.step, **self.forked_metrics}
@@ -139,7 +144,7 @@ class Work:
     def tell_end(self, outcome: Outcome) -> None:
         """The closing tables, after everything is recorded."""
         reported = self.report is not None and outcome.signum is None and self.report.wait(REPORT_SECS)
-        closing(self.attempt, outcome, saved_step=self.saved_step, reported=reported)
+        closing(self.attempt, outcome, saved_step=self.saved_step, reported=reported, profile=self.profile)
 
     @property
     def saved_step(self) -> int | None:
@@ -259,6 +264,24 @@ class Work:
             batch_size=plan.batch_size,
         )
 
+    def profiled(self, progress: Progress, plan: TrainingPlan, start_step: int) -> ProfiledProgress:
+        """The same progress, with some of its steps profiled."""
+        return ProfiledProgress(
+            progress,
+            self.paths.profile,
+            attempt=self.attempt.number,
+            start_step=start_step,
+            stop_step=plan.stop_step,
+            device=self.device,
+            guard=self.attempt.lock.check,
+            on_written=self.note_profile,
+        )
+
+    def note_profile(self, profile: Profile) -> None:
+        """Some steps were profiled."""
+        self.profile = profile.table
+        self.note_event("profiled", first=profile.first_step, last=profile.last_step, table=profile.table.name)
+
     def assemble(
         self,
         state: TrainState,
@@ -266,7 +289,7 @@ class Work:
         batches: Any,
         rows: RowWriter,
         manager: CheckpointManager | None,
-        progress: ConsoleProgress,
+        progress: Progress,
     ) -> Training:
         """The parts of the loop."""
         schedules = build.build_schedules(self.config, plan.steps_per_epoch)
@@ -278,7 +301,7 @@ class Work:
                 log.warning("%s", remark)
         return Training(
             state=state,
-            batches=batches,
+            batches=build.build_prefetch(batches, self.device),
             augment=augment,
             schedules=schedules,
             rule=build.build_rule(self.config, read_every=build.read_every(state)),

@@ -7,7 +7,9 @@ or a command line gives.
 from dino_exp.build.checkpoints import build_keep_policy, build_manager, build_member, build_save_policy
 from dino_exp.build.images import Data, build_augment, build_batches, build_data, build_prefetch
 from dino_exp.build.learning import (
+    build_dimensions,
     build_evaluator,
+    build_modules,
     build_plan,
     build_rule,
     build_schedules,
@@ -26,12 +28,15 @@ __all__ = [
     "Preparation",
     "build_augment",
     "build_batches",
-    "build_data, build_prefetch",
+    "build_data",
+    "build_dimensions",
     "build_evaluator",
     "build_keep_policy",
     "build_manager",
     "build_member",
+    "build_modules",
     "build_plan",
+    "build_prefetch",
     "build_rule",
     "build_save_policy",
     "build_schedules",

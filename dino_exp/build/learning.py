@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from dino_exp.build.images import Data
-from dino_exp.config.learning_sections import AdamWConfig, OptimizerConfig, SgdConfig
+from dino_exp.config.learning_sections import AdamWConfig, LarsConfig, OptimizerConfig, SgdConfig
 from dino_exp.config.schema import Config, RuntimeConfig
 from dino_exp.data.augment_digits import DigitsAugment
 from dino_exp.data.augment_dino import DinoAugment
 from dino_exp.data.order import steps_per_epoch
+from dino_exp.dino.costs import Dimensions
 from dino_exp.dino.multicrop import MultiCropModel
 from dino_exp.dino.optim import build_optimizer
 from dino_exp.dino.scaling import LossScaler
@@ -99,29 +101,7 @@ def peak_lr(config: Config) -> float:
 
 def build_student(config: Config, channels: int) -> MultiCropModel:
     """Backbone and head with the initial weights of the seed."""
-    model, data, loss = config.model, config.data, config.loss
-
-    def make() -> MultiCropModel:
-        backbone = VisionTransformer(
-            image_size=data.image_size,
-            patch_size=data.patch_size,
-            in_channels=channels,
-            embed_dim=model.embed_dim,
-            depth=model.depth,
-            num_heads=model.num_heads,
-            mlp_ratio=model.mlp_ratio,
-        )
-        head = DINOHead(
-            in_dim=model.embed_dim,
-            out_dim=loss.out_dim,
-            hidden_dim=loss.hidden_dim,
-            bottleneck_dim=loss.bottleneck_dim,
-            num_layers=loss.num_layers,
-            use_bn=loss.use_bn,
-            norm_last_layer=loss.norm_last_layer,
-        )
-        return MultiCropModel(backbone, head)
-
+    make = partial(build_modules, config, channels)
     return materialise(make, seed=config.seed, scheme=cast(Scheme, config.init.scheme))
 
 
@@ -155,6 +135,48 @@ def _require_compiler() -> None:
         ) from missing
 
 
+def build_modules(config: Config, channels: int) -> MultiCropModel:
+    """Backbone and head without meaningful values."""
+    model, data, loss = config.model, config.data, config.loss
+    backbone = VisionTransformer(
+        image_size=data.image_size,
+        patch_size=data.patch_size,
+        in_channels=channels,
+        embed_dim=model.embed_dim,
+        depth=model.depth,
+        num_heads=model.num_heads,
+        mlp_ratio=model.mlp_ratio,
+    )
+    head = DINOHead(
+        in_dim=model.embed_dim,
+        out_dim=loss.out_dim,
+        hidden_dim=loss.hidden_dim,
+        bottleneck_dim=loss.bottleneck_dim,
+        num_layers=loss.num_layers,
+        use_bn=loss.use_bn,
+        norm_last_layer=loss.norm_last_layer,
+    )
+    return MultiCropModel(backbone, head)
+
+
+def build_dimensions(config: Config, channels: int) -> Dimensions:
+    """What the costs of a step are computed from."""
+    model, data, loss = config.model, config.data, config.loss
+    return Dimensions(
+        channels=channels,
+        patch_size=data.patch_size,
+        embed_dim=model.embed_dim,
+        depth=model.depth,
+        mlp_dim=int(model.embed_dim * model.mlp_ratio),
+        head_widths=(model.embed_dim, *[loss.hidden_dim] * (loss.num_layers - 1), loss.bottleneck_dim),
+        head_norms=loss.use_bn,
+        num_prototypes=loss.out_dim,
+        global_size=data.image_size,
+        local_size=data.local_size,
+        num_local=config.augment.num_local_crops,
+    )
+
+
 def build_state(config: Config, channels: int, device: torch.device) -> TrainState:
     """The state before the first step: the teacher is a copy of the student, the centre is zero."""
     student = build_student(config, channels).to(device)
@@ -185,7 +207,7 @@ def spread(config: Config, state: TrainState, ranks: Ranks) -> Parallel:
     from dino_exp.training.sharded import Sharded  # FSDP takes a while to import
 
     spread_out = Sharded(state.student, state.teacher, ranks, precision=train.precision)
-    state.optimizer = _build_optimizer(config.optimizer, state.student)
+    state.optimizer = _build_optimizer(config.optimizer, state.student, spread_out)
     return spread_out
 
 
@@ -200,9 +222,17 @@ def parallel_name(asked: str, state: TrainState) -> str:
     return "fsdp" if needed > _SHARE_OF_DEVICE * torch.cuda.get_device_properties(device).total_memory else "ddp"
 
 
-def _build_optimizer(config: OptimizerConfig, student: MultiCropModel) -> torch.optim.Optimizer:
+def _build_optimizer(
+    config: OptimizerConfig, student: MultiCropModel, sharded: Parallel | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of a student that is whole, or that `sharded` has cut into shares."""
     if isinstance(config, SgdConfig):
         return build_optimizer("sgd", student, momentum=config.momentum)
+    if isinstance(config, LarsConfig):
+        shares: dict[str, Any] = {}
+        if sharded is not None:
+            shares = {"whole_norms": sharded.whole_norms, "local_part": parallel.local_part}
+        return build_optimizer("lars", student, momentum=config.momentum, eta=config.eta, **shares)
     assert isinstance(config, AdamWConfig)
     return build_optimizer("adamw", student, betas=config.betas, eps=config.eps)
 

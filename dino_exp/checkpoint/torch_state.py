@@ -6,7 +6,7 @@ Not torch's own helpers for optimizers: `get_optimizer_state_dict` makes a hidde
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -64,15 +64,16 @@ def load_moments(
 ) -> None:
     """Make copies of `moments` the optimizer's whole state; parameters without any are left without.
 
-    The inverse of `optimizer_moments`, for a fresh optimizer or a used one. Raises CheckpointError, changing
-    nothing, for a moment of no trained parameter, an incomplete set, or another shape or type.
+    The inverse of `optimizer_moments`, for a fresh optimizer or a used one. One that is not torch's AdamW or SGD may
+    say in `moment_names` which moments a parameter has; otherwise they are taken as they come. Raises CheckpointError,
+    changing nothing, for a moment of no trained parameter, an incomplete set, or another shape or type.
     """
     grouped: dict[str, dict[str, Tensor]] = {}
     for full_name, value in moments.items():
         name, _, moment = full_name.rpartition(".")
         grouped.setdefault(name, {})[moment] = value
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    expected = _MOMENTS.get(type(optimizer))
+    expected = _MOMENTS.get(type(optimizer), getattr(optimizer, "moment_names", None))
     problems = []
     for name, found in grouped.items():
         parameter = named_parameters.get(name)
@@ -90,7 +91,7 @@ def load_moments(
         optimizer.state[named_parameters[name]] = _copied(optimizer, named_parameters[name], found)
 
 
-def _problems(name: str, parameter: Tensor, found: dict[str, Tensor], expected: set[str] | None) -> list[str]:
+def _problems(name: str, parameter: Tensor, found: dict[str, Tensor], expected: Set[str] | None) -> list[str]:
     if expected is None:  # an optimizer that is not known here knows its own moments
         return []
     if set(found) != expected:

@@ -59,9 +59,9 @@ class LossConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):
-    """What both optimizers have."""
+    """What all optimizers have."""
 
-    name: str = setting(choices=("adamw", "sgd"), help="which optimizer")
+    name: str = setting(choices=("adamw", "sgd", "lars"), help="which optimizer")
     lr: float = setting(above=0, help="peak learning rate")
     scale_lr_to_batch: int | None = setting(
         minimum=1, help="when set, the peak is lr * train.batch_size / this (the paper's rule: 256)"
@@ -90,6 +90,15 @@ class SgdConfig(OptimizerConfig):
 
     name: str = setting(choices=("sgd",), help="which optimizer")
     momentum: float = setting(minimum=0, maximum=0.999999, help="momentum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LarsConfig(OptimizerConfig):
+    """Momentum with a learning rate for each layer (You et al. 2017), for very large batches."""
+
+    name: str = setting(choices=("lars",), help="which optimizer")
+    momentum: float = setting(minimum=0, maximum=0.999999, help="momentum")
+    eta: float = setting(above=0, help="trust coefficient: length of an update over that of its parameter, at lr 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,8 @@ class Sweep:
     """A sweep as typed: `jobs` are the overrides of each job, None where the sweeper decides as it goes.
 
     They hold nothing of the sweep itself (`sweep.*`), so that each can be typed alone. `settings` are those of
-    the sweep; its runs lie below `outputs`. `options`: of the command line, that a job needs too.
+    the sweep; its runs lie below `outputs`. `options`: of the command line, that a job needs too. `plan`: say only what
+    each job would take.
     """
 
     typed: tuple[str, ...]
@@ -35,6 +36,7 @@ class Sweep:
     launcher: str
     settings: SweepConfig
     outputs: Path
+    plan: bool = False
 
 
 class AnnounceSweep(Callback):
@@ -61,6 +63,7 @@ def sweep_of(config: DictConfig) -> Sweep:
         launcher=str(hydra["launcher"]["_target_"]).rpartition(".")[2],
         settings=section_from_mapping(SweepConfig, _resolved(config.sweep), "sweep."),
         outputs=Path(section_from_mapping(PathsConfig, _resolved(config.paths), "paths.").outputs),
+        plan=config.plan is True,
     )
 
 

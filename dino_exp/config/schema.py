@@ -16,6 +16,7 @@ from dino_exp.config.learning_sections import (
     AdamWConfig,
     EvaluationConfig,
     InitConfig,
+    LarsConfig,
     LossConfig,
     ModelConfig,
     SchedulerConfig,
@@ -54,6 +55,9 @@ class RuntimeConfig(Section):
     )
     timeout_secs: float = setting(
         above=0, role="runtime", legacy=600.0, help="how long one process waits for another before it gives up"
+    )
+    profile: bool = setting(
+        role="runtime", legacy=False, help="record where the time of a few steps goes, in profile/ of the run"
     )
 
 
@@ -123,12 +127,17 @@ class Config(Section):
     origin: str | None = setting(
         legacy=None, pattern=r"s1:[0-9a-f]{64}", help="digest of the state that a fork began with; set by fork="
     )
+    plan: bool = setting(
+        role="runtime",
+        legacy=False,
+        help="only say what the training would take, measured by a few steps; writes nothing",
+    )
     model: ModelConfig
     init: InitConfig
     data: AnyDataConfig
     augment: AnyAugmentConfig
     loss: LossConfig
-    optimizer: AdamWConfig | SgdConfig
+    optimizer: AdamWConfig | SgdConfig | LarsConfig
     scheduler: SchedulerConfig
     train: TrainConfig
     evaluation: EvaluationConfig

@@ -1,7 +1,8 @@
 """A run's settings on disk: `config.yaml` for people, `config.canonical.json` exactly as it was hashed.
 
 Both must say the same when a run is resumed. Where the run lies, which run it continues or forks, and of which sweep
-it is (`paths`, `resume`, `fork`, `sweep`), is not stored: a copied run must not point back to where it came from.
+it is (`paths`, `resume`, `fork`, `sweep`), is not stored: a copied run must not point back to where it came from. Nor
+is `plan`, with which no run begins.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ MAX_SETTINGS = 1_000  # several times as many as there are: each unknown one is 
 _MAX_KEY_CHARS = 200
 _MAX_MESSAGE_CHARS = 2_000
 _DIGEST = re.compile(rb"^# digest: (sha256:[0-9a-f]{64})$", re.MULTILINE)
-_PLACES = ("resume", "fork", "paths", "sweep")
+_PLACES = ("resume", "fork", "plan", "paths", "sweep")
 
 
 def write_stored(config: Config, directory: Path) -> None:
@@ -94,7 +95,8 @@ def _checked(mapping: dict[str, Any], path: Path, outputs: str) -> Config:
     if strange:
         raise RefusedError(f"{path}: " + _short("\n  ".join(strange)))
     sweep = {"name": None, "dry_run": False}
-    places = {"resume": None, "fork": None, "paths": {"outputs": outputs, "cache": f"{outputs}/cache"}, "sweep": sweep}
+    paths = {"outputs": outputs, "cache": f"{outputs}/cache"}
+    places = {"resume": None, "fork": None, "plan": False, "paths": paths, "sweep": sweep}
     try:
         config = config_from_mapping({**mapping, **places})
         canonical_text(config)

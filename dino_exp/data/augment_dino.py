@@ -37,7 +37,7 @@ from dino_exp.data.crops import (
     random_boxes,
     to_unit,
 )
-from dino_exp.data.images import Images, Sizes
+from dino_exp.data.images import Images, Sizes, to_device
 from dino_exp.data.resize import crop_and_resize
 from dino_exp.errors import ConfigError
 from dino_exp.rng import Stream
@@ -206,7 +206,7 @@ class DinoAugment:
         return crops
 
     def _normalised(self, crops: Tensor, out: Tensor | None = None) -> Tensor:
-        mean, std = (torch.tensor(values, device=crops.device)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (on_device(np.array(values), crops.device)[:, None, None] for values in (self.mean, self.std))
         return torch.sub(crops, mean, out=out).div_(std)
 
 
@@ -226,7 +226,7 @@ def change_(crops: Tensor, mask: Mask, operation_: Callable[..., Tensor], *param
     if len(chosen) == len(crops):
         operation_(crops, *(on_device(values, device) for values in parameters))
     elif not threads.by_parts(device) and len(chosen):
-        places = torch.from_numpy(chosen).to(device)
+        places = to_device(torch.from_numpy(chosen), device)
         crops[places] = operation_(crops[places], *(on_device(values[chosen], device) for values in parameters))
     else:
         for index in chosen:

@@ -14,12 +14,15 @@ from torch.nn import functional
 from dino_exp.data import threads
 from dino_exp.data.crops import Floats
 
+_NOTHING = 1e-9
 _STRETCH = 32  # output pixels made by one matrix: longer ones multiply more zeros, shorter ones copy more
 
 
 def gaussian_kernels(sigma_N: Floats, reach: int) -> Floats:
     """(N, 1 + 2 * reach): the weights of the neighbours on each side and of a pixel itself, on the host."""
     weights_NS = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_N[:, None]) ** 2)
+    # What no float32 sum of pixels can hold is nothing: a processor multiplies the smallest numbers very slowly.
+    weights_NS[weights_NS < _NOTHING] = 0
     return np.asarray(weights_NS / weights_NS.sum(axis=-1, keepdims=True))
 
 

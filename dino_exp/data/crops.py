@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dino_exp.data.images import Sizes
+from dino_exp.data.images import Sizes, to_device
 from dino_exp.errors import ConfigError
 
 NUM_GLOBAL = 2
@@ -120,10 +120,10 @@ def host_ids(sample_ids_B: Tensor) -> Ints:
 
 def on_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
     """Host parameters as a float32 tensor beside the images."""
-    return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(device)
+    return to_device(torch.from_numpy(np.ascontiguousarray(values, np.float32)), device)
 
 
 def select(mask: NDArray[np.bool_], device: torch.device) -> Tensor | None:
     """Positions where `mask` holds, None where it never does. Known on the host: no wait for the device."""
     chosen = np.flatnonzero(mask)
-    return torch.from_numpy(chosen).to(device) if len(chosen) else None
+    return to_device(torch.from_numpy(chosen), device) if len(chosen) else None

@@ -19,7 +19,7 @@ class OnDevice(Iterator[Batch]):
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
         self._batches, self._device = batches, device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._ahead: tuple[Batch, torch.cuda.Event] | Exception | None = None
 
     def __next__(self) -> Batch:

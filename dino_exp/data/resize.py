@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from dino_exp.data import threads
 from dino_exp.data.crops import Boxes, Ints
-from dino_exp.data.images import Images
+from dino_exp.data.images import Images, to_device
 
 _BICUBIC = -0.5  # the coefficient of PIL, and of Catmull and Rom
 
@@ -21,8 +21,8 @@ def resize_matrix(start: Ints, extent: Ints, in_size: int, out_size: int, device
 
     Bicubic with antialiasing, weights normalised inside the interval: PIL's `crop`, then `resize` (BICUBIC).
     """
-    start_B11 = torch.from_numpy(start).to(device)[:, None, None].float()
-    extent_B11 = torch.from_numpy(extent).to(device)[:, None, None].float()
+    start_B11 = to_device(torch.from_numpy(start), device)[:, None, None].float()
+    extent_B11 = to_device(torch.from_numpy(extent), device)[:, None, None].float()
     scale_B11 = extent_B11 / out_size
     out_1O1 = torch.arange(out_size, device=device, dtype=torch.float32)[None, :, None]
     in_B1I = torch.arange(in_size, device=device, dtype=torch.float32)[None, None, :] - start_B11

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from dino_exp.dino.lars import Lars
 from dino_exp.errors import ConfigError
 
-OptimizerName = Literal["adamw", "sgd"]
+OptimizerName = Literal["adamw", "sgd", "lars"]
 
 _LAST_LAYER = "last_layer"
 _CLIP_EPS = 1e-6
@@ -42,10 +43,14 @@ def build_optimizer(
     eps: float = 1e-8,
     momentum: float = 0.9,
     fused: bool = True,
+    eta: float = 0.001,
+    whole_norms: Callable[[Tensor], Tensor] | None = None,
+    local_part: Callable[[Tensor], Tensor] | None = None,
 ) -> Optimizer:
     """Optimizer over `parameter_groups(model)`; before each step `set_hyper` gives it lr and weight decay.
 
-    `betas`, `eps` and `fused` belong to adamw, `momentum` to sgd. Raises ConfigError for another name.
+    `betas`, `eps` and `fused` belong to adamw, `momentum` to sgd and lars, `eta`, `whole_norms` and `local_part` to
+    lars (see `Lars`). Raises ConfigError for another name.
     """
     # Fused pays on a CPU as well: an AdamW step of ViT-S with its head takes 30 ms on one thread, not 87
     # (plain loop) or 131 (foreach); one of ViT-nano 0.24, not 0.95 or 0.69.
@@ -56,6 +61,8 @@ def build_optimizer(
         case "sgd":
             # Never fused: that kernel fails where some parameters have no momentum yet (a frozen last layer).
             return SGD(groups, lr=0.0, momentum=momentum, weight_decay=0.0)
+        case "lars":
+            return Lars(groups, momentum=momentum, eta=eta, whole_norms=whole_norms, local_part=local_part)
     raise ConfigError(f"optimizer.name must be one of {', '.join(get_args(OptimizerName))}, got {name!r}")
 
 

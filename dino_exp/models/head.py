@@ -15,6 +15,8 @@ from torch.nn import functional
 from dino_exp.errors import ConfigError
 from dino_exp.models.batch_norm import RankedBatchNorm
 
+_ROWS_AT_ONCE = 64
+
 
 class DINOHead(nn.Module):
     """Features (..., D) to logits over K prototypes (..., K). Caron et al. 2021, appendix C.
@@ -81,15 +83,14 @@ class _UnitLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight_v_KD: Tensor, vectors_KD: Tensor, weight_g_K1: Tensor) -> Tensor:
         lengths_K = torch.linalg.vector_norm(weight_v_KD, dim=1)
-        products = functional.linear(rows, vectors_KD)
-        scales_K = weight_g_K1[:, 0] / lengths_K
-        ctx.save_for_backward(rows, weight_v_KD, vectors_KD, weight_g_K1, lengths_K, products)
-        logits: Tensor = products * scales_K.to(products.dtype)
+        logits = functional.linear(rows, vectors_KD)
+        logits.mul_((weight_g_K1[:, 0] / lengths_K).to(logits.dtype))
+        ctx.save_for_backward(rows, weight_v_KD, vectors_KD, weight_g_K1, lengths_K, logits)
         return logits
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
-        rows, weight_v_KD, vectors_KD, weight_g_K1, lengths_K, products = ctx.saved_tensors
+        rows, weight_v_KD, vectors_KD, weight_g_K1, lengths_K, logits = ctx.saved_tensors
         (gradient,) = gradients
         scales_K = weight_g_K1[:, 0] / lengths_K
         of_products_RK = (gradient * scales_K.to(gradient.dtype)).flatten(0, -2)
@@ -97,7 +98,7 @@ class _UnitLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_rows = (of_products_RK @ vectors_KD).view_as(rows)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-            of_scales_K = (gradient * products).flatten(0, -2).sum(dim=0, dtype=scales_K.dtype)
+            of_scales_K = _sum_of_products(gradient.flatten(0, -2), logits.flatten(0, -2), scales_K.dtype) / scales_K
             if ctx.needs_input_grad[1]:
                 of_v_KD = (of_products_RK.T @ rows.flatten(0, -2)).to(weight_v_KD.dtype)
                 inwards_K = -of_scales_K * scales_K / lengths_K.square()
@@ -105,6 +106,13 @@ class _UnitLinear(torch.autograd.Function):
             if ctx.needs_input_grad[3]:
                 of_g_K1 = (of_scales_K / lengths_K)[:, None]
         return of_rows, of_v_KD, None, of_g_K1
+
+
+def _sum_of_products(one_RK: Tensor, other_RK: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum over the rows, some at a time: their products are never all there."""
+    parts = zip(torch.split(one_RK, _ROWS_AT_ONCE), torch.split(other_RK, _ROWS_AT_ONCE), strict=True)
+    sums = [(one * other).sum(dim=0, dtype=dtype) for one, other in parts]
+    return torch.stack(sums).sum(dim=0)
 
 
 def _mlp(widths: list[int], *, use_bn: bool) -> nn.Module:

@@ -91,6 +91,11 @@ class RunPaths:
         return self.directory / "tensorboard"
 
     @property
+    def profile(self) -> Path:
+        """Where the time of some steps went, an attempt each (`runtime.profile`)."""
+        return self.directory / "profile"
+
+    @property
     def report(self) -> Path:
         """The self-contained report of the run."""
         return self.directory / "report.html"

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from dino_exp.config.multirun import Sweep
 
 Say: TypeAlias = Callable[[str], object]
+RunJob: TypeAlias = Callable[[Sequence[str], Sequence[str]], int]
+"""Runs one job in a process of its own: its overrides, options of the command line -> exit code."""
 PrintTable: TypeAlias = Callable[[Sequence[str], Sequence[Sequence[str]]], object]
 
 _PAGE_SECS = 60.0
@@ -37,13 +39,13 @@ SIGNALLED = 128  # exit codes above: stopped by a signal
 class SweepTeller:
     """Watches one sweep in the process that the user started."""
 
-    def __init__(self, find_target: FindTarget, print_table: PrintTable, say: Say) -> None:
-        self._find_target, self._print_table, self._say = find_target, print_table, say
+    def __init__(self, find_target: FindTarget, print_table: PrintTable, say: Say, run_job: RunJob) -> None:
+        self._find_target, self._print_table, self._say, self._run_job = find_target, print_table, say, run_job
         self._recorded: tuple[Path, SweepRecord] | None = None
         self._outputs, self._num_jobs = Path(), 0
 
     def starts(self, sweep: Sweep) -> int | None:
-        """Plan, print, record. An exit code where nothing is to be done: `sweep.dry_run`, or all is finished.
+        """Plan, print, record. An exit code where nothing is to be done: `sweep.dry_run`, `plan`, or all is finished.
 
         Raises RefusedError where two jobs are one run, OSError.
         """
@@ -52,12 +54,14 @@ class SweepTeller:
         path = sweep_path(self._outputs, name)
         if sweep.jobs is None:
             self._say(f"sweep {name}: {sweep.sweeper} decides on the jobs as it goes, so there is no plan")
-            return 0 if asked.dry_run else None
+            return 0 if asked.dry_run or sweep.plan else None
         planned = plan_jobs(sweep.jobs, self._find_target)
         self._print_plan(name, planned, sweep)
         if asked.dry_run:
             self._say("sweep.dry_run=true: nothing was done")
             return 0
+        if sweep.plan:
+            return self._plan_each(planned, sweep)
         now = utc_text(time.time())
         made = SweepRecord(
             name=name,
@@ -94,6 +98,15 @@ class SweepTeller:
             f"again, or on with it: dino-exp sweeps resume {record.name} --outputs {shlex.quote(str(self._outputs))}"
         )
         return signalled or int(any(not one.is_well for one in ours) or any(codes))
+
+    def _plan_each(self, planned: Sequence[PlannedJob], sweep: Sweep) -> int:
+        """What each job would take, one after the other; the exit code. Here, because a launcher would write files."""
+        code = 0
+        for number, job in enumerate(planned):
+            if job.action in ("new", "continue", "retry") and code <= SIGNALLED:
+                self._say(f"\njob {number}: {' '.join(job.overrides)}")
+                code = self._run_job(job.overrides, sweep.options) or code
+        return code
 
     def _end_page(self, path: Path) -> None:
         """Once more where jobs have written it: of several at once, the last one need not have been the latest."""

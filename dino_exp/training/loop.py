@@ -21,6 +21,7 @@ from dino_exp.runs.rows import Rows
 from dino_exp.training.agreement import Signals, on_all
 from dino_exp.training.evaluator import Evaluator
 from dino_exp.training.parallel import ALONE, Parallel
+from dino_exp.training.phases import phase
 from dino_exp.training.plan import TrainingPlan
 from dino_exp.training.saving import CollapseError, Keeper, emergency_save, end_saving, handle_save, hear_of_save, save
 from dino_exp.training.state import Best, TrainState
@@ -144,7 +145,8 @@ def run_training(t: Training) -> Outcome:
         begin(t)
         while t.state.step < t.plan.stop_step and t.signals.stop_signal is None:
             one_step(t)
-            handle_save(t)
+            with phase("checkpoint"):
+                handle_save(t)
     except Exception as error:
         agreed = emergency_save(t, error)
         if agreed is not error:
@@ -174,7 +176,8 @@ def begin(t: Training) -> None:
 def one_step(t: Training) -> None:
     """The next batch, the step, and the row of the step where one is due."""
     started = t.clock()
-    batch = next_batch(t)
+    with phase("data wait"):
+        batch = next_batch(t)
     waited = t.clock()
     row_due = t.plan.is_row_due(batch.step)
     metrics = train_step(
@@ -184,8 +187,9 @@ def one_step(t: Training) -> None:
     t.meter.add(waited - started, t.clock() - waited)
     t.progress.advance(t.state.step, t.meter.images_per_sec)
     if row_due:
-        t.state.pending_row = make_row(t, metrics)
-        settle_row(t)
+        with phase("row and evaluation"):
+            t.state.pending_row = make_row(t, metrics)
+            settle_row(t)
 
 
 def next_batch(t: Training) -> Batch:

@@ -23,6 +23,7 @@ from dino_exp.dino.optim import clip_per_parameter_, ema_update_, freeze_last_la
 from dino_exp.dino.scaling import HALF
 from dino_exp.dino.schedules import Schedules
 from dino_exp.training.parallel import ALONE, Parallel, local_part
+from dino_exp.training.phases import phase
 from dino_exp.training.state import TrainState
 from dino_exp.training.verdict import report_of, require, settle, step_counts
 
@@ -150,7 +151,8 @@ def _compute(
     assert sums is not None
     # The loss travels with the centre: one collective, and the same bits on every rank.
     sum_K, loss = torch.split(parallel.ranks.add_(sums), [state.center_1K.shape[1], 1])
-    norm, head_norm = _clip(state, rule.clip_grad, parallel)
+    with phase("clipping"):
+        norm, head_norm = _clip(state, rule.clip_grad, parallel)
     health = None
     if want_health:
         joined = Outputs(*(parallel.ranks.gather(piece, 1) for piece in Outputs.joined(outputs)))
@@ -166,21 +168,25 @@ def _forward_backward(
     """One pass over some images of the batch: the sums of teacher logits and of the loss in one row (K + 1,)."""
     index = batch.step - 1  # schedules count the steps from 0
     device = state.center_1K.device
-    crops = augment(batch.images.to(device), batch.sample_ids_B, batch.epoch)
+    with phase("augmentation"):
+        crops = augment(batch.images.to(device), batch.sample_ids_B, batch.epoch)
     drop = drop_scales(
         seed=rule.seed, step=batch.step, sample_ids_B=batch.sample_ids_B, num_crops=len(crops),
         rate=rule.drop_path_rate, depth=rule.depth,
     )  # fmt: skip
     with rule.autocast(device):
-        with torch.no_grad():
+        with phase("teacher forward"), torch.no_grad():
             teacher_TBK, teacher_TBD = state.teacher(crops[:NUM_GLOBAL])
-        student_VBK, student_VBD = state.student(crops, None if drop is None else to_device(drop, device))
-    terms = dino_loss(
-        student_VBK, teacher_TBK, state.center_1K,
-        student_temp=rule.student_temp, teacher_temp=schedules.teacher_temp_at(index), num_images=rule.batch_size,
-        gradient_scale=None if state.scaler is None else state.scaler.scale,
-    )  # fmt: skip
-    terms.loss.backward()  # type: ignore[no-untyped-call]
+        with phase("student forward"):
+            student_VBK, student_VBD = state.student(crops, None if drop is None else to_device(drop, device))
+    with phase("loss"):
+        terms = dino_loss(
+            student_VBK, teacher_TBK, state.center_1K,
+            student_temp=rule.student_temp, teacher_temp=schedules.teacher_temp_at(index), num_images=rule.batch_size,
+            gradient_scale=None if state.scaler is None else state.scaler.scale,
+        )  # fmt: skip
+    with phase("backward"):
+        terms.loss.backward()  # type: ignore[no-untyped-call]
     sums = torch.cat([logit_sum(teacher_TBK)[0], terms.loss.detach()[None]])
     return sums, Outputs.of(terms.teacher_probs_TBK, student_VBD, teacher_TBD) if want_health else None
 
@@ -203,18 +209,20 @@ def _apply(
     set_hyper(state.optimizer, lr=schedules.lr_at(index), weight_decay=schedules.weight_decay_at(index))
     if schedules.last_layer_frozen_at(index):
         freeze_last_layer_(dict(state.student.named_parameters()))
-    if state.scaler is None:
-        optimizer_step(state.optimizer, applies)
-    else:  # an overflow costs the student's update alone, as in the official code
-        finite = gradients.norm.isfinite()
-        optimizer_step(state.optimizer, finite & counts)
-        state.scaler.update_(finite, counts)
-    ema_update_(
-        [local_part(parameter) for parameter in state.teacher.parameters()],
-        [local_part(parameter) for parameter in state.student.parameters()],
-        schedules.teacher_momentum_at(index),
-        applies,
-    )
+    with phase("optimizer"):
+        if state.scaler is None:
+            optimizer_step(state.optimizer, applies)
+        else:  # an overflow costs the student's update alone, as in the official code
+            finite = gradients.norm.isfinite()
+            optimizer_step(state.optimizer, finite & counts)
+            state.scaler.update_(finite, counts)
+    with phase("teacher update"):
+        ema_update_(
+            [local_part(parameter) for parameter in state.teacher.parameters()],
+            [local_part(parameter) for parameter in state.student.parameters()],
+            schedules.teacher_momentum_at(index),
+            applies,
+        )
     center_1K = gradients.center_1K
     state.center_1K.copy_(center_1K if applies is None else torch.where(applies, center_1K, state.center_1K))
 

@@ -58,6 +58,18 @@ def test_the_official_trace_in_float64(size: int, parallel: str, accumulate: int
         assert other == pytest.approx(one, rel=1e-10)
 
 
+@pytest.mark.parametrize(("size", "parallel"), [(2, "ddp"), (3, "fsdp")])
+def test_lars_over_ranks_goes_by_the_norms_of_whole_tensors(size: int, parallel: str, tmp_path: Path) -> None:
+    told = Lab(tmp_path).call_together(size, "golden_trace", parallel, "1", "lars")
+    state = formula_state(name="lars")
+    alone = [step_once(state, step, want_health=True) for step in range(1, 10)]
+    assert told["losses"] == exactly([one.loss for one in alone])
+    assert [norms[1] for norms in told["norms"]] == pytest.approx([one.update_ratio for one in alone], rel=1e-10)
+    assert told["student_abs_sum"] == exactly(
+        sum(one.detach().abs().sum().item() for one in state.student.parameters())
+    )
+
+
 @pytest.mark.parametrize("rows_of_each", [[4, 4], [5, 3], [1, 6, 2]])
 def test_batch_norm_over_ranks_is_that_of_all_rows(rows_of_each: list[int], tmp_path: Path) -> None:
     told = Lab(tmp_path).call_together(len(rows_of_each), "batch_norm", json.dumps(rows_of_each))

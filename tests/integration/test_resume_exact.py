@@ -32,6 +32,18 @@ def test_stop_at_every_step_of_an_epoch(tmp_path: Path) -> None:
         assert_same_end(run, reference)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_other_optimizers_go_on_from_before_and_after_the_freeze(lab: Lab, optimizer: str) -> None:
+    chosen = (f"optimizer={optimizer}", "optimizer.lr=0.1", "optimizer.freeze_last_layer_epochs=1", "train.epochs=2")
+    lab.settings = (*lab.settings, *chosen, "train.batch_size=256")
+    lab.train("run.variant=reference")
+    reference = lab.only_run()
+    for stop in (STEPS_PER_EPOCH - 1, STEPS_PER_EPOCH + 2):
+        lab.train("run.variant=stopped", f"train.stop_after_steps={stop}")
+    lab.train("run.variant=stopped")
+    assert_same_end(renamed(reference, "stopped"), reference)
+
+
 def test_stopping_again_at_the_same_place_touches_nothing(lab: Lab) -> None:
     lab.train("train.stop_after_steps=5")
     before = snapshot(lab.only_run())

@@ -16,25 +16,27 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 DEVICE = torch.device("cpu")
 
 
-def golden_trace(parallel: str, accumulate: str) -> int:
+def golden_trace(parallel: str, accumulate: str, optimizer: str = "adamw") -> int:
     """The official code's nine steps in float64, each rank with its images."""
     import test_training_step as official
 
     from dino_exp.dist.place import place_of
     from dino_exp.dist.ranks import joined
-    from dino_exp.training.parallel import Replicated
+    from dino_exp.training.parallel import Replicated, local_part
     from dino_exp.training.sharded import Sharded
     from support.golden import images
 
     torch.set_num_threads(1)
     rule = official.replace_rule(accumulate=int(accumulate))
     with joined(place_of(os.environ), DEVICE, 60) as ranks:
-        state = official.formula_state()
+        state = official.formula_state(name=optimizer)
         if parallel == "ddp":
             spread: Any = Replicated(state.student, state.teacher, ranks)
         else:
             spread = Sharded(state.student, state.teacher, ranks, precision="fp32")
-            state.optimizer = official.build_optimizer("adamw", state.student)
+            state.optimizer = official.build_optimizer(
+                optimizer, state.student, whole_norms=spread.whole_norms, local_part=local_part
+            )
         losses, norms = [], []
         for step in range(1, 10):
 

@@ -132,6 +132,7 @@ def test_what_does_not_change_the_result_does_not_change_the_hash(override):
         "train.precision=bf16",
         "optimizer.lr=2e-3",
         "optimizer=sgd",
+        "optimizer=lars",
         "scheduler=constant",
         "init.scheme=official",
         "augment.noise_std=0",

@@ -6,7 +6,7 @@ from config_examples import changed, config, mapping
 
 from dino_exp.config.check import config_from_mapping, did_you_mean, known_keys, suggest_keys
 from dino_exp.config.image_sections import DinoAugmentConfig
-from dino_exp.config.learning_sections import AdamWConfig, SgdConfig
+from dino_exp.config.learning_sections import AdamWConfig, LarsConfig, SgdConfig
 from dino_exp.errors import ConfigError
 
 
@@ -56,7 +56,7 @@ def test_the_default_is_the_digits_recipe():
         (
             "optimizer__name",
             "adam",
-            "optimizer.name: expected one of adamw, sgd, got 'adam'; did you mean adamw?",
+            "optimizer.name: expected one of adamw, sgd, lars, got 'adam'; did you mean adamw?",
         ),
         ("seed", 2**60, "seed: expected at most"),
     ],
@@ -151,6 +151,7 @@ def test_synthetic_data_needs_its_counts_and_bounds_the_batch():
 def test_a_name_chooses_the_section():
     assert isinstance(config().optimizer, AdamWConfig)
     assert isinstance(config("optimizer=sgd").optimizer, SgdConfig)
+    assert isinstance(config("optimizer=lars").optimizer, LarsConfig)
 
 
 def test_no_section_can_be_made_wrong_not_even_by_hand():

@@ -81,7 +81,7 @@ def test_the_paper_recipe_needs_no_experiment_values():
 
 def test_conf_states_exactly_the_settings_of_the_schema():
     stated = set()
-    for overrides in [(), ("optimizer=sgd",), ("augment=dino",), ("data=folder",)]:
+    for overrides in [(), ("optimizer=sgd",), ("optimizer=lars",), ("augment=dino",), ("data=folder",)]:
         stated |= {key for key in known_keys() if _has(mapping(*overrides), key)}
     assert stated == set(known_keys())
 

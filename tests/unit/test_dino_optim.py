@@ -69,8 +69,8 @@ def test_class_token_positions_and_lengths_decay_and_biases_and_norms_do_not():
     assert len(decayed) + len(exempt) == len(by_name)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_weight_decay_reaches_the_first_group_only(name):
+@pytest.mark.parametrize(("name", "decayed"), [("adamw", 0.95), ("sgd", 0.95), ("lars", 0.9999)])
+def test_weight_decay_reaches_the_first_group_only(name, decayed):
     model = materialise(make, seed=0, scheme="official")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -81,7 +81,7 @@ def test_weight_decay_reaches_the_first_group_only(name):
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer.step()
     for parameter in parameter_groups(model)[0]:
-        assert torch.equal(parameter, torch.full_like(parameter, 0.95))
+        torch.testing.assert_close(parameter, torch.full_like(parameter, decayed), rtol=0, atol=1e-7)
     for parameter in parameter_groups(model)[1]:
         assert torch.equal(parameter, torch.ones_like(parameter))
 
@@ -101,7 +101,7 @@ def test_fused_adamw_equals_the_plain_one():
 
 def test_unknown_optimizer_is_refused():
     with pytest.raises(ConfigError, match=r"optimizer\.name.*adam"):
-        build_optimizer("lars", make())
+        build_optimizer("adam", make())
 
 
 def gradients(dtype=torch.float32):
@@ -177,7 +177,7 @@ def test_moments_are_named_after_their_parameter():
     assert "head.last_layer.weight_g.exp_avg" not in moments  # its length is frozen for good
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
 def test_training_goes_on_bit_for_bit_after_a_load(name, stop):
     """The last layer is frozen for three steps: before that it has no moments, and gets them later."""
@@ -201,6 +201,15 @@ def test_training_goes_on_bit_for_bit_after_a_load(name, stop):
     )
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_moments_of_another_optimizer_are_refused_by_lars():
+    model = materialise(make, seed=0, scheme="fan_in")
+    optimizer = build_optimizer("lars", model)
+    for moments in ({"momentum_buffer": torch.zeros(16)}, {"mu": torch.zeros(15)}):
+        with pytest.raises(CheckpointError, match=r"backbone\.norm\.bias.*expected"):
+            load_moments(optimizer, named(model), {f"backbone.norm.bias.{key}": one for key, one in moments.items()})
+    assert optimizer_moments(optimizer, named(model)) == {}
 
 
 def test_loading_copies_and_replaces_what_was_there():

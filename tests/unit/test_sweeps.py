@@ -69,7 +69,7 @@ def test_a_sweep_that_began_meanwhile_keeps_its_jobs(tmp_path: Path) -> None:
     def refuse(overrides: object) -> Target:
         raise ConfigError(f"not {overrides}")
 
-    first, second = (SweepTeller(refuse, lambda *_: None, lambda _: None) for _ in range(2))
+    first, second = (SweepTeller(refuse, lambda *_: None, lambda _: None, lambda *_: 1) for _ in range(2))
     first.starts(announced(0))
     second.starts(announced(1))
     second.ends([])

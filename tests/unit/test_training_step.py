@@ -51,10 +51,10 @@ def replace_rule(**changes) -> StepRule:
     return dataclasses.replace(RULE, **changes)
 
 
-def formula_state(*, norm_last_layer=True, fused=True) -> TrainState:
+def formula_state(*, norm_last_layer=True, fused=True, name="adamw") -> TrainState:
     student = formula_model(norm_last_layer=norm_last_layer)
     teacher = formula_model(norm_last_layer=True).requires_grad_(False)
-    optimizer = build_optimizer("adamw", student, fused=fused)
+    optimizer = build_optimizer(name, student, fused=fused)
     return TrainState(student, teacher, optimizer, torch.zeros(1, NUM_PROTOTYPES, dtype=torch.float64))
 
 
@@ -109,13 +109,14 @@ def test_golden_losses_notice_a_missing_freeze(monkeypatch):
     assert not math.isclose(losses_of(formula_state())[-1], A["losses"][-1], abs_tol=1e-6)
 
 
-def test_state_round_trip_continues_to_the_same_bits():
-    straight, stopped = formula_state(), formula_state()
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_state_round_trip_continues_to_the_same_bits(name):
+    straight, stopped = formula_state(name=name), formula_state(name=name)
     losses = losses_of(straight)
     for step in range(1, 5):
         step_once(stopped, step)
     saved = copy.deepcopy(stopped.state_dict())
-    resumed = formula_state()
+    resumed = formula_state(name=name)
     resumed.load_state_dict(saved)
     assert resumed.step == 4
     assert [step_once(resumed, step).loss for step in range(5, 10)] == losses[4:]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dino_exp.attempts.planning import Forecast, forecast
 from dino_exp.attempts.target import Target
-from dino_exp.dino.costs import NUM_GLOBAL, forward_flops, step_flops, usual_step_flops
+from dino_exp.dino.costs import NUM_GLOBAL, forward_flops, usual_step_flops
 from dino_exp.loggers.console import print_facts
 from dino_exp.words import count_text, duration_text, size_text
 
@@ -65,9 +65,9 @@ def _model(found: Forecast) -> Rows:
             f"backbone {parameters.backbone:,}, head {parameters.head:,}; {parameters.trained:,} are trained",
         ),
         ("forward", f"{flop_text(forward_flops(dims))} an image, {crops}"),
-        ("training", f"{flop_text(step_flops(dims))} an image: teacher, student and backward"),
+        ("training", f"{flop_text(found.step_flops)} an image: teacher, student and backward"),
         ("as others count", f"{flop_text(usual_step_flops(dims))} an image: with every token in the last block"),
-        ("all to do", flop_text(num_images * step_flops(dims))),
+        ("all to do", flop_text(num_images * found.step_flops)),
     ]
 
 
@@ -91,14 +91,15 @@ def _time(found: Forecast) -> Rows:
     if pace is None:
         return [("a step", found.unmeasured)]
     rate = plan.batch_size / pace.secs_per_step
-    flops = rate * step_flops(found.dims)
+    flops = rate * found.step_flops
     rows = [
         ("a step", f"{secs_text(pace.secs_per_step)}, the mean of {pace.num_steps}, loading included"),
         ("speed", f"{rate:,.4g} images a second, {flop_text(flops)}/s"),
     ]
     if found.evaluations:
-        secs = evaluation_secs(found)
-        rows.append(("evaluations", f"{len(found.evaluations)} of about {secs_text(secs)}, by their operations"))
+        how = "by their operations" if found.evaluation_secs is None else "as one took"
+        secs = secs_text(evaluation_secs(found))
+        rows.append(("evaluations", f"{len(found.evaluations)} of about {secs}, {how}"))
     rows.append(("to the stop", f"about {duration_text(secs_to(found, plan.stop_step))}"))
     if plan.stop_step < plan.horizon_steps:
         rows.append(("to the horizon", f"about {duration_text(secs_to(found, plan.horizon_steps))}"))
@@ -147,9 +148,11 @@ def warnings(found: Forecast) -> Iterator[str]:
 
 
 def evaluation_secs(found: Forecast) -> float:
-    """About how long one takes, if it comes to as many operations a second as the steps."""
+    """About how long one takes: as one did, or if it comes to as many operations a second as the steps."""
+    if found.evaluation_secs is not None:
+        return found.evaluation_secs
     assert found.pace is not None
-    step = found.plan.batch_size * step_flops(found.dims)
+    step = found.plan.batch_size * found.step_flops
     return found.pace.secs_per_step * found.evaluation_flops / step
 
 

@@ -22,19 +22,33 @@ from dino_exp.build import Data
 from dino_exp.checkpoint.policies.forecast import Kept, Span, most_kept, num_saves
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.config.schema import Config
-from dino_exp.dino.costs import FLOAT, MOMENTS, Dimensions, StepMemory, backbone_flops, forward_flops, step_memory
+from dino_exp.dino.costs import (
+    FLOAT,
+    MOMENTS,
+    Arithmetic,
+    Dimensions,
+    StepMemory,
+    backbone_flops,
+    forward_flops,
+    step_flops,
+    step_memory,
+)
 from dino_exp.dino.parts import THIN_PARTS
+from dino_exp.evaluation.features import Interrupted
 from dino_exp.fsio import LOCAL
 from dino_exp.runs.deadline import deadline_secs
 from dino_exp.runs.memory import available_bytes
+from dino_exp.training.evaluator import Evaluator
 from dino_exp.training.pace import Pace, measure_pace
 from dino_exp.training.plan import TrainingPlan
+from dino_exp.training.state import TrainState
 from dino_exp.training.step import train_step
 from dino_exp.training.verdict import NonFiniteError
 
 log = logging.getLogger("dino_exp")
 
 _AHEAD = 2  # batches that each worker has ready when measuring begins
+_EVALUATION_SECS = 15.0  # after which an evaluation is broken off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +89,10 @@ class Checkpoints:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """All that a plan says. `pace` is None where nothing was measured, and `unmeasured` says why."""
+    """All that a plan says.
+
+    `pace` is None where nothing was measured, and `unmeasured` says why; `evaluation_secs` also where it took too long.
+    """
 
     device: torch.device
     threads: int
@@ -83,6 +100,7 @@ class Forecast:
     start_step: int
     plan: TrainingPlan
     dims: Dimensions
+    step_flops: int
     parameters: Parameters
     memory: StepMemory
     at_once: int
@@ -90,6 +108,7 @@ class Forecast:
     snapshot_bytes: int
     ram_bytes: int | None
     pace: Pace | None
+    evaluation_secs: float | None
     unmeasured: str
     evaluations: tuple[int, ...]
     evaluation_flops: int
@@ -110,22 +129,29 @@ def forecast(target: Target, clock: Callable[[], float] = time.perf_counter) -> 
     plan = build.build_plan(config, len(data.train))
     dims, parameters = build.build_dimensions(config, data.train.channels), _parameters(config, data.train.channels)
     start_step = _start_step(target)
+    half = config.train.precision != "fp32"
+    arithmetic = Arithmetic(
+        half=half,
+        keeps_scores=half and device.type == "cpu",
+        recomputes=config.runtime.gradient_checkpointing,
+    )
     at_once = -(-config.train.batch_size // config.train.accumulate)
     memory = step_memory(
         dims,
+        arithmetic,
         num_parameters=parameters.all,
         num_trained=parameters.trained,
         batch_size=at_once,
         moments=MOMENTS[config.optimizer.name],
-        half=config.train.precision == "bf16",
     )
     state_bytes = memory.lasting + FLOAT * dims.num_prototypes
     saves_beside = config.checkpoint.storage.background and bool(build.build_save_policy(config.checkpoint).policies)
     ram_bytes, snapshot_bytes = available_bytes(), state_bytes if saves_beside else 0
     device_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else ram_bytes
-    pace, unmeasured = None, f"not measured: a step needs more than {device} has"
+    measured = Measured(unmeasured=f"not measured: a step needs more than {device} has")
     if device_bytes is None or memory.peak <= device_bytes:
-        pace, unmeasured = _pace(config, data, plan, device, start_step, clock)
+        measured = _measure(config, data, plan, device, start_step, clock)
+    pace = measured.pace
     evaluations = _evaluations(plan, start_step)
     span = Span(start_step, max(plan.stop_step, start_step), plan.schedule, evaluations)
     end = deadline_secs(config.checkpoint.save.deadline, os.environ, time.time())
@@ -136,6 +162,7 @@ def forecast(target: Target, clock: Callable[[], float] = time.perf_counter) -> 
         start_step=start_step,
         plan=plan,
         dims=dims,
+        step_flops=step_flops(dims, recomputes=arithmetic.recomputes),
         parameters=parameters,
         memory=memory,
         at_once=at_once,
@@ -143,7 +170,8 @@ def forecast(target: Target, clock: Callable[[], float] = time.perf_counter) -> 
         snapshot_bytes=snapshot_bytes,
         ram_bytes=ram_bytes,
         pace=pace,
-        unmeasured=unmeasured,
+        evaluation_secs=measured.evaluation_secs,
+        unmeasured=measured.unmeasured,
         evaluations=evaluations,
         evaluation_flops=_evaluation_flops(dims, data),
         checkpoints=_checkpoints(target, span, None if pace is None else pace.secs_per_step, state_bytes, parameters),
@@ -207,13 +235,22 @@ def _existing(path: Path) -> Path:
     return next(one for one in (path.absolute(), *path.absolute().parents) if one.is_dir())
 
 
-def _pace(
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured by doing it."""
+
+    pace: Pace | None = None
+    evaluation_secs: float | None = None
+    unmeasured: str = ""
+
+
+def _measure(
     config: Config, data: Data, plan: TrainingPlan, device: torch.device, start_step: int, clock: Callable[[], float]
-) -> tuple[Pace | None, str]:
+) -> Measured:
     """Real steps on the real data with untrained weights, which take as long as any; why not where they cannot."""
     most_steps = plan.horizon_steps - start_step
     if most_steps < 1:
-        return None, "not measured: no step is left"
+        return Measured(unmeasured="not measured: no step is left")
     schedules, augment = build.build_schedules(config, plan.steps_per_epoch), build.build_augment(config)
     try:
         state = build.build_state(config, data.train.channels, device)
@@ -226,8 +263,22 @@ def _pace(
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
 
-            return measure_pace(take_step, clock, most_steps=most_steps, lead=_AHEAD * config.runtime.workers), ""
+            pace = measure_pace(take_step, clock, most_steps=most_steps, lead=_AHEAD * config.runtime.workers)
+        if plan.evaluate_every_epochs is None:
+            return Measured(pace=pace)
+        evaluator = build.build_evaluator(config, data, augment, schedules)
+        return Measured(pace=pace, evaluation_secs=_evaluation_secs(evaluator, state, clock))
     except torch.OutOfMemoryError as error:
-        return None, f"not measured: {str(error).splitlines()[0]}"
+        return Measured(unmeasured=f"not measured: {str(error).splitlines()[0]}")
     except NonFiniteError as error:
-        return None, f"not measured, with untrained weights: {error}"
+        return Measured(unmeasured=f"not measured, with untrained weights: {error}")
+
+
+def _evaluation_secs(evaluator: Evaluator, state: TrainState, clock: Callable[[], float]) -> float | None:
+    """Of a real one; None where it takes long."""
+    began = clock()
+    try:
+        evaluator.measure(state, lambda: clock() - began > _EVALUATION_SECS)
+    except Interrupted:
+        return None
+    return clock() - began

@@ -167,6 +167,7 @@ def build_dimensions(config: Config, channels: int) -> Dimensions:
         patch_size=data.patch_size,
         embed_dim=model.embed_dim,
         depth=model.depth,
+        num_heads=model.num_heads,
         mlp_dim=int(model.embed_dim * model.mlp_ratio),
         head_widths=(model.embed_dim, *[loss.hidden_dim] * (loss.num_layers - 1), loss.bottleneck_dim),
         head_norms=loss.use_bn,

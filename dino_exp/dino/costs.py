@@ -9,7 +9,6 @@ In comments: B images, N tokens, D width, H hidden width of an MLP, K prototypes
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 NUM_GLOBAL = 2
@@ -25,6 +24,7 @@ class Dimensions:
     patch_size: int
     embed_dim: int
     depth: int
+    num_heads: int
     mlp_dim: int
     head_widths: tuple[int, ...]
     head_norms: bool
@@ -45,15 +45,16 @@ class Dimensions:
 
 def backbone_flops(dims: Dimensions, size: int, *, every_token: bool = False) -> int:
     """Of one crop's forward pass. The last block goes on with the class token only, unless `every_token`."""
-    width, patches = dims.embed_dim, dims.num_patches(size)
-    tokens = patches + 1
-    found = _embed_flops(dims, size)
-    for layer in range(dims.depth):
-        queries = tokens if every_token or layer < dims.depth - 1 else 1
-        found += 2 * tokens * width * 3 * width  # queries, keys and values
-        found += 2 * 2 * queries * tokens * width  # scores and mixing
-        found += 2 * queries * width * width + 2 * 2 * queries * width * dims.mlp_dim
-    return found
+    tokens = dims.num_patches(size) + 1
+    blocks = (dims.depth - 1) * _block_flops(dims, tokens, tokens)
+    return _embed_flops(dims, size) + blocks + _block_flops(dims, tokens, tokens if every_token else 1)
+
+
+def _block_flops(dims: Dimensions, tokens: int, queries: int) -> int:
+    width = dims.embed_dim
+    found = 2 * tokens * width * 3 * width  # queries, keys and values
+    found += 2 * 2 * queries * tokens * width  # scores and mixing
+    return found + 2 * queries * width * width + 2 * 2 * queries * width * dims.mlp_dim
 
 
 def _embed_flops(dims: Dimensions, size: int) -> int:
@@ -74,10 +75,19 @@ def forward_flops(dims: Dimensions, *, num_local: int | None = None, every_token
     return backbone + (NUM_GLOBAL + num_local) * head_flops(dims)
 
 
-def step_flops(dims: Dimensions) -> int:
-    """Of an image in a training step: teacher forward, student forward and backward. Pixels need no gradient."""
+def step_flops(dims: Dimensions, *, recomputes: bool = False) -> int:
+    """Of an image in a training step: teacher forward, student forward and backward. Pixels need no gradient.
+
+    `recomputes`: the backward pass makes the activations of all layers but the last once more.
+    """
     pixels = sum(num * _embed_flops(dims, size) for num, size in dims.crops)
-    return forward_flops(dims, num_local=0) + 3 * forward_flops(dims) - pixels
+    found = forward_flops(dims, num_local=0) + 3 * forward_flops(dims) - pixels
+    if recomputes:
+        for num, size in dims.crops:
+            tokens = dims.num_patches(size) + 1
+            last_product = 2 * tokens * dims.embed_dim * dims.mlp_dim  # nothing needs what it gives
+            found += num * (dims.depth - 1) * (_block_flops(dims, tokens, tokens) - last_product)
+    return found
 
 
 def usual_step_flops(dims: Dimensions) -> int:
@@ -109,18 +119,51 @@ class StepMemory:
         return self.lasting + max(self.passing, self.gradients)
 
 
-def step_memory(
-    dims: Dimensions, *, num_parameters: int, num_trained: int, batch_size: int, moments: int, half: bool
-) -> StepMemory:
-    """Of a step over `batch_size` images at once. `half`: bfloat16 autocast; `moments`: as `MOMENTS` has it.
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """How a step is computed: in half precision, attention written out (which keeps its scores), activations twice."""
 
-    Within 10 % of all tensors of real steps on a CPU, from ViT-nano with 256 prototypes to ViT-S with 65,536, in both
-    precisions. An allocator takes more than that, and so does a kernel of attention that keeps its scores.
+    half: bool = False
+    keeps_scores: bool = False
+    recomputes: bool = False
+
+    @property
+    def number(self) -> int:
+        """Bytes of an activation."""
+        return HALF if self.half else FLOAT
+
+
+def step_memory(
+    dims: Dimensions,
+    arithmetic: Arithmetic,
+    *,
+    num_parameters: int,
+    num_trained: int,
+    batch_size: int,
+    moments: int,
+) -> StepMemory:
+    """Of a step over `batch_size` images at once; `moments`: as `MOMENTS` has it.
+
+    Within 10 % of all tensors of real steps on a CPU (of sixteen settings -8 to +8), from ViT-nano with 256 prototypes
+    to ViT-S with 65,536, in both precisions. An allocator takes more than that.
     """
     weights, gradients = FLOAT * num_parameters, FLOAT * num_trained
-    passing = sum(num * _crop_bytes(dims, size, half) for num, size in dims.crops) * batch_size
+    half, number = arithmetic.half, arithmetic.number
+    passing = batch_size * sum(num * _pixel_bytes(dims, size, number) for num, size in dims.crops)
     passing += HALF * num_trained if half else 0  # the weights that autocast made of others
-    passing += batch_size * _mlp_bytes(dims, half) + _logit_bytes(dims, batch_size, half)
+    *blocks, last = _block_bytes(dims, arithmetic)
+    head = batch_size * _mlp_bytes(dims, half) + _logit_bytes(dims, batch_size, half)
+    if (
+        arithmetic.recomputes
+    ):  # of a block only what it begins with; one is whole while it goes backward, after the head
+        tokens = sum(num * (dims.num_patches(size) + 1) for num, size in dims.crops)
+        whole = max(blocks, default=0) + tokens * (number * dims.mlp_dim + 2 * FLOAT * dims.embed_dim)
+        passing += batch_size * len(blocks) * FLOAT * dims.embed_dim * tokens
+        passing += max(
+            head + batch_size * last, batch_size * whole + FLOAT * head_flops(dims) // 2
+        )  # and its gradients
+    else:
+        passing += head + batch_size * (sum(blocks) + last)
     return StepMemory(
         weights=weights,
         teacher=weights,
@@ -130,23 +173,25 @@ def step_memory(
     )
 
 
-def _crop_bytes(dims: Dimensions, size: int, half: bool) -> int:
-    """The pixels, and what the backward pass needs of a crop."""
-    width, tokens = dims.embed_dim, dims.num_patches(size) + 1
-    number = HALF if half else FLOAT
-    pixels = dims.channels * size * size * (FLOAT + number)  # as they are and cut into patches
-    blocks = sum(number * values + FLOAT * residual for values, residual in _block_values(dims, tokens))
-    return pixels + FLOAT * tokens * width + blocks
+def _pixel_bytes(dims: Dimensions, size: int, number: int) -> int:
+    """The pixels of a crop, as they are and cut into patches, and what is made of the patches."""
+    pixels = dims.channels * size * size * (FLOAT + number)
+    return pixels + FLOAT * (dims.num_patches(size) + 1) * dims.embed_dim
 
 
-def _block_values(dims: Dimensions, tokens: int) -> Iterator[tuple[int, int]]:
-    """For each block, how many numbers it keeps: inputs of matrix products, and the residual stream (never half)."""
-    width = dims.embed_dim
-    for layer in range(dims.depth):
-        queries = tokens if layer < dims.depth - 1 else 1
-        attention = tokens * 4 * width + queries * width  # normalised input, queries, keys and values; the mixture
-        mlp = queries * (width + 2 * dims.mlp_dim)  # normalised input, before and after GELU
-        yield attention + mlp, (tokens + queries) * width
+def _block_bytes(dims: Dimensions, arithmetic: Arithmetic) -> list[int]:
+    """What the backward pass needs of each block, for the crops of an image: inputs of matrix products, and the
+    residual stream, which is never half."""
+    width, found = dims.embed_dim, [0] * dims.depth
+    for num, size in dims.crops:
+        tokens = dims.num_patches(size) + 1
+        for layer in range(dims.depth):
+            queries = tokens if layer < dims.depth - 1 else 1
+            values = tokens * 4 * width + queries * width  # normalised input, queries, keys and values; the mixture,
+            values += queries * (tokens * dims.num_heads if arithmetic.keeps_scores else width)  # and how it is made
+            values += queries * (width + 2 * dims.mlp_dim)  # normalised input of the MLP, before and after GELU
+            found[layer] += num * (arithmetic.number * values + FLOAT * (tokens + queries) * width)
+    return found
 
 
 def _mlp_bytes(dims: Dimensions, half: bool) -> int:

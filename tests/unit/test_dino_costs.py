@@ -15,6 +15,7 @@ from dino_exp.config.schema import Config
 from dino_exp.data.loader import Batch
 from dino_exp.dino.costs import (
     MOMENTS,
+    Arithmetic,
     Dimensions,
     backbone_flops,
     forward_flops,
@@ -29,7 +30,7 @@ from dino_exp.training.step import train_step
 COLOUR = ("data=synthetic", "augment=dino", "loss=dino", "data.image_size=32", "data.local_size=16")
 CPU = torch.device("cpu")
 VIT_S = Dimensions(
-    channels=3, patch_size=16, embed_dim=384, depth=12, mlp_dim=1536, head_widths=(384, 2048, 2048, 256),
+    channels=3, patch_size=16, embed_dim=384, depth=12, num_heads=6, mlp_dim=1536, head_widths=(384, 2048, 2048, 256),
     head_norms=False, num_prototypes=65536, global_size=224, local_size=96, num_local=8,
 )  # fmt: skip
 
@@ -50,6 +51,7 @@ class Steps:
         plan = build.build_plan(of, len(data.train))
         self.channels, self.rule = data.train.channels, build.build_rule(of)
         self.state: TrainState = build.build_state(of, self.channels, CPU)
+        build.prepare_layers(of.runtime, self.state)
         self.schedules, self.augment = build.build_schedules(of, plan.steps_per_epoch), build.build_augment(of)
         with build.build_batches(of, data.train, 0) as batches:
             self.batches: list[Batch] = [next(batches) for _ in range(2)]
@@ -80,8 +82,12 @@ def test_a_forward_pass_is_what_torch_counts() -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    [("experiment=digits", "train.batch_size=16"), (*COLOUR, "loss.out_dim=512", "train.batch_size=8")],
-    ids=["digits", "colour"],
+    [
+        ("experiment=digits", "train.batch_size=16"),
+        (*COLOUR, "loss.out_dim=512", "train.batch_size=8"),
+        ("experiment=digits", "train.batch_size=16", "model.depth=3", "runtime.gradient_checkpointing=true"),
+    ],
+    ids=["digits", "colour", "twice"],
 )
 def test_a_step_is_what_torch_counts(overrides: tuple[str, ...]) -> None:
     of = config(*overrides)
@@ -91,7 +97,8 @@ def test_a_step_is_what_torch_counts(overrides: tuple[str, ...]) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         steps.take()
     counted = (counter.get_total_flops() - augmented.get_total_flops()) / of.train.batch_size
-    assert step_flops(dimensions(of, steps.channels)) == pytest.approx(counted, rel=0.005)
+    recomputes = of.runtime.gradient_checkpointing
+    assert step_flops(dimensions(of, steps.channels), recomputes=recomputes) == pytest.approx(counted, rel=0.005)
 
 
 def test_parts_add_up() -> None:
@@ -107,8 +114,9 @@ def test_parts_add_up() -> None:
         ("experiment=digits", "train.batch_size=128", "train.precision=bf16"),
         ("experiment=digits", "optimizer=sgd", "loss.out_dim=8192"),
         (*COLOUR, "train.batch_size=16", "loss.out_dim=16384"),
+        ("experiment=digits", "model.depth=6", "runtime.gradient_checkpointing=true"),
     ],
-    ids=["nano", "half", "many prototypes", "colour"],
+    ids=["nano", "half", "many prototypes", "colour", "twice"],
 )
 def test_the_memory_of_a_step_is_as_measured(overrides: tuple[str, ...]) -> None:
     of = config(*overrides)
@@ -119,11 +127,15 @@ def test_the_memory_of_a_step_is_as_measured(overrides: tuple[str, ...]) -> None
     counts = [(one.numel(), one.requires_grad) for one in steps.state.student.parameters()]
     estimate = step_memory(
         dimensions(of, steps.channels),
+        Arithmetic(
+            half=of.train.precision == "bf16",
+            keeps_scores=of.train.precision == "bf16",
+            recomputes=of.runtime.gradient_checkpointing,
+        ),
         num_parameters=sum(count for count, _ in counts),
         num_trained=sum(count for count, trained in counts if trained),
         batch_size=of.train.batch_size,
         moments=MOMENTS[of.optimizer.name],
-        half=of.train.precision == "bf16",
     )
     assert estimate.lasting == pytest.approx(lasting, rel=0.02)
     assert estimate.peak == pytest.approx(lasting + peak_of(steps), rel=0.12)

@@ -33,7 +33,7 @@ class Clock:
         pytest.param([1.0, 0.125], 100, 0, Pace(0.125, 16), 17, id="quick ones for two seconds"),
         pytest.param([1.0, 0.0, 0.0, 0.5], 100, 2, Pace(0.5, 5), 8, id="what was loaded ahead does not count"),
         pytest.param([4.0, 12.0], 100, 0, Pace(12.0, 3), 4, id="slow ones for half a minute"),
-        pytest.param([40.0], 100, 4, Pace(40.0, 1), 1, id="one is the least"),
+        pytest.param([40.0, 7.0], 100, 4, Pace(7.0, 1), 2, id="two are the least"),
         pytest.param([4.0, 1.0], 3, 0, Pace(1.0, 2), 3, id="no more than there are"),
         pytest.param([4.0, 1.0], 3, 8, Pace(1.0, 1), 3, id="fewer than were loaded ahead"),
         pytest.param([4.0], 1, 0, Pace(4.0, 1), 1, id="a single one"),

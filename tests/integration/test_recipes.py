@@ -19,9 +19,7 @@ SMALL = (
     "debug=step", "train.stop_after_steps=2", "loss.out_dim=64", "loss.hidden_dim=32", "loss.bottleneck_dim=16",
     "augment.num_local_crops=1", "checkpoint=none", "runtime.threads=1",
 )  # fmt: skip
-RECIPES = [
-    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in group_choices()["experiment"]
-]
+RECIPES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in group_choices()["experiment"]]
 
 
 def write_data(name: str, folder: Path) -> tuple[str, ...]:

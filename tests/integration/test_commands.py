@@ -13,15 +13,7 @@ import pytest
 from support.runs import ENVIRONMENT, Lab, last_digest, manifests, record
 
 ROOT = Path(__file__).parents[2]
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 CHECKPOINTS = sorted(path.stem for path in (ROOT / "conf" / "checkpoint").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs_a_step(experiment: str, lab: Lab) -> None:
-    lab.settings = ()
-    lab.train(f"experiment={experiment}", "debug=step", "runtime.threads=1")
-    assert record(lab.only_run())["step"] == 1
 
 
 @pytest.mark.parametrize(

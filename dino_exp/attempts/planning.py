@@ -125,7 +125,9 @@ def forecast(target: Target, clock: Callable[[], float] = time.perf_counter) -> 
     """Look at the data, compute, and take a few steps. Raises ConfigError, DataError, NoCheckpointError."""
     config, record = target.config, target.record
     device, numerics = apply_numerics(config.runtime, record.numerics if record else {})
-    data = build.build_data(config.data)
+    # A plan writes nothing: a cache that is there is used, and none is made.
+    how = build.Preparation(cache=Path(config.paths.cache), looks_only=True)
+    data = build.build_data(config.data, how)
     plan = build.build_plan(config, len(data.train))
     dims, parameters = build.build_dimensions(config, data.train.channels), _parameters(config, data.train.channels)
     start_step = _start_step(target)

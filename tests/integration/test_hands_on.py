@@ -1,4 +1,4 @@
-"""The walks of docs/hands-on, command by command, in an empty folder; and what they print, numbers and names aside."""
+"""The walks of docs/hands-on and docs/own-images.md, command by command, in an empty folder, and what they print."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-PAGES = sorted((Path(__file__).parents[2] / "docs" / "hands-on").glob("[0-9]-*.md"))
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted((DOCS / "hands-on").glob("[0-9]-*.md"))
 BLOCK = re.compile(r"```(sh|text)\n(.*?)```", re.DOTALL)
 SECS = 300
 
@@ -32,7 +33,7 @@ def words(text: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, DOCS / "own-images.md"], ids=lambda page: page.stem)
 def test_a_walk_goes_as_it_is_told(page: Path, tmp_path: Path) -> None:
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200",
@@ -60,4 +61,4 @@ def test_a_walk_goes_as_it_is_told(page: Path, tmp_path: Path) -> None:
 def test_there_are_three_walks_that_are_linked() -> None:
     text = (PAGES[0].parent / "README.md").read_text()
     assert len(PAGES) == 3
-    assert all(page.name in text for page in PAGES)
+    assert all(page.name in text for page in [*PAGES, DOCS / "own-images.md"])

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from support.pictures import small_tree
 from support.runs import Lab
 
 from dino_exp.attempts.plan_text import flop_text, secs_text
@@ -44,6 +45,16 @@ def test_a_plan_says_what_a_new_run_would_take_and_writes_nothing(lab: Lab) -> N
     lab.train("train.stop_after_steps=30")
     assert lab.only_run().name in printed  # what was planned is what is trained
     assert "plan" not in (lab.only_run() / "config.yaml").read_text()
+
+
+def test_a_plan_for_images_in_files_makes_no_cache(lab: Lab) -> None:
+    small_tree(lab.directory / "images", 60)
+    printed = lab.train(
+        "experiment=own_images", "data.root=images", "data.cache=true", "plan=true", "data.image_size=32",
+        "data.local_size=16", "model=vit_nano", "train.batch_size=8",
+    )  # fmt: skip
+    assert not lab.outputs.exists()
+    assert "images a second" in fact(printed, "speed")
 
 
 def test_the_rest_of_a_run_and_of_a_fork_is_planned(lab: Lab) -> None:

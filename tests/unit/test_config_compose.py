@@ -1,4 +1,6 @@
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,15 @@ def experiment_files() -> list[Path]:
     return sorted((conf_directory() / "experiment").glob("*.yaml"))
 
 
+def recipe(name, *overrides):
+    needed = () if name.startswith("digits") else ("data.root=images",)
+    return config(f"experiment={name}", *needed, *overrides)
+
+
 @pytest.mark.parametrize("name", group_choices()["experiment"])
 def test_every_experiment_composes_also_at_debug_size(name):
-    config(f"experiment={name}")
-    step = config(f"experiment={name}", "debug=step")
+    recipe(name)
+    step = recipe(name, "debug=step")
     assert (step.train.epochs, step.train.stop_after_steps) == (1, 1)
 
 
@@ -33,8 +40,40 @@ def test_an_experiment_tells_its_command_and_sets_no_architecture(path):
     text = path.read_text()
     comments = [line for line in text.splitlines() if line.startswith("# ")]
     assert comments[0] == "# @package _global_"
-    assert [line.split(":")[0] for line in comments[1:4]] == ["# Command", "# Time", "# Result"]
-    assert not {"model", "data", "augment", "loss"} & yaml.safe_load(text).keys()
+    labels = [line.split(":")[0] for line in comments[1:] if re.match(r"# (Command|Time|Result): ", line)]
+    assert labels == ["# Command", "# Time", "# Result"]
+    assert f"experiment={path.stem}" in comments[1] or path.stem == "digits"
+    stated = yaml.safe_load(text)
+    assert not {"model", "data", "augment"} & stated.keys()
+    temperatures = {"teacher_temp", "warmup_teacher_temp", "warmup_teacher_temp_epochs"}
+    assert stated.get("loss", {}).keys() <= temperatures
+
+
+@pytest.mark.parametrize("name", [name for name in group_choices()["experiment"] if name.startswith("imagenet")])
+def test_model_patches_and_head_of_the_command_line_win_over_an_imagenet_recipe(name):
+    made = recipe(name, "model=vit_t", "data=imagenet", "data.patch_size=32", "loss=dino", "augment=dino")
+    assert (made.model.embed_dim, made.data.patch_size, made.augment.num_local_crops) == (192, 32, 8)
+    assert (made.loss.out_dim, made.loss.norm_last_layer) == (65536, True)
+
+
+def test_one_gpu_does_what_eight_do():
+    one, eight = recipe("imagenet_one_gpu"), recipe("imagenet_vit_s16")
+    assert one.train.batch_size // one.train.accumulate == 64
+    assert replace(one.train, accumulate=1) == eight.train
+    same = ("model", "data", "augment", "loss", "optimizer", "scheduler", "init", "evaluation")
+    assert [getattr(one, name) for name in same] == [getattr(eight, name) for name in same]
+
+
+def test_the_boosted_recipe_is_that_of_the_official_readme():
+    boosted, vanilla = recipe("imagenet_vit_s16_boosted"), recipe("imagenet_vit_s16")
+    assert (boosted.train.epochs, boosted.train.batch_size, boosted.loss.norm_last_layer) == (300, 1024, False)
+    assert (boosted.loss.warmup_teacher_temp, boosted.loss.teacher_temp) == (0.04, 0.07)
+    assert boosted.loss.warmup_teacher_temp_epochs == 30
+    assert (boosted.optimizer, boosted.scheduler, boosted.augment) == (
+        vanilla.optimizer,
+        vanilla.scheduler,
+        vanilla.augment,
+    )
 
 
 CHOICES = [
@@ -46,7 +85,8 @@ CHOICES = [
 
 
 NEEDED = {name: ["augment=dino"] for name in ("cifar10", "cifar100")}
-NEEDED |= {name: ["augment=dino", "data.root=images"] for name in ("folder", "imagenet")}
+NEEDED |= {name: ["augment=dino", "data.root=images"] for name in ("folder", "imagenet", "imagenet_p8")}
+NEEDED |= {name: ["data.root=images"] for name in group_choices()["experiment"] if not name.startswith("digits")}
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
@@ -54,7 +94,7 @@ def test_every_choice_works_beside_the_defaults(group, choice):
     made = mapping(f"{group}={choice}", *NEEDED.get(choice, []))
     config_from_mapping(made)
     label = made.get(group, {}).get("name", choice)
-    assert label == choice
+    assert label == choice.removesuffix("_p8")  # the same data set in other patches
 
 
 def test_the_architecture_of_the_command_line_wins_over_the_experiment():
@@ -108,7 +148,7 @@ def _has(plain: object, key: str) -> bool:
             "model=vit_x",
             "model=vit_x: there is no such choice; there are vit_b, vit_l, vit_nano, vit_s, vit_t",
         ),
-        ("experiment=digit", "there are digits, digits_smoke; did you mean digits?"),
+        ("experiment=digit", "did you mean digits?"),
         ("train.epochs=abc", "train.epochs: expected a whole number, got 'abc'"),
         ("optimizer.lr=[", "cannot read the override 'optimizer.lr=['"),
         ("train.epochs", "cannot read the override 'train.epochs'"),

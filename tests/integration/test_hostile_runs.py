@@ -58,7 +58,8 @@ class Scene:
     def resume(self) -> tuple[int, str]:
         """Go on for one step; the exit code of the attempt and its message."""
         typed = [f"resume={self.run}", f"paths.outputs={self.outputs}", "train.stop_after_steps=3"]
-        composed = {**composed_once(), "resume": str(self.run), "paths": {"outputs": str(self.outputs)}}
+        paths = {"outputs": str(self.outputs), "cache": str(self.outputs / "cache")}
+        composed = {**composed_once(), "resume": str(self.run), "paths": paths}
         command, console = Command(overrides=typed, composed=composed), Console(file=io.StringIO())
         with contextlib.redirect_stderr(io.StringIO()) as written:
             code = _exit_code(lambda: run_attempt(lambda: find_target(composed, typed), command, console))

@@ -18,7 +18,9 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(name, marks=() if name == "fp16" else pytest.mark.slow) for name in MODES]
+)
 def test_a_training_resumes_to_the_bit(tmp_path: Path, mode: str) -> None:
     lab = Lab(tmp_path, settings=(*SMALL, *MODES[mode]))
     assert_exact_resume(lab)
@@ -44,6 +46,7 @@ def assert_exact_resume(lab: Lab) -> None:
     assert_same_end(run_of(lab, "parts"), run_of(lab, "whole"))
 
 
+@pytest.mark.slow
 def test_recomputed_activations_change_no_bit(tmp_path: Path) -> None:
     lab = Lab(tmp_path, settings=(*SMALL, "train.stop_after_steps=6"))
     lab.train("run.variant=kept")

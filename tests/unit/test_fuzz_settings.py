@@ -44,7 +44,8 @@ def canonical_of(mapping: Any, otherwise: str) -> str:
                     **mapping,
                     "resume": None,
                     "fork": None,
-                    "paths": {"outputs": "x"},
+                    "plan": False,
+                    "paths": {"outputs": "x", "cache": "x/cache"},
                     "sweep": {"name": None, "dry_run": False},
                 }
             )

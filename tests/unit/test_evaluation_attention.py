@@ -6,6 +6,7 @@ from test_models_vit import random_images, tiny
 from torch.nn import functional
 
 from dino_exp.evaluation.attention import class_attention
+from dino_exp.models.packing import packed
 
 
 @pytest.mark.parametrize("side", [16, 24])
@@ -19,7 +20,8 @@ def test_the_weights_with_the_values_are_the_output_of_the_last_block(side):
     num_tokens = (side // 4) ** 2 + 1
     assert weights.shape == (3, 4, num_tokens, num_tokens)
     assert torch.allclose(weights.sum(dim=-1), torch.ones((), dtype=torch.float64))
-    block, (tokens,) = model.blocks[-1], inputs
+    block, (rows,) = model.blocks[-1], inputs
+    tokens = rows.view(3, num_tokens, -1)
     _, _, value = block.attn.qkv(block.norm1(tokens)).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
     kept = tokens + block.attn.proj((weights @ value).transpose(1, 2).flatten(2))
     assert torch.allclose(model.norm(kept + block.mlp(block.norm2(kept))), expected, atol=1e-12)
@@ -27,7 +29,8 @@ def test_the_weights_with_the_values_are_the_output_of_the_last_block(side):
 
 def test_the_weights_are_softmax_of_queries_times_keys():
     model, images = tiny(torch.float64), random_images(2, 1, 16, 16, dtype=torch.float64)
-    tokens = model.blocks[0](model._embed(images))
+    rows, packing = packed([model._embed(images)])
+    (tokens,) = packing.split(model.blocks[0](rows, packing))
     block = model.blocks[1]
     qkv = functional.linear(block.norm1(tokens), block.attn.qkv.weight, block.attn.qkv.bias)
     query, key = qkv[..., 4:8], qkv[..., 16 + 4 : 16 + 8]  # of the second head, of width 4
@@ -52,8 +55,9 @@ def test_last_tokens_are_those_after_each_block_and_the_norm():
     model, images = tiny(depth=3), random_images(2, 1, 16, 16)
     first, second = model.last_tokens(images, 2)
     assert torch.equal(second, model.forward_tokens(images))
-    tokens = model.blocks[1](model.blocks[0](model._embed(images)))
-    assert torch.equal(first, model.norm(tokens))
+    rows, packing = packed([model._embed(images)])
+    rows = model.blocks[1](model.blocks[0](rows, packing), packing)
+    assert torch.equal(first.flatten(0, 1), model.norm(rows))
     assert len(model.last_tokens(images, 3)) == 3
     for num in (0, 4):
         with pytest.raises(ValueError, match="expected 1 to 3"):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -129,9 +128,13 @@ def _print_peak(side: str, checkout: Path, recipe: Recipe) -> None:
     for _ in range(MEMORY_STEPS):
         one.step(crops)
     one.wait()
-    on_cuda = recipe.device == "cuda"
-    peak = torch.cuda.max_memory_allocated() if on_cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps(peak / 1e9))
+    print(json.dumps((torch.cuda.max_memory_allocated() if recipe.device == "cuda" else _peak_of_process()) / 1e9))
+
+
+def _peak_of_process() -> int:
+    """Bytes. Not `ru_maxrss`, which a process inherits from the one that started it."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
 
 
 def _training(recipe: Recipe, num_pairs: int) -> None:

@@ -82,6 +82,7 @@ def test_without_labels_the_loss_alone_is_measured_and_nothing_is_the_best(lab: 
     assert "attention of the teacher" in lab.evaluate("of=last", "evaluation=attention", "evaluation.images=2")
 
 
+@pytest.mark.slow
 def test_without_labels_the_loss_may_rank_and_a_page_is_drawn(lab: Lab, no_labels: Path) -> None:
     by_loss = ("checkpoint.keep.metric=val_loss", "checkpoint.keep.mode=min", "checkpoint.keep.best=1")
     printed = lab.train(*by_loss, "logger.report=true")

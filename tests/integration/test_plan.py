@@ -57,6 +57,7 @@ def test_a_plan_for_images_in_files_makes_no_cache(lab: Lab) -> None:
     assert "images a second" in fact(printed, "speed")
 
 
+@pytest.mark.slow
 def test_the_rest_of_a_run_and_of_a_fork_is_planned(lab: Lab) -> None:
     lab.train("train.stop_after_steps=30")
     before = everything(lab.directory)
@@ -77,6 +78,7 @@ def test_of_a_finished_run_there_is_nothing_to_plan(lab: Lab) -> None:
     assert everything(lab.directory) == before
 
 
+@pytest.mark.slow
 def test_each_job_of_a_sweep_is_planned_without_a_record_of_the_sweep(lab: Lab) -> None:
     printed = lab.train("--multirun", "plan=true", "seed=0,1", "train.stop_after_steps=3")
     assert printed.count("Nothing was written") == 2

@@ -64,6 +64,7 @@ def test_the_phases_of_a_step_add_up_to_it(lab: Lab) -> None:
     assert min(times[name] for name in ("teacher forward", "student forward", "backward")) > 0.05 * total
 
 
+@pytest.mark.slow
 def test_each_attempt_has_a_profile_of_its_own_and_a_short_one_is_profiled_from_its_first_step(lab: Lab) -> None:
     lab.train("runtime.profile=true", "train.stop_after_steps=2")
     run = lab.only_run()

@@ -32,7 +32,7 @@ def test_stop_at_every_step_of_an_epoch(tmp_path: Path) -> None:
         assert_same_end(run, reference)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.slow), "lars"])
 def test_other_optimizers_go_on_from_before_and_after_the_freeze(lab: Lab, optimizer: str) -> None:
     chosen = (f"optimizer={optimizer}", "optimizer.lr=0.1", "optimizer.freeze_last_layer_epochs=1", "train.epochs=2")
     lab.settings = (*lab.settings, *chosen, "train.batch_size=256")

@@ -24,12 +24,12 @@ from dino_exp.config.compose import compose
 from dino_exp.config.schema import Config
 from dino_exp.data.images import Images
 from dino_exp.data.loader import Batch
+from dino_exp.dino.scaling import HALF
 from dino_exp.training.step import train_step
 from dino_exp.training.verdict import settle
 
 GLOBAL_SIZE, LOCAL_SIZE, NUM_LOCAL, PROTOTYPES = 224, 96, 8, 65536
 NUM_STEPS = 200  # of the schedules: more than any measurement takes
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,14 +83,16 @@ class _UnitLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight_v_KD: Tensor, vectors_KD: Tensor, weight_g_K1: Tensor) -> Tensor:
         lengths_K = torch.linalg.vector_norm(weight_v_KD, dim=1)
-        logits = functional.linear(rows, vectors_KD)
-        logits.mul_((weight_g_K1[:, 0] / lengths_K).to(logits.dtype))
-        ctx.save_for_backward(rows, weight_v_KD, vectors_KD, weight_g_K1, lengths_K, logits)
+        products = functional.linear(rows, vectors_KD)
+        scales_K = (weight_g_K1[:, 0] / lengths_K).to(products.dtype)
+        # Fixed lengths need the logits alone; those that are trained may be 0, and no logit tells of the product then.
+        logits: Tensor = products * scales_K if ctx.needs_input_grad[3] else products.mul_(scales_K)
+        ctx.save_for_backward(rows, weight_v_KD, vectors_KD, weight_g_K1, lengths_K, products)
         return logits
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
-        rows, weight_v_KD, vectors_KD, weight_g_K1, lengths_K, logits = ctx.saved_tensors
+        rows, weight_v_KD, vectors_KD, weight_g_K1, lengths_K, products = ctx.saved_tensors
         (gradient,) = gradients
         scales_K = weight_g_K1[:, 0] / lengths_K
         of_products_RK = (gradient * scales_K.to(gradient.dtype)).flatten(0, -2)
@@ -98,13 +100,13 @@ class _UnitLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_rows = (of_products_RK @ vectors_KD).view_as(rows)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-            of_scales_K = _sum_of_products(gradient.flatten(0, -2), logits.flatten(0, -2), scales_K.dtype) / scales_K
+            sums_K = _sum_of_products(gradient.flatten(0, -2), products.flatten(0, -2), scales_K.dtype)
+            if ctx.needs_input_grad[3]:
+                of_g_K1 = (sums_K / lengths_K)[:, None]
+                sums_K = sums_K * scales_K
             if ctx.needs_input_grad[1]:
                 of_v_KD = (of_products_RK.T @ rows.flatten(0, -2)).to(weight_v_KD.dtype)
-                inwards_K = -of_scales_K * scales_K / lengths_K.square()
-                of_v_KD.addcmul_(weight_v_KD, inwards_K[:, None])
-            if ctx.needs_input_grad[3]:
-                of_g_K1 = (of_scales_K / lengths_K)[:, None]
+                of_v_KD.addcmul_(weight_v_KD, (-sums_K / lengths_K.square())[:, None])
         return of_rows, of_v_KD, None, of_g_K1
 
 

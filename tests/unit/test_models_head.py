@@ -106,6 +106,7 @@ def test_the_gradient_of_the_prototypes_is_that_of_the_formula(train_norms: bool
     with torch.no_grad():
         layer.weight_v.copy_(torch.randn(7, 5, generator=generator))
         layer.weight_g.copy_(torch.rand(7, 1, generator=generator) + 0.5)
+        layer.weight_g[3] = 0.0  # a length that a training may pass through
     rows = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     wanted = [rows, layer.weight_v] + ([layer.weight_g] if train_norms else [])
     plain = rows @ (layer.weight_g * layer.weight_v / layer.weight_v.norm(dim=1, keepdim=True)).T

@@ -24,35 +24,16 @@ from torch.utils.data import DataLoader
 
 from benchmarks.measure import HEADER, in_pairs
 from benchmarks.official import official_modules
-from dino_exp.data.augment_dino import DinoAugment
+from benchmarks.steps import GLOBAL_SIZE, LOCAL_SIZE, NUM_LOCAL, Recipe
+from dino_exp import build
 from dino_exp.data.images import Images
 
 CORES = 2
 BATCH = 32
 NUM_IMAGES = 128
 SIDES = (375, 500)  # of a photograph of ImageNet, standing or lying
-NUM_LOCAL, GLOBAL_SIZE, LOCAL_SIZE = 8, 224, 96
-GLOBAL_AREA, LOCAL_AREA = (0.4, 1.0), (0.05, 0.4)
 
-AUGMENT = DinoAugment(
-    seed=0,
-    global_size=GLOBAL_SIZE,
-    local_size=LOCAL_SIZE,
-    num_local_crops=NUM_LOCAL,
-    global_area=GLOBAL_AREA,
-    local_area=LOCAL_AREA,
-    ratio=(3 / 4, 4 / 3),
-    flip_probability=0.5,
-    jitter_probability=0.8,
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.2,
-    hue=0.1,
-    grey_probability=0.2,
-    blur_probabilities=(1.0, 0.1, 0.5),
-    blur_radius=(0.1, 2.0),
-    solarise_probability=0.2,
-)
+AUGMENT = build.build_augment(Recipe(batch=BATCH).config())
 
 
 def photographs(num: int) -> list[Image.Image]:
@@ -109,7 +90,7 @@ class Augmented:
     def __getitem__(self, index: int) -> tuple[list[Tensor], float]:
         if self.augment is None:
             main_dino = official_modules(self.checkout).main_dino
-            self.augment = main_dino.DataAugmentationDINO(GLOBAL_AREA, LOCAL_AREA, NUM_LOCAL)
+            self.augment = main_dino.DataAugmentationDINO(AUGMENT.global_area, AUGMENT.local_area, NUM_LOCAL)
         started = time.thread_time()
         return self.augment(self.pictures[index]), time.thread_time() - started
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 
@@ -32,10 +32,6 @@ from dino_exp.training.parallel import Parallel
 from dino_exp.training.plan import TrainingPlan, plan_stop
 from dino_exp.training.state import TrainState
 from dino_exp.training.step import StepRule
-
-if TYPE_CHECKING:
-    pass
-
 
 _BYTES_PER_PARAMETER = 20  # student, teacher, two moments and gradients, in float32
 _SHARE_OF_DEVICE = 0.5  # the other half is for activations

@@ -147,6 +147,7 @@ def run_training(t: Training) -> Outcome:
             one_step(t)
             with phase("checkpoint"):
                 handle_save(t)
+        settle(t.state)
     except Exception as error:
         agreed = emergency_save(t, error)
         if agreed is not error:
@@ -299,7 +300,6 @@ def stop_if_collapsed(t: Training) -> None:
 
 def end(t: Training) -> Outcome:
     """Save a last time where an attempt was stopped before its first step, and say how it ended."""
-    settle(t.state)
     signum = t.signals.stop_signal
     if signum is not None and t.manager is not None and t.manager.latest_step() != t.state.step:
         handle_save(t)

@@ -5,7 +5,6 @@ A save is begun between two steps and written beside the next ones; how it went 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import signal
@@ -177,8 +176,12 @@ def emergency_save(t: Training, error: Exception) -> Exception:
 
     Returns the error to end with: that of the rank that failed.
     """
-    with contextlib.suppress(NonFiniteError):  # the state goes back to the last step that counts, and may be kept
+    try:
         settle(t.state)
+    except NonFiniteError as found:  # the state goes back to the last step that counts, and may be kept
+        error.add_note(f"before that, unnoticed: {found}")
+    except RuntimeError as second:  # the device cannot be read any more, and what is not settled is not kept
+        error.add_note(f"whether the steps up to {t.state.step} went well cannot be read: {second}")
     step = t.state.step
     parting = t.parallel.ranks.part(error, step if may_be_kept(t, error) else None)
     error = parting.error
@@ -200,10 +203,12 @@ def emergency_save(t: Training, error: Exception) -> Exception:
 
 
 def may_be_kept(t: Training, error: Exception) -> bool:
-    """Whether the present state is that of a completed step, and owes no row that it does not know of.
+    """Whether the present state is that of a completed step that counts, and owes no row that it does not know of.
 
     That it is finite is checked as it is written.
     """
+    if t.state.unread:
+        return False
     step = t.state.step
     row_is_missing = t.plan.is_row_due(step) and t.state.pending_row is None and t.latest.get("step") != step
     return not (step == 0 or t.state.torn or row_is_missing or isinstance(error, CollapseError))

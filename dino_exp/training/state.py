@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,14 @@ class Best:
     step: int
     metric: str
     value: float
+
+
+class Unread(NamedTuple):
+    """A step whose verdict still lies on the device; `num_with_moments` parameters had optimizer state before it."""
+
+    step: int
+    report: Tensor
+    num_with_moments: int
 
 
 @dataclass(eq=False)
@@ -54,7 +62,7 @@ class TrainState:
     healthy: bool = True
     scaler: LossScaler | None = None
     torn: bool = field(default=False, init=False)
-    unread: list[tuple[int, Tensor]] = field(default_factory=list, init=False)
+    unread: list[Unread] = field(default_factory=list, init=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The flat state: names to tensors (live, not copied) and to JSON values."""

@@ -24,7 +24,7 @@ from dino_exp.dino.scaling import HALF
 from dino_exp.dino.schedules import Schedules
 from dino_exp.training.parallel import ALONE, Parallel, local_part
 from dino_exp.training.phases import phase
-from dino_exp.training.state import TrainState
+from dino_exp.training.state import TrainState, Unread
 from dino_exp.training.verdict import report_of, require, settle, step_counts
 
 NUM_GLOBAL = 2
@@ -98,27 +98,31 @@ def train_step(
 
     Nothing of the state changes unless the loss and every gradient are finite: batch-norm statistics that the forward
     pass moved are put back when anything raises. While the update itself is applied, `state.torn` is true.
-    `before_update` is called when everything is computed and nothing is changed yet (a save under way may still copy
-    the parameters from the device).
+    `before_update` is called when everything is computed and no parameter is changed yet (a save under way may still
+    copy them from the device).
 
     Raises NonFiniteError, after up to `rule.read_every` steps (`verdict.settle` asks earlier), and whatever the model
     or the augmentation raises.
     """
+    reads_at_once = rule.read_every == 1
     read_now = want_health or len(state.unread) + 1 >= rule.read_every
     with _buffers_put_back_on_error(state.student, state.teacher) as buffers:
         gradients = _compute(state, batch, augment, schedules, rule, want_health, parallel)
         counts = step_counts(gradients.loss, gradients.norm, state.scaler, state.unread)
         report = report_of(gradients.loss, gradients.norm, counts)
-        if rule.read_every == 1:
-            require(batch.step, report, state.scaler)
+        known_loss = require(batch.step, report, state.scaler) if reads_at_once else None
         before = [local_part(parameter).clone() for parameter in state.student.parameters()] if want_health else None
-    if before_update is not None:
-        before_update()
+        if before_update is not None:
+            before_update()
+    num_with_moments = len(state.optimizer.state)
     state.torn = True
-    if rule.read_every > 1:
+    if not reads_at_once:
         buffers.put_back_unless(counts)
     _apply(state, batch.step, gradients, schedules, rule, counts)
-    state.unread.append((batch.step, report))
+    if known_loss is None:
+        state.unread.append(Unread(batch.step, report, num_with_moments))
+    else:
+        state.note_loss(known_loss)
     state.step = batch.step
     ratio = None if before is None else _update_ratio(before, list(state.student.parameters()), parallel)
     state.torn = False

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dino_exp.dino.scaling import LEAST_SCALE, LossScaler
 from dino_exp.errors import TrainingError
-from dino_exp.training.state import TrainState
+from dino_exp.training.state import TrainState, Unread
 
 
 class NonFiniteError(TrainingError):
@@ -24,14 +24,14 @@ class NonFiniteError(TrainingError):
         self.step = step
 
 
-def step_counts(loss: Tensor, norm: Tensor, scaler: LossScaler | None, unread: list[tuple[int, Tensor]]) -> Tensor:
+def step_counts(loss: Tensor, norm: Tensor, scaler: LossScaler | None, unread: list[Unread]) -> Tensor:
     """A true or false tensor: whether the step counts, and all before it that the host has not asked about.
 
     With loss scaling a gradient may overflow: that costs the update of the student and halves the scale.
     """
     counts = loss.isfinite()
     counts = counts & (norm.isfinite() if scaler is None else scaler.scale >= LEAST_SCALE)
-    return counts & (unread[-1][1][-1] > 0) if unread else counts
+    return counts & (unread[-1].report[-1] > 0) if unread else counts
 
 
 def report_of(loss: Tensor, norm: Tensor, counts: Tensor) -> Tensor:
@@ -50,24 +50,25 @@ def require(step: int, report: Tensor, scaler: LossScaler | None) -> float:
 def settle(state: TrainState) -> None:
     """Ask the device about the steps that the host does not know of, and note their losses.
 
-    Raises NonFiniteError for the first that does not count; the state is then that of the step before it.
+    Raises NonFiniteError for the first that does not count; the state is then that of the step before it. While the
+    device cannot be read, which raises RuntimeError, they stay unread, and the state may not be saved.
     """
-    if not state.unread:
-        return
-    unread, state.unread = state.unread, []
-    reports = torch.stack([report for _, report in unread]).cpu()
-    for (step, _), report in zip(unread, reports, strict=True):
-        try:
-            state.note_loss(require(step, report, state.scaler))
-        except NonFiniteError:
-            state.step = step - 1
-            _forget_unmoved_moments(state.optimizer)
-            raise
+    reports = [unread.report.cpu() for unread in state.unread]  # a device that is full has no room to stack them
+    try:
+        while state.unread:
+            unread, report = state.unread[0], reports.pop(0)
+            state.note_loss(require(unread.step, report, state.scaler))
+            del state.unread[0]
+    except NonFiniteError:
+        state.unread.clear()
+        state.step = unread.step - 1
+        _forget_moments_after(state.optimizer, unread.num_with_moments)
+        raise
 
 
-def _forget_unmoved_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Those that a step which does not count has made, all zero."""
-    for parameter in [parameter for parameter, moments in optimizer.state.items() if moments.get("step") == 0]:
+def _forget_moments_after(optimizer: torch.optim.Optimizer, num_parameters: int) -> None:
+    """Those of later parameters than the first so many, in the order in which the optimizer met them."""
+    for parameter in list(optimizer.state)[num_parameters:]:
         del optimizer.state[parameter]
 
 

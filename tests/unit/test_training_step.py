@@ -315,6 +315,27 @@ def test_an_overflow_costs_the_update_of_the_student_and_half_of_the_scale(read_
     assert (float(now["loss.scale"]), float(now["loss.good_steps"]), state.step) == (32768.0, 0.0, 3)
 
 
+@pytest.mark.parametrize("read_every", [1, 9])
+def test_moments_of_an_overflow_stay_when_a_later_step_does_not_count(read_every: int) -> None:
+    """Those that only the step which does not count has made go with it."""
+    state = scaled_state()
+    handle = state.student.backbone.cls_token.register_hook(lambda gradient: gradient * math.inf)
+    step_once(state, 3, rule=ahead(read_every))  # of the last epoch of the freeze
+    handle.remove()
+    before = {name for name in state.state_dict() if name.startswith("optimizer.")}
+
+    def poisoned_steps() -> None:
+        step_once(state, 4, rule=ahead(read_every), scale_crops=math.nan)
+        step_once(state, 5, rule=ahead(read_every))
+        settle(state)
+
+    with pytest.raises(NonFiniteError, match="step 4: the loss"):
+        poisoned_steps()
+    assert {name for name in state.state_dict() if name.startswith("optimizer.")} == before
+    assert before
+    assert not any("last_layer" in name for name in before)
+
+
 def test_gradients_that_overflow_at_any_scale_are_an_error() -> None:
     state = scaled_state()
     assert state.scaler is not None

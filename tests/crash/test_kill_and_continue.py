@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.runs import SMOKE, Lab, assert_same_end, record, rows
 
-DROP_PATH = ("model.drop_path_rate=0.2", "checkpoint=rotating", "checkpoint.save.every_steps=4")
+DROP_PATH = ("model.depth=2", "model.drop_path_rate=0.2", "checkpoint=rotating", "checkpoint.save.every_steps=4")
 # Written as changes, and then thinned, dropped and written anew.
 CHANGES = (
     "checkpoint.storage.codec=delta", "checkpoint.storage.max_chain=2", "checkpoint.keep.last=2",

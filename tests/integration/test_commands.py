@@ -128,7 +128,7 @@ def test_verify_names_the_damaged_tensor_and_exits_4(lab: Lab) -> None:
     lab.train("train.stop_after_steps=2")
     run = lab.only_run()
     manifest = manifests(run)[2]
-    name, entry = next(item for item in manifest["tensors"].items() if item[0].startswith("teacher.backbone.blocks.1"))
+    name, entry = next(item for item in manifest["tensors"].items() if item[0].startswith("teacher.backbone.blocks.0"))
     pack = run / "checkpoints" / "packs" / manifest["packs"][0]["name"]
     content = bytearray(pack.read_bytes())
     content[entry["chunks"][0]["start"]] ^= 1

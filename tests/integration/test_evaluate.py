@@ -52,7 +52,7 @@ def test_all_kinds_by_one_command(lab: Lab) -> None:
         assert found["versions"]["torch"]
     probe = results(lab, "linear")
     assert 0.1 < probe["metrics"]["linear_top1"] <= probe["metrics"]["linear_best_top1"] <= 1
-    assert probe["details"]["features"] == {"num_blocks": 2, "mean_patch": False, "num_features": 128}
+    assert probe["details"]["features"] == {"num_blocks": 1, "mean_patch": False, "num_features": 16}
     assert len(results(lab, "attention")["details"]["images"]) == 8
 
 

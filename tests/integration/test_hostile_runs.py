@@ -209,7 +209,7 @@ REFUSED = {
     "a tag that calls the shell": (4, yaml("seed: 0", "seed: !!python/object/apply:os.system ['touch MARKER']"), "tag"),
     "a tag that imports": (4, yaml("seed: 0", "seed: !!python/module:antigravity"), "tag"),
     "_target_": (3, yaml("seed: 0", "seed: 0\n_target_: os.system\n_args_: ['touch MARKER']"), "_target_"),
-    "_target_ in a section": (3, yaml("depth: 2", "depth: 2\n  _target_: os.system"), "_target_"),
+    "_target_ in a section": (3, yaml("depth: 1", "depth: 1\n  _target_: os.system"), "_target_"),
     "_partial_ and _recursive_": (3, yaml("seed: 0", "seed: 0\n_partial_: true\n_recursive_: true"), "_partial_"),
     "an environment variable": (3, yaml("seed: 0", "seed: ${oc.env:HOME}"), "interpolation"),
     "a reference": (3, yaml("lr: 0.003", "lr: ${seed}"), "interpolation"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.runs import SMOKE, Lab, assert_same_end, events, manifests, record
+from support.runs import RECIPE, Lab, assert_same_end, events, manifests, record
 
 from dino_exp import build
 from dino_exp.attempts.reproduction import Span, choose_span, compare_replay, prepare_copy
@@ -23,13 +23,13 @@ from dino_exp.runs.command import command_of
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import load_record
 
-QUICK = (*SMOKE, "train.epochs=1", "evaluation.every_epochs=null")
+QUICK = (*RECIPE, "train.epochs=1", "evaluation.every_epochs=null")
 
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the official program writes: student and teacher with their heads, and its arguments."""
-    state = build.build_state(config_from_mapping(compose([*SMOKE, "seed=7"])), 1, torch.device("cpu"))
+    state = build.build_state(config_from_mapping(compose([*RECIPE, "seed=7"])), 1, torch.device("cpu"))
     with torch.no_grad():
         for parameter in state.teacher.parameters():
             parameter *= 0.9
@@ -53,7 +53,7 @@ def teacher(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_student_and_teacher_begin_with_the_file_and_it_is_recorded(lab: Lab, weights: Path) -> None:
-    lab.settings = SMOKE  # with the evaluation before the first step
+    lab.settings = RECIPE  # with the evaluation before the first step
     printed = lab.train("init.weights=dino.pth", "train.stop_after_steps=2")
     assert f"weights    teacher of {weights}: 48 tensors loaded\n" in printed
     run = lab.only_run()

@@ -8,7 +8,7 @@ import pytest
 from support.runs import SMOKE, Lab, assert_same_end, last_digest, rows
 
 SMALL = (
-    *SMOKE, "model.drop_path_rate=0.2", "train.batch_size=256", "optimizer.freeze_last_layer_epochs=1",
+    *SMOKE, "model.depth=2", "model.drop_path_rate=0.2", "train.batch_size=256", "optimizer.freeze_last_layer_epochs=1",
 )  # fmt: skip
 MODES = {
     "bf16": ("train.precision=bf16",),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.pictures import small_tree
-from support.runs import Lab
+from support.runs import RECIPE, Lab
 
 from dino_exp.attempts.plan_text import flop_text, secs_text
 
@@ -31,6 +31,7 @@ def fact(printed: str, name: str) -> str:
 
 
 def test_a_plan_says_what_a_new_run_would_take_and_writes_nothing(lab: Lab) -> None:
+    lab.settings = RECIPE
     printed = lab.train("plan=true", "train.stop_after_steps=30")
     assert not lab.outputs.exists()
     assert "Nothing was written" in printed

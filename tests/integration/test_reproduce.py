@@ -25,7 +25,7 @@ def reproduce(lab: Lab, *words: str, code: int = 0) -> str:
 
 @pytest.mark.slow
 def test_from_the_start_and_from_a_checkpoint(lab: Lab) -> None:
-    lab.train("train.stop_after_steps=30", "model.drop_path_rate=0.2")
+    lab.train("train.stop_after_steps=30", "model.depth=2", "model.drop_path_rate=0.2")
     run = lab.only_run()
     before = {path: path.read_bytes() for path in lab.outputs.rglob("*") if path.is_file()}
     found = json.loads(reproduce(lab, "--verify", "12", "--json"))

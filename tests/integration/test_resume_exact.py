@@ -19,7 +19,7 @@ def renamed(reference: Path, variant: str) -> Path:
 
 @pytest.mark.slow
 def test_stop_at_every_step_of_an_epoch(tmp_path: Path) -> None:
-    lab = Lab(tmp_path, settings=(*SMOKE, "model.drop_path_rate=0.2", "train.batch_size=256"))
+    lab = Lab(tmp_path, settings=(*SMOKE, "model.depth=2", "model.drop_path_rate=0.2", "train.batch_size=256"))
     lab.train("run.variant=reference")
     reference = lab.only_run()
     for step in range(STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH):

@@ -83,7 +83,7 @@ def test_the_first_attempts_record_is_never_rewritten(lab: Lab) -> None:
 
 def test_spelled_out_settings_are_the_same_run(lab: Lab) -> None:
     lab.train("train.stop_after_steps=2", "optimizer.lr=3e-3")
-    lab.train("train.stop_after_steps=3", "optimizer.lr=0.003", "model.depth=2", "runtime.workers=1")
+    lab.train("train.stop_after_steps=3", "optimizer.lr=0.003", "model.drop_path_rate=0", "runtime.workers=1")
     assert len(lab.runs()) == 1
     lab.train("train.stop_after_steps=2", "optimizer.lr=0.0031")
     assert len(lab.runs()) == 2

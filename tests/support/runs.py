@@ -23,7 +23,11 @@ ENVIRONMENT = {
     "COLUMNS": "200",
 }
 READ_AT_START = ("PYTHONPATH", "PYTHONWARNINGS", "OMP_NUM_THREADS")
-SMOKE = ("experiment=digits_smoke", "runtime.threads=1")
+RECIPE = ("experiment=digits_smoke", "runtime.threads=1")
+# A third of the time of the recipe itself: what most tests are about happens between the steps.
+SMOKE = (
+    *RECIPE, "model.embed_dim=16", "model.depth=1", "model.num_heads=2", "augment.num_local_crops=1",
+)  # fmt: skip
 
 
 _stores: list[Any] = []  # of the last launches: as with torchrun, a rendezvous outlives the ranks

@@ -136,6 +136,7 @@ def forecast(target: Target, clock: Callable[[], float] = time.perf_counter) -> 
         half=half,
         keeps_scores=half and device.type == "cpu",
         recomputes=config.runtime.gradient_checkpointing,
+        in_parts=config.train.accumulate > 1,
     )
     at_once = -(-config.train.batch_size // config.train.accumulate)
     memory = step_memory(

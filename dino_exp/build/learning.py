@@ -34,6 +34,7 @@ from dino_exp.training.state import TrainState
 from dino_exp.training.step import StepRule
 
 _BYTES_PER_PARAMETER = 20  # student, teacher, two moments and gradients, in float32
+_MOST_SHAPES = 64  # of tokens in a row, with and without gradients: a step has eight at most
 _SHARE_OF_DEVICE = 0.5  # the other half is for activations
 
 
@@ -114,8 +115,12 @@ def prepare_layers(runtime: RuntimeConfig, state: TrainState) -> None:
         return
     if state.center_1K.device.type == "cpu":
         _require_compiler()
+    # All layers share one limit, beyond which torch goes on without compiling, and so with other bits: for which shapes
+    # would depend on those that the process has met before.
+    torch._dynamo.config.recompile_limit = _MOST_SHAPES
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     for block in (*student.blocks, *teacher.blocks):
-        block.compile()
+        block.compile(dynamic=False)
 
 
 def _require_compiler() -> None:
@@ -283,4 +288,5 @@ def build_evaluator(
         seed=config.seed,
         batch_size=config.evaluation.batch_size,
         parallel=spread_out,
+        compiled=config.runtime.compile,
     )

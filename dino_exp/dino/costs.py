@@ -107,6 +107,7 @@ class StepMemory:
     moments: int
     gradients: int
     passing: int
+    in_parts: bool
 
     @property
     def lasting(self) -> int:
@@ -115,17 +116,20 @@ class StepMemory:
 
     @property
     def peak(self) -> int:
-        """At once, at most: gradients come as activations go."""
-        return self.lasting + max(self.passing, self.gradients)
+        """At once, at most: gradients come as activations go, but those of earlier parts are there already."""
+        return self.lasting + (self.passing + self.gradients if self.in_parts else max(self.passing, self.gradients))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic:
-    """How a step is computed: in half precision, attention written out (which keeps its scores), activations twice."""
+    """How a step is computed: in half precision, attention written out (which keeps its scores), activations twice,
+    the images in several parts that add up to its gradients.
+    """
 
     half: bool = False
     keeps_scores: bool = False
     recomputes: bool = False
+    in_parts: bool = False
 
     @property
     def number(self) -> int:
@@ -170,6 +174,7 @@ def step_memory(
         moments=moments * gradients,
         gradients=gradients,
         passing=passing,
+        in_parts=arithmetic.in_parts,
     )
 
 

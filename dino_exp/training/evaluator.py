@@ -6,7 +6,7 @@ Nothing here changes the state: batch-norm statistics are put back, no gradient 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,8 @@ class Evaluator:
     """Measures a state on the images of a panel. `clean` makes the deterministic view that features are taken from.
 
     Several ranks measure together, and all have the same result, which does not depend on how many they are.
+    `compiled`: whether the layers are. They are measured as they are written: a process that begins in the middle of a
+    run must compile what the steps need, in the same order as one that has measured before.
     """
 
     panel: Panel
@@ -47,6 +49,7 @@ class Evaluator:
     seed: int
     batch_size: int
     parallel: Parallel = ALONE
+    compiled: bool = False
 
     @property
     def ranks(self) -> Ranks:
@@ -55,12 +58,17 @@ class Evaluator:
 
     def measure(self, state: TrainState, should_stop: ShouldStop) -> dict[str, float]:
         """`panel.metrics` of the state. Raises Interrupted when `should_stop` says so."""
-        return self._knn(state, should_stop) | {VAL_LOSS: self._val_loss(state, should_stop)}
+        with self._as_written():
+            return self._knn(state, should_stop) | {VAL_LOSS: self._val_loss(state, should_stop)}
 
     def baselines(self, state: TrainState, should_stop: ShouldStop) -> dict[str, float]:
         """k-NN of the untrained model (`init_*`) and of pixels (`pixel_*`); nothing where there are no classes."""
         of_pixels = self._knn_of_pixels(state, should_stop)
-        return prefixed("init_", self._knn(state, should_stop)) | prefixed("pixel_", of_pixels)
+        with self._as_written():
+            return prefixed("init_", self._knn(state, should_stop)) | prefixed("pixel_", of_pixels)
+
+    def _as_written(self) -> AbstractContextManager[object]:
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def _knn(self, state: TrainState, should_stop: ShouldStop) -> dict[str, float]:
         if not self.panel.has_classes:

@@ -29,8 +29,10 @@ def test_a_training_resumes_to_the_bit(tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_layers_resume_to_the_bit(tmp_path: Path) -> None:
-    lab = Lab(tmp_path, settings=(*SMALL, "runtime.compile=true"))
+@pytest.mark.parametrize("more", [(), ("train.precision=bf16", "train.accumulate=3", "loss.use_bn=false")])
+def test_compiled_layers_resume_to_the_bit(tmp_path: Path, more: tuple[str, ...]) -> None:
+    """Also with parts of several sizes: whoever begins with an evaluation compiles the same as who does not."""
+    lab = Lab(tmp_path, settings=(*SMALL, "runtime.compile=true", *more))
     assert_exact_resume(lab)
 
 

@@ -115,8 +115,9 @@ def test_parts_add_up() -> None:
         ("experiment=digits", "optimizer=sgd", "loss.out_dim=8192"),
         (*COLOUR, "train.batch_size=16", "loss.out_dim=16384"),
         ("experiment=digits", "model.depth=6", "runtime.gradient_checkpointing=true"),
+        (*COLOUR, "model=vit_t", "train.batch_size=16", "train.accumulate=4", "loss.out_dim=8192", "loss.use_bn=false"),
     ],
-    ids=["nano", "half", "many prototypes", "colour", "twice"],
+    ids=["nano", "half", "many prototypes", "colour", "twice", "in parts"],
 )
 def test_the_memory_of_a_step_is_as_measured(overrides: tuple[str, ...]) -> None:
     of = config(*overrides)
@@ -131,10 +132,11 @@ def test_the_memory_of_a_step_is_as_measured(overrides: tuple[str, ...]) -> None
             half=of.train.precision == "bf16",
             keeps_scores=of.train.precision == "bf16",
             recomputes=of.runtime.gradient_checkpointing,
+            in_parts=of.train.accumulate > 1,
         ),
         num_parameters=sum(count for count, _ in counts),
         num_trained=sum(count for count, trained in counts if trained),
-        batch_size=of.train.batch_size,
+        batch_size=of.train.batch_size // of.train.accumulate,
         moments=MOMENTS[of.optimizer.name],
     )
     assert estimate.lasting == pytest.approx(lasting, rel=0.02)

@@ -101,6 +101,17 @@ class ReadHandle(_Handle):
             with contextlib.suppress(OSError):  # a hint: what cannot be read tells so when it is read
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_WILLNEED)
 
+    def expect_parts(self) -> None:
+        """Tell the system that parts of the file will be read, in any order, so that it reads nothing ahead."""
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def identity(self) -> tuple[int, int, int]:
+        """Device, number and size: what no other file has while this one is open."""
+        status = os.fstat(self._fd)
+        return status.st_dev, status.st_ino, status.st_size
+
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Fill `buffer` from `offset`; return the number of bytes read, fewer only at the file's end."""
         done = 0

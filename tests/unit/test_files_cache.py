@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -146,6 +147,36 @@ def test_damaged_pixels_are_noticed_when_they_are_read(listing: Listing, tmp_pat
     images.images(np.array([4, 6]))
     with pytest.raises(DataError, match=r"the pixels of image 5 are damaged; remove this file"):
         images.images(np.array([5]))
+
+
+def bad_disk(*_: object) -> int:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_what_becomes_of_the_file_while_it_is_used_is_told(
+    listing: Listing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, and in a worker that opens the file later."""
+    found = ready(listing, tmp_path / "cache").canvases
+    assert found is not None
+    path, good, plain = found.path, found.path.read_bytes(), dataset(listing, None)
+    there, elsewhere = dataset(listing, found), pickle.loads(pickle.dumps(dataset(listing, found)))  # noqa: S301
+    one = np.array([5])
+    with monkeypatch.context() as patch:
+        patch.setattr("os.preadv", bad_disk)
+        with pytest.raises(DataError, match=r"image 5 cannot be read \(Input/output error\); remove this file"):
+            there.images(one)
+    path.unlink()
+    with pytest.raises(DataError, match=r"cannot be opened now \(No such file or directory\)"):
+        elsewhere.images(one)
+    write(path, good)
+    with pytest.raises(DataError, match=r"another file than at the start"):
+        elsewhere.images(one)
+    assert torch.equal(there.images(one).pixels_BCHW, plain.images(one).pixels_BCHW)  # still the one that was opened
+    again = ready(listing, tmp_path / "cache").canvases
+    os.truncate(path, int(found.index_N[5]["offset"]) + 1)
+    with pytest.raises(DataError, match=r"the pixels of image 5 are damaged; remove this file"):
+        dataset(listing, again).images(one)
 
 
 class Crowded:

@@ -135,6 +135,8 @@ def test_the_cache_and_the_list_leave_out_the_same(spoilt: Path, tmp_path: Path,
     again = built(spoilt, folders[1], unreadable="skip", cache=True)
     assert isinstance(cached.train, FilesDataset)
     assert cached.train.canvases is not None
+    with pytest.raises(DataError, match="the pixels of image 0 are damaged"):
+        cached.train.canvases.pixels(0)
     for one in (cached, again):
         for part, other in ((one.train, plain.train), (one.val, plain.val)):
             assert part.fingerprint() == other.fingerprint()

@@ -13,9 +13,10 @@ import xxhash
 from dino_exp.data.files.cache import ENTRY, Made, head_digest
 from dino_exp.data.files.crew import answers
 from dino_exp.data.files.dataset import unreadable
-from dino_exp.data.files.decode import UnreadableImageError, decode, stored_size
+from dino_exp.data.files.decode import UnreadableImageError
 from dino_exp.data.files.listing import Listing, Progress
-from dino_exp.data.files.unreadable import IMAGES_A_TASK, tasks_of
+from dino_exp.data.files.reading import read_pixels, read_size
+from dino_exp.data.files.unreadable import tasks_of
 from dino_exp.errors import DinoExpError
 from dino_exp.fsio import LOCAL, Files
 from dino_exp.words import size_text
@@ -48,7 +49,7 @@ class Decode:
             try:
                 if number in self.known_bad:
                     raise UnreadableImageError("known")
-                pixels = decode(self.listing.read(number), self.side)
+                pixels = read_pixels(self.listing, number, self.side)
             except UnreadableImageError as problem:
                 sizes.append((0, 0, 0))
                 reasons[number] = str(problem)
@@ -64,7 +65,7 @@ def estimated_bytes(listing: Listing, side: int) -> int:
     sizes = []
     for number in sample:
         with contextlib.suppress(UnreadableImageError):
-            height, width = stored_size(listing.read(number), side)
+            height, width = read_size(listing, number, side)
             sizes.append(3 * height * width)
     return int(np.mean(sizes or [0]) * len(listing))
 
@@ -122,7 +123,7 @@ def _write(
     head, offset = made.head(), made.pixels_start()
     index_N = np.zeros(made.num_images, ENTRY)
     reasons: dict[int, str] = {}
-    task, tasks = Decode(listing, made.decode_size, known_bad), tasks_of(len(listing))
+    task, tasks = Decode(listing, made.decode_size, known_bad), tasks_of(len(listing), made.decode_size)
     with files.create(temporary) as file, contextlib.closing(answers(task, tasks, num_workers)) as results:
         file.write(bytes(offset))
         for numbers, ((sizes, found), data) in zip(tasks, results, strict=True):
@@ -133,7 +134,7 @@ def _write(
                 index_N[number] = (offset, height, width, checksum)
                 offset += 3 * height * width
             file.write(data)
-            progress("decoding images", min(numbers.start + IMAGES_A_TASK, len(listing)), len(listing))
+            progress("decoding images", numbers.stop, len(listing))
         file.write_at(0, head + index_N.tobytes() + head_digest(head, index_N))
         file.sync()
     return reasons

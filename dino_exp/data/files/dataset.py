@@ -14,8 +14,9 @@ from torch import Tensor
 
 from dino_exp.data.datasets import Indices, content_digest
 from dino_exp.data.files.cache import Canvases
-from dino_exp.data.files.decode import DECODER_VERSION, Pixels, UnreadableImageError, decode
+from dino_exp.data.files.decode import DECODER_VERSION, Pixels, UnreadableImageError
 from dino_exp.data.files.listing import Listing, shown
+from dino_exp.data.files.reading import read_pixels
 from dino_exp.data.images import Images
 from dino_exp.errors import DataError
 
@@ -71,7 +72,7 @@ class FilesDataset:
         if self.canvases is not None:
             return self.canvases.pixels(number)
         try:
-            return decode(self.listing.read(number), self.decode_size)
+            return read_pixels(self.listing, number, self.decode_size)
         except UnreadableImageError as problem:
             raise unreadable(self.listing, number, str(problem)) from problem
 

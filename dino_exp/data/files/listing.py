@@ -61,14 +61,15 @@ class Listing:
         path = self.full_path(number)
         try:
             with open(path, "rb") as file:  # noqa: PTH123 (bytes)
-                data = file.read()
+                data = file.read(int(self.sizes_N[number]) + 1)  # not all of what it may have become
+                size = max(len(data), os.fstat(file.fileno()).st_size)
         except OSError as problem:
             raise DataError(
                 f"{shown(path)}: cannot be read ({problem.strerror}); it was there at the start"
             ) from problem
         if len(data) != self.sizes_N[number]:
             raise DataError(
-                f"{shown(path)}: has {len(data)} bytes, and had {self.sizes_N[number]} at the start: somebody changes "
+                f"{shown(path)}: has {size} bytes, and had {self.sizes_N[number]} at the start: somebody changes "
                 "the data set. Start again when that is over"
             )
         return data

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dino_exp.data.files.crew import answers
-from dino_exp.data.files.decode import UnreadableImageError, decode
+from dino_exp.data.files.decode import UnreadableImageError
 from dino_exp.data.files.listing import Listing, Progress, shown
+from dino_exp.data.files.reading import read_pixels
 from dino_exp.fsio import DamagedFileError, read_json_bounded, write_atomic
 
 log = logging.getLogger("dino_exp")
 
 FORMAT = 1
 IMAGES_A_TASK = 16
+_TASK_BYTES = 16 << 20  # of decoded pixels: each process holds those of a task, twice
 _MAX_BYTES = 256 << 20
 
 
@@ -32,24 +35,26 @@ class Try:
         reasons = {}
         for number in numbers:
             try:
-                decode(self.listing.read(number), self.side)
+                read_pixels(self.listing, number, self.side)
             except UnreadableImageError as problem:
                 reasons[number] = str(problem)
         return reasons, b""
 
 
-def tasks_of(num_images: int) -> list[range]:
-    """The ranges in which images are gone through."""
-    starts = range(0, num_images, IMAGES_A_TASK)
-    return [range(start, min(start + IMAGES_A_TASK, num_images)) for start in starts]
+def tasks_of(num_images: int, side: int) -> list[range]:
+    """The ranges in which images are gone through that take at most `side` x `side` pixels each."""
+    step = max(1, min(IMAGES_A_TASK, _TASK_BYTES // (3 * side * side)))
+    return [range(start, min(start + step, num_images)) for start in range(0, num_images, step)]
 
 
 def find_unreadable(listing: Listing, side: int, num_workers: int, progress: Progress) -> dict[int, str]:
     """Why each image that cannot be decoded cannot, by its number. Raises DataError."""
     reasons: dict[int, str] = {}
-    for part, (found, _) in enumerate(answers(Try(listing, side), tasks_of(len(listing)), num_workers)):
-        reasons |= found
-        progress("checking images", min((part + 1) * IMAGES_A_TASK, len(listing)), len(listing))
+    tasks = tasks_of(len(listing), side)
+    with closing(answers(Try(listing, side), tasks, num_workers)) as results:
+        for numbers, (found, _) in zip(tasks, results, strict=True):
+            reasons |= found
+            progress("checking images", numbers.stop, len(listing))
     return reasons
 
 

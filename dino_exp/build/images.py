@@ -51,6 +51,15 @@ def build_data(data: AnyDataConfig, how: Preparation | None = None) -> Data:
     return Data(load_digits_split("train"), load_digits_split("val"))
 
 
+def decoding(data: AnyDataConfig) -> dict[str, str]:
+    """What decodes the images, with its versions, for the records of numerics; empty where nothing is decoded."""
+    if not isinstance(data, FilesDataConfig):
+        return {}
+    from dino_exp.data.files.decode import decoder_name
+
+    return {"decoder": decoder_name()}
+
+
 def build_augment(config: Config | RecordedConfig) -> DigitsAugment | DinoAugment:
     """The augmentation that `augment.name` selects, cutting the crops that `data` asks for."""
     values: dict[str, Any] = vars(config.augment) | {

@@ -12,7 +12,8 @@ from support.pictures import listing_of, small_tree
 
 from dino_exp.attempts import preparing
 from dino_exp.attempts.data_files import apart_from_files, with_files, with_files_at, with_files_of_fork
-from dino_exp.build import Preparation, files, preparation
+from dino_exp.attempts.numerics import differences
+from dino_exp.build import Preparation, decoding, files, preparation
 from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import config_from_mapping
 from dino_exp.config.image_sections import FilesDataConfig
@@ -157,6 +158,15 @@ def test_the_first_rank_tells_the_others_that_it_still_works(
     files.build_files(made, how)
     assert ranks.said[-1] is False
     assert set(ranks.said[:-1]) == {True}
+
+
+def test_another_decoder_is_told_and_data_without_one_has_none(images: Path) -> None:
+    now = decoding(on(images).data)
+    assert "Pillow" in now["decoder"]
+    assert differences(now, now) == []
+    assert differences({"decoder": "1 (Pillow 1.0)"}, now) == [f"decoder was 1 (Pillow 1.0), is {now['decoder']}"]
+    assert differences({}, now) == [f"decoder was not recorded, is {now['decoder']}"]
+    assert decoding(config().data) == {}
 
 
 def test_other_data_is_left_as_it_is() -> None:

@@ -121,12 +121,12 @@ def test_a_signal_ends_the_preparation_and_the_lock_is_kept_alive(monkeypatch: p
     beats: list[int] = []
     signals = SimpleNamespace(stop_signal=None)
     attempt: Any = SimpleNamespace(
-        config=config("paths.cache=/caches", "runtime.workers=3"), signals=signals,
+        config=config("paths.cache=/caches", "runtime.workers=3"), signals=signals, record=None,
         lock=SimpleNamespace(beat=lambda: beats.append(1)),
     )  # fmt: skip
     monkeypatch.setattr(preparing, "_BEAT_SECS", 0.0)
     with preparing.preparation(attempt, ONE_RANK) as how:
-        assert (how.cache, how.workers, how.ranks) == (Path("/caches"), 3, ONE_RANK)
+        assert (how.cache, how.workers, how.ranks, how.is_new) == (Path("/caches"), 3, ONE_RANK, True)
         how.progress("decoding images", 1, 2)
         assert beats == [1]
         signals.stop_signal = 15

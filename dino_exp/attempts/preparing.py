@@ -41,7 +41,11 @@ def preparation(attempt: Attempt, ranks: Ranks) -> Iterator[build.Preparation]:
                 last_beat = time.monotonic()
 
         yield build.Preparation(
-            cache=Path(attempt.config.paths.cache), workers=attempt.config.runtime.workers, ranks=ranks, progress=tell
+            cache=Path(attempt.config.paths.cache),
+            workers=attempt.config.runtime.workers,
+            ranks=ranks,
+            progress=tell,
+            is_new=attempt.record is None,
         )
 
 

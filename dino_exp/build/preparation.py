@@ -19,10 +19,11 @@ _STILL_SECS = 5.0  # after which the other ranks hear that the first one still w
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How data is prepared: where caches lie (paths.cache), by how many processes at least, and who hears of it.
+    """How data is prepared: where caches lie (paths.cache), by how many processes (0: all cores), and who hears of it.
 
-    `root_key` is the setting by which a user says where images lie now. Who `looks_only` makes do with what was
-    prepared: no cache is made, and what is unreadable shows when it is read.
+    `root_key` is the setting by which a user says where images lie now. Who `looks_only` writes nothing: what was
+    prepared is used as far as it is there, and nothing is fetched, checked or cached. `is_new` refuses images of
+    another digest than the settings name: nothing else compares them before a run has its record.
     """
 
     cache: Path
@@ -31,6 +32,7 @@ class Preparation:
     progress: Progress = unheard
     root_key: str = "data.root"
     looks_only: bool = False
+    is_new: bool = False
 
 
 def in_turn(how: Preparation, work: Callable[[Progress], T]) -> T:

@@ -219,7 +219,7 @@ def test_whoever_is_stopped_leaves_nothing_behind(listing: Listing, tmp_path: Pa
 BUILD = """
 import os, signal, sys, time
 from pathlib import Path
-from dino_exp.data.files.listing import list_images
+from dino_exp.data.files.listing import current_listing
 from dino_exp.data.files.prepare import prepare
 images, folder, what = sys.argv[1:]
 words = []
@@ -229,7 +229,7 @@ def tell(word, done, total):
     if what == "slow" and done == 16:
         print("began", flush=True)
         time.sleep(1)
-listing = list_images(images)
+listing = current_listing(images)
 prepare(listing, side=24, skip=False, cache=True, folder=Path(folder), num_workers=2 if what == "dies" else 0,
         progress=tell)
 print("words", words)

@@ -12,7 +12,8 @@ from support.pictures import listing_of, small_tree
 
 from dino_exp.attempts import preparing
 from dino_exp.attempts.data_files import apart_from_files, with_files, with_files_at, with_files_of_fork
-from dino_exp.build import Preparation, files, preparation
+from dino_exp.attempts.numerics import differences
+from dino_exp.build import Preparation, decoding, files, preparation
 from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import config_from_mapping
 from dino_exp.config.image_sections import FilesDataConfig
@@ -120,12 +121,12 @@ def test_a_signal_ends_the_preparation_and_the_lock_is_kept_alive(monkeypatch: p
     beats: list[int] = []
     signals = SimpleNamespace(stop_signal=None)
     attempt: Any = SimpleNamespace(
-        config=config("paths.cache=/caches", "runtime.workers=3"), signals=signals,
+        config=config("paths.cache=/caches", "runtime.workers=3"), signals=signals, record=None,
         lock=SimpleNamespace(beat=lambda: beats.append(1)),
     )  # fmt: skip
     monkeypatch.setattr(preparing, "_BEAT_SECS", 0.0)
     with preparing.preparation(attempt, ONE_RANK) as how:
-        assert (how.cache, how.workers, how.ranks) == (Path("/caches"), 3, ONE_RANK)
+        assert (how.cache, how.workers, how.ranks, how.is_new) == (Path("/caches"), 3, ONE_RANK, True)
         how.progress("decoding images", 1, 2)
         assert beats == [1]
         signals.stop_signal = 15
@@ -157,6 +158,15 @@ def test_the_first_rank_tells_the_others_that_it_still_works(
     files.build_files(made, how)
     assert ranks.said[-1] is False
     assert set(ranks.said[:-1]) == {True}
+
+
+def test_another_decoder_is_told_and_data_without_one_has_none(images: Path) -> None:
+    now = decoding(on(images).data)
+    assert "Pillow" in now["decoder"]
+    assert differences(now, now) == []
+    assert differences({"decoder": "1 (Pillow 1.0)"}, now) == [f"decoder was 1 (Pillow 1.0), is {now['decoder']}"]
+    assert differences({}, now) == [f"decoder was not recorded, is {now['decoder']}"]
+    assert decoding(config().data) == {}
 
 
 def test_other_data_is_left_as_it_is() -> None:

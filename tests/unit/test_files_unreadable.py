@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import tracemalloc
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ import pytest
 from support.pictures import encoded, listing_of, picture, small_tree, write
 
 from dino_exp import build
+from dino_exp.build import files
 from dino_exp.config.image_sections import FilesDataConfig
-from dino_exp.data.files import reading
 from dino_exp.data.files import unreadable as module
 from dino_exp.data.files.dataset import FilesDataset
 from dino_exp.data.files.prepare import Prepared, prepare
-from dino_exp.data.files.unreadable import find_unreadable, tasks_of
+from dino_exp.data.files.unreadable import find_unreadable
 from dino_exp.data.loader import BatchStream
-from dino_exp.errors import ConfigError, DataError
+from dino_exp.errors import ConfigError, DataError, RefusedError
 
 JPEG = encoded(picture(0, 90, 90), "JPEG")
 
@@ -127,41 +128,88 @@ def test_a_file_that_changes_meanwhile_is_no_unreadable_image(spoilt: Path) -> N
             find_unreadable(listing, 32, num_workers, lambda *_: None)
 
 
-def test_a_file_too_large_for_memory_is_not_read(spoilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open(spoilt / "a/000.jpg", "wb") as file:  # noqa: PTH123
-        file.truncate(2 * reading.MOST_BYTES)  # of which the disk holds nothing
-    listing = listing_of(spoilt)
-    monkeypatch.setattr("dino_exp.data.files.listing.Listing.read", lambda *_: JPEG)
-    found = find_unreadable(listing, 32, 0, lambda *_: None)
-    assert found == {0: "it has 1.1 GB, expected at most 537 MB: reduce it"}
+def test_what_lies_beside_the_parts_is_left_alone(tmp_path: Path) -> None:
+    root, folder = tmp_path / "images", tmp_path / "cache"
+    for part in ("train", "val"):
+        small_tree(root / part)
+    plain = built(root, folder)
+    for name in ("a.jpg", "test/b.jpg", "zebra.jpg"):
+        write(root / name, b"no image")
+    beside = built(root, folder)
+    cached = built(root, folder, cache=True)
+    skipped = built(root, folder, unreadable="skip", cache=True)
+    for part in ("train", "val"):
+        one, other = getattr(plain, part), getattr(cached, part)
+        assert other.fingerprint() == getattr(beside, part).fingerprint()
+        assert other.canvases is not None
+        assert skipped.train.left_out == ()
+        every = np.arange(len(one))
+        assert (one.images(every).pixels_BCHW == other.images(every).pixels_BCHW).all()
+    write(root / "train/a/bad.jpg", b"no image")
+    skipped = built(root, folder, unreadable="skip", cache=True)
+    assert isinstance(skipped.train, FilesDataset)
+    assert skipped.train.left_out == ("train/a/bad.jpg",)
+    assert (skipped.train.images(np.arange(12)).pixels_BCHW == plain.train.images(np.arange(12)).pixels_BCHW).all()
 
 
-def test_of_a_file_that_grows_no_more_is_read_than_was_listed(spoilt: Path) -> None:
-    listing = listing_of(spoilt)
-    with open(spoilt / "a/003.PNG", "wb") as file:  # noqa: PTH123
-        file.truncate(1 << 29)
-    tracemalloc.start()
-    try:
-        with pytest.raises(DataError, match=r"a/003\.PNG: has 536870912 bytes, and had"):
-            listing.read(1)
-        assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    finally:
-        tracemalloc.stop()
+def test_a_look_uses_a_cache_that_is_there_and_makes_none(spoilt: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+
+    def looked(**changes: Any) -> FilesDataset:
+        how = build.Preparation(cache=folder, looks_only=True)
+        found = build.build_data(settings(spoilt, cache=True, **changes), how)
+        to_make.append(build.cache_to_make(settings(spoilt, cache=True), found))
+        assert isinstance(found.train, FilesDataset)
+        return found.train
+
+    to_make: list[int | None] = []
+    assert looked().canvases is None
+    assert not folder.exists()
+    (expected,) = to_make
+    whole = built(spoilt, folder, cache=True, unreadable="skip")
+    assert isinstance(whole.train, FilesDataset)
+    assert expected == pytest.approx(whole.train.canvases.path.stat().st_size, rel=0.2)  # type: ignore[union-attr]
+    assert looked().canvases is None  # unreadable=refuse: the reader is told of the file
+    (names,) = folder.glob("*/unreadable-32.json")
+    for kept in (True, False):
+        found = looked(unreadable="skip")
+        assert found.canvases is not None
+        assert found.fingerprint() == whole.train.fingerprint()
+        assert to_make[-1] is None
+        assert names.exists() is kept
+        names.unlink(missing_ok=True)
 
 
-def test_want_of_memory_names_the_file(spoilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_large(*_: object) -> None:
-        raise MemoryError
+@pytest.mark.parametrize(("asked", "expected"), [(0, 5), (1, 1), (7, 7)])
+def test_so_many_processes_prepare_as_are_asked_for(
+    spoilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, expected: int
+) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(files.os, "sched_getaffinity", lambda _: range(5))
+    monkeypatch.setattr(files, "prepare", lambda *_, num_workers, **__: counts.append(num_workers) or Prepared())
+    build.build_data(settings(spoilt), build.Preparation(cache=tmp_path, workers=asked))
+    assert counts == [expected]
 
-    monkeypatch.setattr(reading, "decode", too_large)
-    with pytest.raises(DataError, match=r"a/000\.jpg: there is no memory to read and decode it; lower runtime"):
-        built(spoilt, spoilt).train.images(np.arange(1))
+
+def test_a_new_run_is_refused_other_images_than_name_it(spoilt: Path, tmp_path: Path) -> None:
+    digest = listing_of(spoilt).digest
+    how = build.Preparation(cache=tmp_path / "cache", is_new=True)
+    build.build_data(settings(spoilt, digest=digest), how)
+    write(spoilt / "a/new.jpg", JPEG)
+    with pytest.raises(RefusedError, match=r"they have changed meanwhile\. Type the command again .* data\.root="):
+        build.build_data(settings(spoilt, digest=digest), how)
+    build.build_data(settings(spoilt, digest=digest), replace(how, is_new=False))  # compared with the record later
 
 
-def test_tasks_are_smaller_where_images_are_larger() -> None:
-    assert tasks_of(40, 512) == [range(16), range(16, 32), range(32, 40)]
-    assert tasks_of(3, 2048) == [range(1), range(1, 2), range(2, 3)]
-    assert tasks_of(3, 100_000) == tasks_of(3, 2048)
+def test_names_of_classes_are_digested_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = small_tree(tmp_path / "images")
+    (root / "a").rename(root / "é")
+    first = built(root, tmp_path / "cache").train
+    monkeypatch.setattr(os, "fsdecode", lambda path: os.fspath(path).decode("ascii", "surrogateescape"))
+    second = built(root, tmp_path / "cache").train
+    assert isinstance(first, FilesDataset)
+    assert first.classes == ("b", "c", "é")
+    assert second.fingerprint() == first.fingerprint()
 
 
 @pytest.mark.parametrize("first", ["cache", "list"])

@@ -77,8 +77,8 @@ class _Member:
         except (EOFError, OSError) as problem:
             self.process.join(_JOIN_SECS)
             raise DataError(
-                f"a process that decodes images ended with code {self.process.exitcode}; where memory is short, lower "
-                "runtime.workers. The same command goes on"
+                f"a process that decodes images ended with code {self.process.exitcode}; where memory is short, let "
+                "fewer do it: runtime.workers=1. The same command begins that work again"
             ) from problem
         raise DataError(error)
 

@@ -23,7 +23,10 @@ from dino_exp.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FilesDataset:
-    """One part of a listing. `left_out` are the paths of the unreadable images that both parts do without."""
+    """One part of a listing. `left_out` are the paths of the unreadable images that both parts do without.
+
+    `cached_N` are the numbers, ascending, of the images that `canvases` holds; None: it holds all of the listing.
+    """
 
     name: str
     listing: Listing
@@ -33,6 +36,7 @@ class FilesDataset:
     decode_size: int
     left_out: tuple[str, ...] = ()
     canvases: Canvases | None = None
+    cached_N: NDArray[np.int64] | None = None
 
     @property
     def version(self) -> str:
@@ -70,7 +74,9 @@ class FilesDataset:
 
     def _pixels(self, number: int) -> Pixels:
         if self.canvases is not None:
-            return self.canvases.pixels(number)
+            return self.canvases.pixels(
+                number if self.cached_N is None else int(np.searchsorted(self.cached_N, number))
+            )
         try:
             return read_pixels(self.listing, number, self.decode_size)
         except UnreadableImageError as problem:

@@ -69,10 +69,19 @@ def prepare(
     return prepared
 
 
-def known_unreadable(listing: Listing, *, side: int, folder: Path) -> dict[int, str]:
-    """The unreadable images as far as a check has found them; nothing is read or made."""
+def prepared_so_far(listing: Listing, *, side: int, skip: bool, cache: bool, folder: Path) -> Prepared:
+    """What `prepare` would find below `folder`, as far as it is there. Nothing is written, made or waited for."""
     found = _Preparing(listing, side, _place_of(listing, folder), 0, unheard)
-    return load_unreadable(found.list_path, listing, found.decoder) or {}
+    canvases = None
+    if cache:
+        with contextlib.suppress(OSError, DamagedFileError):
+            canvases = open_canvases(found.cache_path, found.made)
+    left_out = load_unreadable(found.list_path, listing, found.decoder) if skip else {}
+    if canvases is not None and not skip and canvases.missing():
+        canvases = None  # made where they were to be skipped: who reads such an image is told why it is not there
+    if left_out is None:
+        left_out = dict.fromkeys([] if canvases is None else canvases.missing(), "it could not be decoded")
+    return Prepared(left_out, canvases)
 
 
 def _place_of(listing: Listing, folder: Path) -> Path:
@@ -87,6 +96,7 @@ class _Preparing:
         self.decoder = decoder_name()
         self.list_path = place / f"unreadable-{side}.json"
         self.cache_path = place / f"canvases-{side}.bin"
+        self.made = Made(listing=listing.digest, num_images=len(listing), decode_size=side, decoder=self.decoder)
 
     def check(self) -> dict[int, str]:
         """The unreadable images: remembered, or found now."""
@@ -98,9 +108,7 @@ class _Preparing:
 
     def with_cache(self, skip: bool) -> Prepared:
         """The cache: the one that is there, or made now; making it also finds what is unreadable."""
-        made = Made(
-            listing=self.listing.digest, num_images=len(self.listing), decode_size=self.side, decoder=self.decoder
-        )
+        made = self.made
         remembered = load_unreadable(self.list_path, self.listing, self.decoder)
         reasons = dict(remembered or {})
         canvases = self._opened(made)

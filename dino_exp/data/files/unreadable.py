@@ -12,8 +12,9 @@ from typing import Any
 from dino_exp.data.files.crew import answers
 from dino_exp.data.files.decode import UnreadableImageError
 from dino_exp.data.files.listing import Listing, Progress, shown
+from dino_exp.data.files.placing import ELSEWHERE, placed
 from dino_exp.data.files.reading import read_pixels
-from dino_exp.fsio import DamagedFileError, read_json_bounded, write_atomic
+from dino_exp.fsio import DamagedFileError, read_json_bounded
 
 log = logging.getLogger("dino_exp")
 
@@ -47,25 +48,30 @@ def tasks_of(num_images: int, side: int) -> list[range]:
     return [range(start, min(start + step, num_images)) for start in range(0, num_images, step)]
 
 
-def find_unreadable(listing: Listing, side: int, num_workers: int, progress: Progress) -> dict[int, str]:
-    """Why each image that cannot be decoded cannot, by its number. Raises DataError."""
+def find_unreadable(
+    listing: Listing, side: int, num_workers: int, progress: Progress, numbers: list[int] | None = None
+) -> dict[int, str]:
+    """Why each image that cannot be decoded cannot, by its number, of all or of some. Raises DataError."""
     reasons: dict[int, str] = {}
-    tasks = tasks_of(len(listing), side)
+    tasks = tasks_of(len(listing), side) if numbers is None else [range(number, number + 1) for number in numbers]
+    done, total = 0, len(listing) if numbers is None else len(numbers)
     with closing(answers(Try(listing, side), tasks, num_workers)) as results:
-        for numbers, (found, _) in zip(tasks, results, strict=True):
+        for task, (found, _) in zip(tasks, results, strict=True):
             reasons |= found
-            progress("checking images", numbers.stop, len(listing))
+            done += len(task)
+            progress("checking images", done, total)
     return reasons
 
 
 def save_unreadable(path: Path, listing: Listing, decoder: str, reasons: dict[int, str]) -> None:
-    """Remember them, durably. Raises OSError."""
+    """Remember them, durably. Raises UnwrittenError."""
     found = [
         {"number": number, "path": shown(listing.path(number)), "reason": reason}
         for number, reason in sorted(reasons.items())
     ]
     record = {"format_version": FORMAT, "listing": listing.digest, "decoder": decoder, "unreadable": found}
-    write_atomic(path, json.dumps(record, indent=1) + "\n")
+    with placed(path, ELSEWHERE) as file:
+        file.write((json.dumps(record, indent=1) + "\n").encode())
 
 
 def load_unreadable(path: Path, listing: Listing, decoder: str) -> dict[int, str] | None:

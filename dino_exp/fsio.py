@@ -107,11 +107,6 @@ class ReadHandle(_Handle):
             with contextlib.suppress(OSError):
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
 
-    def identity(self) -> tuple[int, int, int]:
-        """Device, number and size: what no other file has while this one is open."""
-        status = os.fstat(self._fd)
-        return status.st_dev, status.st_ino, status.st_size
-
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Fill `buffer` from `offset`; return the number of bytes read, fewer only at the file's end."""
         done = 0

@@ -63,12 +63,14 @@ def head_digest(head: bytes, index_N: NDArray[Any]) -> bytes:
 class Canvases:
     """An opened cache. What becomes of the name of its file, or is put in its place, changes nothing here.
 
-    It survives pickling: the file is opened anew where it is first read, and must be the one that was checked.
+    It survives pickling: the file is opened anew where it is first read, and must have the same head and index, and so
+    the same pixels.
     """
 
-    def __init__(self, path: Path, index_N: NDArray[Any], file: ReadHandle) -> None:
-        self.path, self.index_N, self._identity = path, index_N, file.identity()
-        self._file: ReadHandle | None = None
+    def __init__(self, path: Path, made: Made, index_N: NDArray[Any], file: ReadHandle) -> None:
+        self.path, self.index_N = path, index_N
+        self._before_digest, self._digest = len(made.head()) + index_N.nbytes, head_digest(made.head(), index_N)
+        self._file: ReadHandle | None = file
         self._keep(file)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -84,19 +86,17 @@ class Canvases:
         entry = self.index_N[number]
         height, width = int(entry["height"]), int(entry["width"])
         pixels = np.empty(3 * height * width, np.uint8)
-        found = self._read(number, int(entry["offset"]), pixels.data)
+        file, what = self._file or self._open(), f"the pixels of image {number}"
+        found = self._read(file, what, int(entry["offset"]), pixels.data)
         if not found or found < pixels.size or xxhash.xxh3_64_intdigest(pixels.data) != int(entry["xxh3"]):
-            raise DataError(f"{self.path}: the pixels of image {number} are damaged; {_AGAIN}")
+            raise DataError(f"{self.path}: {what} are damaged; {_AGAIN}")
         return pixels.reshape(3, height, width)
 
-    def _read(self, number: int, offset: int, buffer: memoryview) -> int:
-        file = self._file or self._open()
+    def _read(self, file: ReadHandle, what: str, offset: int, buffer: memoryview) -> int:
         try:
             return file.read_into(offset, buffer)
         except OSError as problem:
-            raise DataError(
-                f"{self.path}: the pixels of image {number} cannot be read ({problem.strerror}); {_AGAIN}"
-            ) from problem
+            raise DataError(f"{self.path}: {what} cannot be read ({problem.strerror}); {_AGAIN}") from problem
 
     def _open(self) -> ReadHandle:
         try:
@@ -107,26 +107,27 @@ class Canvases:
                 f"{self.path}: the cache was there at the start, and cannot be opened now ({why}); start again, and it "
                 "is made again where it is gone"
             ) from problem
-        if file.identity() != self._identity:
-            file.close()
+        self._keep(file)
+        digest = bytearray(DIGEST_BYTES)
+        self._read(file, "head and index", self._before_digest, memoryview(digest))
+        if digest != self._digest:
             raise DataError(
                 f"{self.path}: another file than at the start: somebody made the cache anew meanwhile. Start again "
                 "when that is over"
             )
-        return self._keep(file)
-
-    def _keep(self, file: ReadHandle) -> ReadHandle:
-        file.expect_parts()  # images come in random order
-        weakref.finalize(self, file.close)
         self._file = file
         return file
+
+    def _keep(self, file: ReadHandle) -> None:
+        weakref.finalize(self, file.close)
+        file.expect_parts()  # images come in random order
 
 
 def open_canvases(path: Path, made: Made) -> Canvases:
     """The cache that lies at `path`. Raises FileNotFoundError; DamagedFileError for one of another kind, or damaged."""
     file = LOCAL.open_read(path)
     try:
-        return Canvases(path, _checked_index(file, path, made), file)
+        return Canvases(path, made, _checked_index(file, path, made), file)
     except BaseException:
         file.close()
         raise

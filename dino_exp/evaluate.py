@@ -71,6 +71,7 @@ def _evaluate(config: EvaluateConfig) -> float | None:
     started, made_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
 
     from dino_exp.attempts.numerics import apply_numerics
+    from dino_exp.build import decoding
     from dino_exp.examination.kinds import examine
     from dino_exp.examination.place import Place
     from dino_exp.examination.subject import Subject, recorded_numerics, recorded_settings
@@ -86,6 +87,7 @@ def _evaluate(config: EvaluateConfig) -> float | None:
         _warn_of_other_data(subject)
         found = examine(subject, config.evaluation)
     secs = time.monotonic() - started
+    numerics |= decoding(subject.recorded.data)
     written = write_results(folder, config, subject, found, numerics, made_at=made_at, secs=secs)
     _tell(subject, config, found, written)
     return next(iter(found.metrics.values()), None)

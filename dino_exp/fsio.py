@@ -101,6 +101,12 @@ class ReadHandle(_Handle):
             with contextlib.suppress(OSError):  # a hint: what cannot be read tells so when it is read
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_WILLNEED)
 
+    def expect_parts(self) -> None:
+        """Tell the system that parts of the file will be read, in any order, so that it reads nothing ahead."""
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Fill `buffer` from `offset`; return the number of bytes read, fewer only at the file's end."""
         done = 0

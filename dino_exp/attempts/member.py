@@ -57,7 +57,7 @@ def train_along(
     gc.disable()
     place = ranks.place
     device, _ = apply_numerics(config.runtime, recorded_numerics, place)
-    data = build.build_data(config.data, preparation_along(config, ranks))
+    data = build.build_data(config.data, preparation_along(config, ranks, flags))
     fingerprint = data.train.fingerprint()
     if ranks.from_first(fingerprint) != fingerprint:
         raise RefusedError(

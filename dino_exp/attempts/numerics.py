@@ -1,4 +1,4 @@
-"""What may change the last bits of a training: device, threads, determinism, versions.
+"""What may change the last bits of a training: device, threads, determinism, versions; also of what decodes its images.
 
 The values of a run's first attempt are recorded in `run.json`; each later attempt is compared with them.
 """
@@ -90,7 +90,8 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     """Why bits may differ from here on, one sentence a value; empty when nothing changed."""
     switches = dict.fromkeys(SWITCHES, False)
     was, now = switches | dict(recorded), switches | dict(now)
-    found = [f"{name} was {was.get(name)}, is {value}" for name, value in now.items() if was.get(name) != value]
+    changed = [name for name, value in now.items() if was.get(name) != value]
+    found = [f"{name} was {was.get(name, 'not recorded')}, is {now[name]}" for name in changed]
     return [
         f"{text} (every step still sees the same images)" if text.startswith("world_size") else text for text in found
     ]

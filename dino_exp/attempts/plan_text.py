@@ -100,6 +100,9 @@ def _time(found: Forecast) -> Rows:
         how = "by their operations" if found.evaluation_secs is None else "as one took"
         secs = secs_text(evaluation_secs(found))
         rows.append(("evaluations", f"{len(found.evaluations)} of about {secs}, {how}"))
+    if found.cache is not None:
+        about = f"about {size_text(found.cache.num_bytes)}"
+        rows.insert(0, ("the cache", f"is made first, {about}, of all images; the steps below had none"))
     rows.append(("to the stop", f"about {duration_text(secs_to(found, plan.stop_step))}"))
     if plan.stop_step < plan.horizon_steps:
         rows.append(("to the horizon", f"about {duration_text(secs_to(found, plan.horizon_steps))}"))
@@ -136,6 +139,11 @@ def warnings(found: Forecast) -> Iterator[str]:
         yield (
             f"disk: checkpoints may take {size_text(here.needed_bytes)} more, and {size_text(here.free_bytes)} are "
             "free; lower checkpoint.keep.last, or set checkpoint.keep.thin=teacher or another paths.outputs"
+        )
+    if found.cache is not None and found.cache.num_bytes > found.cache.free_bytes:
+        yield (
+            f"disk: the cache takes about {size_text(found.cache.num_bytes)}, and {size_text(found.cache.free_bytes)} "
+            "are free there; paths.cache=<folder>, data.cache=false, or a smaller data.decode_size"
         )
     if found.pace is not None and found.secs_left is not None:
         needed = secs_to(found, found.plan.stop_step)

@@ -88,10 +88,19 @@ class Checkpoints:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheToMake:
+    """A cache of decoded images that is not there yet: about how large, and what its disk has."""
+
+    num_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Forecast:
     """All that a plan says.
 
     `pace` is None where nothing was measured, and `unmeasured` says why; `evaluation_secs` also where it took too long.
+    With a `cache` to make, the pace is that of decoding.
     """
 
     device: torch.device
@@ -114,6 +123,7 @@ class Forecast:
     evaluation_flops: int
     checkpoints: Checkpoints
     secs_left: float | None
+    cache: CacheToMake | None = None
 
     @property
     def device_need(self) -> int:
@@ -126,7 +136,7 @@ def forecast(target: Target, clock: Callable[[], float] = time.perf_counter) -> 
     config, record = target.config, target.record
     device, numerics = apply_numerics(config.runtime, record.numerics if record else {})
     # A plan writes nothing: a cache that is there is used, and none is made.
-    how = build.Preparation(cache=Path(config.paths.cache), looks_only=True)
+    how = build.Preparation(cache=Path(config.paths.cache), looks_only=True, is_new=record is None)
     data = build.build_data(config.data, how)
     plan = build.build_plan(config, len(data.train))
     dims, parameters = build.build_dimensions(config, data.train.channels), _parameters(config, data.train.channels)
@@ -179,7 +189,15 @@ def forecast(target: Target, clock: Callable[[], float] = time.perf_counter) -> 
         evaluation_flops=_evaluation_flops(dims, data),
         checkpoints=_checkpoints(target, span, None if pace is None else pace.secs_per_step, state_bytes, parameters),
         secs_left=None if end is None else end - time.time(),
+        cache=_cache(config, data),
     )
+
+
+def _cache(config: Config, data: Data) -> CacheToMake | None:
+    num_bytes = build.cache_to_make(config.data, data)
+    if num_bytes is None:
+        return None
+    return CacheToMake(num_bytes=num_bytes, free_bytes=LOCAL.free_bytes(_existing(Path(config.paths.cache))))
 
 
 def _parameters(config: Config, channels: int) -> Parameters:

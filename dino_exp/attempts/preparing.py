@@ -13,6 +13,7 @@ from dino_exp.config.schema import Config
 from dino_exp.dist.ranks import Ranks
 from dino_exp.errors import DinoExpError
 from dino_exp.loggers.bar import WorkBar
+from dino_exp.runs.signals import SignalFlags
 
 _BEAT_SECS = 10.0
 
@@ -41,10 +42,19 @@ def preparation(attempt: Attempt, ranks: Ranks) -> Iterator[build.Preparation]:
                 last_beat = time.monotonic()
 
         yield build.Preparation(
-            cache=Path(attempt.config.paths.cache), workers=attempt.config.runtime.workers, ranks=ranks, progress=tell
+            cache=Path(attempt.config.paths.cache),
+            workers=attempt.config.runtime.workers,
+            ranks=ranks,
+            progress=tell,
+            is_new=attempt.record is None,
         )
 
 
-def preparation_along(config: Config, ranks: Ranks) -> build.Preparation:
-    """The same for a rank that is not the first: what rank 0 has done is found."""
-    return build.Preparation(cache=Path(config.paths.cache), workers=config.runtime.workers, ranks=ranks)
+def preparation_along(config: Config, ranks: Ranks, flags: SignalFlags) -> build.Preparation:
+    """The same for a rank that is not the first: what rank 0 has done is found, or done again on a host of its own."""
+
+    def tell(_word: str, _done: int, _total: int | None) -> None:
+        if flags.stop_signal is not None:
+            raise StoppedPreparingError(flags.stop_signal)
+
+    return build.Preparation(cache=Path(config.paths.cache), workers=config.runtime.workers, ranks=ranks, progress=tell)

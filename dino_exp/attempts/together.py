@@ -5,10 +5,12 @@ torchrun starts them all with the same command. Before anything is decided they 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import config_from_mapping
 from dino_exp.config.compose import touched_keys
 from dino_exp.config.schema import Config
-from dino_exp.dist.council import OtherRankError
+from dino_exp.dist.council import LostRankError, OtherRankError
 from dino_exp.dist.place import Place
 from dino_exp.dist.ranks import ManyRanks, joined
 from dino_exp.errors import DinoExpError, RefusedError
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dino_exp")
 
 _DECISION = "decision"
+_PULSE_SECS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +77,9 @@ def run_together(place: Place, find_target: Callable[[], Target], command: Comma
         compare_commands(ranks, config, command)
         if not place.is_first:
             with SignalFlags() as signals:
-                return follow(ranks, config, signals)
-        code = run_attempt(find_target, command, console, ranks)
+                return follow(ranks, signals)
+        with signs_until_decided(ranks):
+            code = run_attempt(find_target, command, console, ranks)
         if not ranks.council.has(_DECISION):
             ranks.council.post(_DECISION, Leave(exit_code=code))
         return code
@@ -110,11 +114,33 @@ def tell_to_train(attempt: Attempt, ranks: ManyRanks) -> None:
     ranks.council.post(_DECISION, decision)
 
 
-def follow(ranks: ManyRanks, asked: Config, signals: SignalFlags) -> int:
-    """Do as rank 0 decides; the exit code. An error that another rank has is told there, and not here once more."""
-    patience_secs = ranks.council.timeout_secs + asked.runtime.lock_wait_secs
+@contextlib.contextmanager
+def signs_until_decided(ranks: ManyRanks) -> Iterator[None]:
+    """Signs of life of rank 0, for as long as it looks through the images and waits for the run's lock.
+
+    By a thread, because what it waits for does not come back meanwhile; no longer, or a training that hangs would seem
+    to live.
+    """
+    connection, over = ranks.connect(), threading.Event()
+
+    def give() -> None:
+        with contextlib.suppress(LostRankError):
+            while not over.wait(min(_PULSE_SECS, connection.timeout_secs / 8)) and not connection.has(_DECISION):
+                connection.give_sign()
+
+    thread = threading.Thread(target=give, name="signs of life", daemon=True)
+    thread.start()
     try:
-        decision: Train | Leave = ranks.council.take(_DECISION, of=0, secs=patience_secs)
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def follow(ranks: ManyRanks, signals: SignalFlags) -> int:
+    """Do as rank 0 decides; the exit code. An error that another rank has is told there, and not here once more."""
+    try:
+        decision: Train | Leave = ranks.council.take(_DECISION, of=0)
         if isinstance(decision, Leave):
             return decision.exit_code
         with logging_to(RunPaths(Path(decision.directory)).log(ranks.place.rank), None):

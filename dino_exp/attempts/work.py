@@ -79,6 +79,7 @@ class Work:
         """Build, restore, train to the stop, and print how it went."""
         recorded, ranks = self.attempt.record, self.ranks
         self.device, numerics = apply_numerics(self.config.runtime, recorded.numerics if recorded else {}, ranks.place)
+        numerics |= build.decoding(self.config.data)
         with preparation(self.attempt, ranks) as how:
             self.data = build.build_data(self.config.data, how)
         self.attempt.lock.beat()

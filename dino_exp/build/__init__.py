@@ -5,7 +5,15 @@ or a command line gives.
 """
 
 from dino_exp.build.checkpoints import build_keep_policy, build_manager, build_member, build_save_policy
-from dino_exp.build.images import Data, build_augment, build_batches, build_data, build_prefetch
+from dino_exp.build.images import (
+    Data,
+    build_augment,
+    build_batches,
+    build_data,
+    build_prefetch,
+    cache_to_make,
+    decoding,
+)
 from dino_exp.build.learning import (
     build_dimensions,
     build_evaluator,
@@ -42,6 +50,8 @@ __all__ = [
     "build_schedules",
     "build_state",
     "build_student",
+    "cache_to_make",
+    "decoding",
     "parallel_name",
     "peak_lr",
     "prepare_layers",

@@ -22,6 +22,8 @@ def build_cifar(data: CifarDataConfig, how: Preparation) -> tuple[ArrayDataset, 
     if data.root is None:
         raise ConfigError(f"{how.root_key} is null: where is {data.name}? Give {how.root_key}=<folder>")
     cifar, root = COLLECTIONS[data.name], Path(data.root)
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"{how.root_key}={root}: is no folder; expected the one that holds {cifar.title}, or will")
 
     def fetch(progress: Progress) -> None:
         def tell(done: int, num_bytes: int) -> None:

@@ -51,6 +51,26 @@ def build_data(data: AnyDataConfig, how: Preparation | None = None) -> Data:
     return Data(load_digits_split("train"), load_digits_split("val"))
 
 
+def cache_to_make(settings: AnyDataConfig, data: Data) -> int | None:
+    """About how many bytes the cache takes that a training begins with; None where it finds one, or wants none."""
+    if not isinstance(settings, FilesDataConfig) or not settings.cache:
+        return None
+    from dino_exp.data.files.cache_build import estimated_bytes
+    from dino_exp.data.files.dataset import FilesDataset
+
+    assert isinstance(data.train, FilesDataset)
+    return estimated_bytes(data.train.listing, settings.decode_size) if data.train.canvases is None else None
+
+
+def decoding(data: AnyDataConfig) -> dict[str, str]:
+    """What decodes the images, with its versions, for the records of numerics; empty where nothing is decoded."""
+    if not isinstance(data, FilesDataConfig):
+        return {}
+    from dino_exp.data.files.decode import decoder_name
+
+    return {"decoder": decoder_name()}
+
+
 def build_augment(config: Config | RecordedConfig) -> DigitsAugment | DinoAugment:
     """The augmentation that `augment.name` selects, cutting the crops that `data` asks for."""
     values: dict[str, Any] = vars(config.augment) | {

@@ -25,7 +25,7 @@ Tell = Callable[[int, int], None]
 
 SILENCE_SECS = 30.0  # for which a server may say nothing
 _ABANDONED_SECS = 3600.0  # a download that has not grown for so long has nobody any more
-_AT_ONCE = 1 << 20
+_AT_ONCE = 1 << 16
 
 
 def download(
@@ -77,7 +77,7 @@ def _receive(address: str, out: WriteHandle, *, most_bytes: int, tell: Tell, sil
             num_bytes = int(said) if said is not None and said.isdecimal() else 0
         while True:
             with _reasons(address):
-                part: bytes = answer.read(_AT_ONCE)
+                part: bytes = answer.read1(_AT_ONCE)  # what has come: who listens hears of a slow server too
             if not part:
                 break
             done += len(part)

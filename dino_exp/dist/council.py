@@ -22,6 +22,7 @@ from dino_exp.processes import ProcessId
 
 _SHORTEST_SECS, _LONGEST_SECS = 0.001, 0.05  # between two looks
 _ALIVE_SECS = 0.5  # between two looks at the process that is waited for
+_SIGN_SECS = 5.0  # between two signs of life at least
 
 
 class Store(Protocol):
@@ -74,7 +75,8 @@ class Verdict:
 class Council:
     """One rank's end of the talk. `connect` opens one more for another thread: a connection serves one wait at a time.
 
-    Whoever waits hears at once of a process of this host that has ended, of another one after `timeout_secs`.
+    Whoever waits hears at once of a process of this host that has ended, of another one after `timeout_secs` without a
+    sign of life.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Council:
         self._stopped = threading.Event()  # shared by all connections of this rank
         self._why = ""
         self._parent: Council | None = None
+        self._next_sign = 0.0
         self.heeds_failures = True
 
     def connect(self, store: Store) -> Council:
@@ -123,14 +126,37 @@ class Council:
         except RuntimeError as problem:
             raise self._gone(problem) from problem
 
-    def take(self, key: str, *, of: int, secs: float | None = None) -> Any:
-        """What rank `of` says under a key: waits for at most `secs`, or the time-out. Raises LostRankError."""
-        return self._wait(key, of, self.timeout_secs if secs is None else secs)
+    def take(
+        self, key: str, *, of: int, secs: float | None = None, meanwhile: Callable[[], None] | None = None
+    ) -> Any:
+        """What rank `of` says under a key: waits for at most `secs`, or the time-out, since its last sign of life.
 
-    def gather(self, topic: str, value: Any) -> list[Any]:
+        `meanwhile` is called now and then, and may raise. Raises LostRankError.
+        """
+        return self._wait(key, of, self.timeout_secs if secs is None else secs, meanwhile)
+
+    def give_sign(self) -> None:
+        """Let whoever waits for this rank wait on: it still works. Call it often; a sign is given every few seconds.
+
+        Raises OtherRankError where another rank has failed meanwhile, LostRankError.
+        """
+        now = self._clock()
+        if now < self._next_sign:
+            return
+        self._next_sign = now + min(_SIGN_SECS, self.timeout_secs / 4)
+        self.post(_sign_of(self.place.rank), now)
+        for rank in range(self.place.size):
+            if rank != self.place.rank:
+                self._heed_failure(rank)
+
+    def gather(self, topic: str, value: Any, *, meanwhile: Callable[[], None] | None = None) -> list[Any]:
         """What each rank says of a topic, in their order. Raises LostRankError."""
         self.post(f"{topic}/{self.place.rank}", value)
-        others = {rank: self.take(f"{topic}/{rank}", of=rank) for rank in range(self.place.size) if rank != self.place.rank}
+        others = {
+            rank: self.take(f"{topic}/{rank}", of=rank, meanwhile=meanwhile)
+            for rank in range(self.place.size)
+            if rank != self.place.rank
+        }
         return [value if rank == self.place.rank else others[rank] for rank in range(self.place.size)]
 
     def from_first(self, topic: str, value: Any = None, *, secs: float | None = None) -> Any:
@@ -188,17 +214,24 @@ class Council:
             return verdict
         return pickle.loads(fixed)  # type: ignore[no-any-return]  # noqa: S301 (from a rank of this job)
 
-    def _wait(self, key: str, rank: int, secs: float) -> Any:
-        end, pause, next_look = self._clock() + secs, _SHORTEST_SECS, self._clock() + _ALIVE_SECS
+    def _wait(self, key: str, rank: int, secs: float, meanwhile: Callable[[], None] | None) -> Any:
+        between_looks = min(_ALIVE_SECS, secs / 8)
+        end, pause, next_look = self._clock() + secs, _SHORTEST_SECS, self._clock() + between_looks
+        signs: list[Any] = []
         while not self.has(key):
             now = self._clock()
             if self._stopped.is_set():
                 raise LostRankError((self._parent or self)._why)
             if now > next_look:
-                next_look = now + _ALIVE_SECS
+                next_look = now + between_looks
                 self._heed_failure(rank)
                 if self._is_gone(rank) and not self.has(key):
                     raise LostRankError(f"{self._name(rank)} has ended")
+                signs = [*signs[-1:], self._last_sign(rank)]
+                if signs[0] != signs[-1]:
+                    end = now + secs
+                if meanwhile is not None:
+                    meanwhile()
             if now > end:
                 raise LostRankError(f"{self._name(rank)} did not answer within {secs:g} s (runtime.timeout_secs)")
             self._sleep(pause)
@@ -207,6 +240,10 @@ class Council:
             return pickle.loads(self._store.get(key))  # noqa: S301 (from a rank of this job)
         except RuntimeError as problem:
             raise self._gone(problem) from problem
+
+    def _last_sign(self, rank: int) -> bytes | None:
+        key = _sign_of(rank)
+        return self._store.get(key) if self.has(key) else None
 
     def _heed_failure(self, rank: int) -> None:
         if self.heeds_failures and self.has(_failure_of(rank)):
@@ -226,6 +263,10 @@ class Council:
 
 
 _VERDICT = "failure/verdict"
+
+
+def _sign_of(rank: int) -> str:
+    return f"sign/{rank}"
 
 
 def _failure_of(rank: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
@@ -45,6 +45,12 @@ class Ranks(Protocol):
     def from_first(self, value: T) -> T:
         """What rank 0 gives."""
 
+    def in_turn(self, work: Callable[[Callable[[], None]], T], meanwhile: Callable[[], None]) -> T:
+        """What `work` gives here: rank 0 does it first, then the others, and nobody goes on before all are done.
+
+        `work` calls what it is given now and then, as a sign of life; whoever waits calls `meanwhile`, which may raise.
+        """
+
     def all_well(self, error: Exception | None) -> None:
         """Raise `error` here, and an OtherRankError on the other ranks, if any rank has one."""
 
@@ -80,6 +86,10 @@ class OneRank:
     def from_first(self, value: T) -> T:
         """The value itself."""
         return value
+
+    def in_turn(self, work: Callable[[Callable[[], None]], T], meanwhile: Callable[[], None]) -> T:  # noqa: ARG002
+        """Nobody waits."""
+        return work(lambda: None)
 
     def all_well(self, error: Exception | None) -> None:
         """Raise the error, if there is one."""
@@ -135,6 +145,19 @@ class ManyRanks:
         """What rank 0 gives. Raises LostRankError, OtherRankError."""
         self._num_talks += 1
         return self.council.from_first(f"talk/{self._num_talks}", value)  # type: ignore[no-any-return]
+
+    def in_turn(self, work: Callable[[Callable[[], None]], T], meanwhile: Callable[[], None]) -> T:
+        """What `work` gives here: rank 0 does it first, then the others, and nobody goes on before all are done.
+
+        However long it takes: others wait as long as there are signs of life. Raises LostRankError, OtherRankError.
+        """
+        self._num_talks += 1
+        topic = f"turn/{self._num_talks}"
+        if not self.place.is_first:
+            self.council.take(f"{topic}/0", of=0, meanwhile=meanwhile)
+        done = work(self.council.give_sign)
+        self.council.gather(topic, None, meanwhile=meanwhile)
+        return done
 
     def all_well(self, error: Exception | None) -> None:
         """Raise `error` here, and an OtherRankError on the other ranks, if any rank has one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from support.pictures import encoded, picture, small_tree, write
 from support.runs import Lab, assert_same_end, record, rows
 
 from dino_exp.attempts.reproduction import Span, compare_replay, prepare_copy, what_images_need
+from dino_exp.data.files.decode import decoder_name
 from dino_exp.runs.layout import RunPaths
-from dino_exp.runs.record import load_record
+from dino_exp.runs.record import load_record, save_record
 
 TINY = (
     "data=folder", "augment=dino", "data.image_size=16", "data.local_size=8", "data.patch_size=8",
@@ -42,8 +44,13 @@ def test_a_run_is_named_by_its_images_and_not_by_their_place(lab: Lab, images: P
     assert data_of(run)["digest"].startswith("sha256:")  # type: ignore[attr-defined]
     assert {"root", "cache"}.isdisjoint(data_of(run))
     shutil.copytree(images, lab.directory / "copy")
+    begun, decoder = load_record(run / "run.json"), decoder_name()
+    assert begun is not None
+    assert begun.numerics["decoder"] == decoder
+    save_record(run / "run.json", replace(begun, numerics={**begun.numerics, "decoder": "1 (Pillow 1.0)"}))
     assert "Attempt 2" in lab.train("data.root=copy", "data.cache=true", "train.stop_after_steps=2")
     assert lab.runs() == [run]
+    assert record(run)["attempts"][-1]["why_not_exact"] == [f"decoder was 1 (Pillow 1.0), is {decoder}"]
     write(images / "a/new.jpg", encoded(picture(99), "JPEG"))
     lab.train("train.stop_after_steps=1")
     assert len(lab.runs()) == 2

@@ -56,6 +56,7 @@ def test_a_plan_for_images_in_files_makes_no_cache(lab: Lab) -> None:
     )  # fmt: skip
     assert not lab.outputs.exists()
     assert "images a second" in fact(printed, "speed")
+    assert fact(printed, "the cache").startswith("is made first, about ")
 
 
 @pytest.mark.slow

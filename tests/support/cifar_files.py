@@ -8,7 +8,7 @@ import hashlib
 import io
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -68,8 +68,18 @@ def write_archive(cifar: Cifar, root: Path, files: dict[str, bytes] | None = Non
 
 
 @contextlib.contextmanager
-def server(data: bytes, *, status: int = 200, cut_at: int | None = None, says_length: bool = True) -> Iterator[Any]:
-    """Answers every request with `data`; ends the connection after `cut_at` bytes. Has `address` and `asked`."""
+def server(
+    data: bytes,
+    *,
+    status: int = 200,
+    cut_at: int | None = None,
+    says_length: bool = True,
+    pause: Callable[[], object] = bool,
+) -> Iterator[Any]:
+    """Answers every request with `data`, after `pause` in its middle; ends the connection after `cut_at` bytes.
+
+    Has `address` and `asked`.
+    """
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -79,7 +89,9 @@ def server(data: bytes, *, status: int = 200, cut_at: int | None = None, says_le
             if says_length:
                 self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data[:cut_at])
+            self.wfile.write(data[:cut_at][: len(data) // 2])
+            pause()
+            self.wfile.write(data[:cut_at][len(data) // 2 :])
             self.close_connection = True
 
         def log_message(self, *_: object) -> None: ...

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dino_exp.data.files.listing import Listing, list_images
+from dino_exp.data.files import listing as module
+from dino_exp.data.files.listing import Listing, current_listing
 
 
 def picture(seed: int = 0, width: int = 24, height: int = 16, mode: str = "RGB") -> Image.Image:
@@ -43,4 +44,6 @@ def small_tree(root: Path, num: int = 12, classes: str = "abc") -> Path:
 
 
 def listing_of(root: Path) -> Listing:
-    return list_images(str(root))
+    """Walked anew, whatever this process has seen."""
+    module._last.clear()
+    return current_listing(str(root))

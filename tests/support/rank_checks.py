@@ -307,15 +307,16 @@ def fetched_together(address: str, root: str) -> int:
     """The fingerprint that each rank sees of a data set that lies on a server at first."""
     from test_data_fetching import published_at
 
-    from dino_exp.build import Preparation, build_data, preparation
+    from dino_exp.build import Preparation, build_data
     from dino_exp.build import cifar as build_cifar
     from dino_exp.config.check import config_from_mapping
     from dino_exp.config.compose import compose
+    from dino_exp.dist import council
     from dino_exp.dist.place import place_of
     from dino_exp.dist.ranks import joined
 
     build_cifar.COLLECTIONS["cifar10"] = published_at(address)
-    preparation._STILL_SECS = 0.0  # so that signs of life are given
+    council._SIGN_SECS = 0.0  # so that signs of life are given
     words = ["data=cifar10", "augment=dino", f"data.root={root}", "data.download=true"]
     data = config_from_mapping(compose(words)).data
     with joined(place_of(os.environ), DEVICE, 60) as ranks:

@@ -160,6 +160,11 @@ def test_the_settings_lead_to_the_published_collection(tmp_path: Path, sparse: C
     with pytest.raises(ConfigError, match=r"data=cifar100: CIFAR-100 is not in data\.root"):
         build.build_data(config("data=cifar100", "augment=dino", f"data.root={tmp_path}").data, how)
     assert list(COLLECTIONS) == ["cifar10", "cifar100"]
+    (tmp_path / "file").write_text("")
+    for download in ("true", "false"):
+        words = (f"data.root={tmp_path / 'file'}", f"data.download={download}")
+        with pytest.raises(ConfigError, match=r"data\.root=.*file: is no folder; expected the one that holds CIFAR-10"):
+            build.build_data(config("data=cifar10", "augment=dino", *words).data, how)
 
 
 def test_where_it_lies_makes_no_other_run() -> None:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,19 @@ def test_without_a_length_it_comes_whole_too(tmp_path: Path) -> None:
     with server(DATA, says_length=False) as http:
         fetch(http.address, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == DATA
+
+
+def test_a_slow_server_is_heard_of_as_it_sends(tmp_path: Path) -> None:
+    """By who may stop it, and keeps a lock alive: not only when a whole block has come."""
+    heard, data = threading.Event(), DATA[:2000]
+
+    def tell(done: int, total: int) -> None:
+        heard.set()
+
+    in_time: list[bool] = []
+    with server(data, pause=lambda: in_time.append(heard.wait(5))) as http:
+        fetch(http.address, tmp_path / "file", md5=hashlib.md5(data).hexdigest(), tell=tell)
+    assert in_time == [True]
 
 
 def test_other_content_is_refused(tmp_path: Path) -> None:

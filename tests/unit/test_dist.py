@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from support.ensemble import each
 from torch.distributed import HashStore
 
+from dino_exp.attempts import together
 from dino_exp.attempts.numerics import choose_threads, differences
 from dino_exp.attempts.together import compare_commands
 from dino_exp.config.check import config_from_mapping
@@ -67,6 +70,44 @@ def test_who_does_not_answer_is_named() -> None:
     first, _ = councils(2, timeout_secs=0.2)
     with pytest.raises(LostRankError, match=r"rank 1 did not answer within 0.2 s \(runtime.timeout_secs\)"):
         first.take("anything", of=1)
+
+
+def test_signs_of_life_are_waited_for_and_old_ones_count_for_nothing() -> None:
+    first, second = councils(2, timeout_secs=1.2)
+    second.give_sign()
+    began = time.monotonic()
+    with pytest.raises(LostRankError, match=r"did not answer within 1\.2 s"):
+        first.take("anything", of=1)
+    assert time.monotonic() - began < 2.2
+
+    def work() -> None:
+        while time.monotonic() < until:
+            time.sleep(0.1)
+            second.give_sign()
+        second.post("result", 3)
+
+    until = time.monotonic() + 2.5
+    looks: list[int] = []
+    told = each([lambda: first.take("result", of=1, meanwhile=lambda: looks.append(1)), work])
+    assert told == [3, None]
+    assert len(looks) >= 2
+
+
+def test_signs_of_the_first_rank_end_with_its_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "_PULSE_SECS", 0.02)
+    monkeypatch.setattr("dino_exp.dist.council._SIGN_SECS", 0.0)
+    first, second = councils(2)
+    ranks: Any = SimpleNamespace(connect=lambda: first.connect(first._store))
+    with together.signs_until_decided(ranks):
+        seen = {second._last_sign(0)}
+        time.sleep(0.2)
+        seen.add(second._last_sign(0))
+        first.post("decision", 1)
+        time.sleep(0.2)
+        last = second._last_sign(0)
+        time.sleep(0.2)
+        assert second._last_sign(0) == last
+    assert len(seen) == 2
 
 
 def test_a_process_of_this_host_that_has_ended_is_noticed_long_before_the_time_out() -> None:

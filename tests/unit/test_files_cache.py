@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -18,10 +19,11 @@ from support.pictures import listing_of, small_tree, write
 
 from dino_exp.data.files import prepare as preparing
 from dino_exp.data.files.cache import ENTRY, Canvases, Made, open_canvases
-from dino_exp.data.files.cache_build import NoRoomError, build_cache, estimated_bytes
+from dino_exp.data.files.cache_build import build_cache, estimated_bytes
 from dino_exp.data.files.dataset import FilesDataset
 from dino_exp.data.files.decode import decoder_name
 from dino_exp.data.files.listing import Listing, unheard
+from dino_exp.data.files.placing import UnwrittenError, boot
 from dino_exp.data.files.prepare import Prepared, prepare
 from dino_exp.errors import DataError
 from dino_exp.fsio import LOCAL, DamagedFileError
@@ -148,6 +150,40 @@ def test_damaged_pixels_are_noticed_when_they_are_read(listing: Listing, tmp_pat
         images.images(np.array([5]))
 
 
+def bad_disk(*_: object) -> int:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_what_becomes_of_the_file_while_it_is_used_is_told(
+    listing: Listing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, and in a worker that opens the file later."""
+    found = ready(listing, tmp_path / "cache").canvases
+    assert found is not None
+    path, good, plain = found.path, found.path.read_bytes(), dataset(listing, None)
+    there, elsewhere = dataset(listing, found), pickle.loads(pickle.dumps(dataset(listing, found)))  # noqa: S301
+    one = np.array([5])
+    with monkeypatch.context() as patch:
+        patch.setattr("os.preadv", bad_disk)
+        with pytest.raises(DataError, match=r"image 5 cannot be read \(Input/output error\); remove this file"):
+            there.images(one)
+    path.unlink()
+    with pytest.raises(DataError, match=r"cannot be opened now \(No such file or directory\)"):
+        elsewhere.images(one)
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "decoder_name", lambda: "another")
+        ready(listing, tmp_path / "cache")
+    with pytest.raises(DataError, match=r"another file than at the start"):
+        elsewhere.images(one)
+    write(path, good)  # another one of the same pixels, as two hosts may make
+    assert torch.equal(elsewhere.images(one).pixels_BCHW, plain.images(one).pixels_BCHW)
+    assert torch.equal(there.images(one).pixels_BCHW, plain.images(one).pixels_BCHW)  # still the one that was opened
+    again = ready(listing, tmp_path / "cache").canvases
+    os.truncate(path, int(found.index_N[5]["offset"]) + 1)
+    with pytest.raises(DataError, match=r"the pixels of image 5 are damaged; remove this file"):
+        dataset(listing, again).images(one)
+
+
 class Crowded:
     """A file layer on a disk that is nearly full."""
 
@@ -162,7 +198,7 @@ class Crowded:
 def test_without_room_nothing_is_written(listing: Listing, tmp_path: Path) -> None:
     total = sum(pixels.size for pixels in (dataset(listing, None)._pixels(number) for number in range(len(listing))))
     assert estimated_bytes(listing, SIDE) == pytest.approx(total, abs=12)
-    with pytest.raises(NoRoomError, match=r"takes about .* kB, and 1.0 kB are free\. Put it elsewhere: paths\.cache="):
+    with pytest.raises(UnwrittenError, match=r"takes about .* kB, and 1.0 kB are free\. Put it elsewhere: paths"):
         build_cache(
             tmp_path / "c.bin", listing, made_of(listing), known_bad=frozenset(), may_skip=False, num_workers=0,
             progress=unheard, files=Crowded(),  # type: ignore[arg-type]
@@ -188,7 +224,7 @@ def test_whoever_is_stopped_leaves_nothing_behind(listing: Listing, tmp_path: Pa
 BUILD = """
 import os, signal, sys, time
 from pathlib import Path
-from dino_exp.data.files.listing import list_images
+from dino_exp.data.files.listing import current_listing
 from dino_exp.data.files.prepare import prepare
 images, folder, what = sys.argv[1:]
 words = []
@@ -198,7 +234,7 @@ def tell(word, done, total):
     if what == "slow" and done == 16:
         print("began", flush=True)
         time.sleep(1)
-listing = list_images(images)
+listing = current_listing(images)
 prepare(listing, side=24, skip=False, cache=True, folder=Path(folder), num_workers=2 if what == "dies" else 0,
         progress=tell)
 print("words", words)
@@ -216,7 +252,9 @@ def test_after_a_kill_it_is_made_again_and_what_was_left_is_swept(tmp_path: Path
     images, folder = small_tree(tmp_path / "images", 100), tmp_path / "cache"
     with start(images, folder, "dies") as killed:
         assert killed.wait() == -signal.SIGKILL
-    assert names(folder) == [f".canvases-{SIDE}.bin.tmp", "lock"]
+    left, lock = names(folder)
+    assert left.startswith(f".canvases-{SIDE}.bin.{boot()}-")
+    assert lock == "lock"
     listing = listing_of(images)
     found = ready(listing, folder)
     assert names(folder) == [f"canvases-{SIDE}.bin", "lock"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -191,8 +192,23 @@ def bomb(width: int, height: int) -> bytes:
 def test_a_bomb_is_told_and_not_decoded() -> None:
     with pytest.raises(UnreadableImageError, match=r"million pixels"):
         decode(bomb(30_000, 30_000), SIDE)
+    most = MAX_PIXELS["PNG"] // 12_000
     with pytest.raises(UnreadableImageError, match=r"truncated|broken|unrecognized"):  # large, and no bomb: no warning
-        decode(bomb(12_000, MAX_PIXELS // 12_000), SIDE)
+        decode(bomb(12_000, most), SIDE)
+    with pytest.raises(UnreadableImageError, match=r"^it has 90 million pixels, expected at most 89 .* PNG: reduce it"):
+        decode(bomb(12_000, most + 10), SIDE)
+
+
+def test_16_bits_of_grey_take_little_memory() -> None:
+    """A file of kilobytes, and 89 million pixels: 8 bytes for each would be too much for a worker."""
+    levels = np.zeros((1000, 1000), np.uint16)
+    data = encoded(Image.fromarray(levels), "PNG")
+    tracemalloc.start()  # of NumPy's arrays
+    try:
+        decode(data, SIDE)
+        assert tracemalloc.get_traced_memory()[1] < 8 * levels.size
+    finally:
+        tracemalloc.stop()
 
 
 def test_want_of_memory_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +216,7 @@ def test_want_of_memory_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch
         raise MemoryError
 
     data = encoded(picture(), "PNG")
-    monkeypatch.setattr(Image.Image, "convert", too_large)
+    monkeypatch.setattr(Image.Image, "load", too_large)
     with pytest.raises(MemoryError):
         decode(data, SIDE)
 

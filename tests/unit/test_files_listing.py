@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from support.pictures import encoded, listing_of, picture, small_tree, write
 
 from dino_exp.data.files import listing as module
-from dino_exp.data.files.listing import Listing, current_listing, list_images, shown
+from dino_exp.data.files.listing import Listing, current_listing, name_of, shown
 from dino_exp.errors import DataError, UsageError
 
 JPEG = encoded(picture(), "JPEG")
@@ -51,6 +53,73 @@ def test_a_link_to_nothing_is_told(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").symlink_to(tmp_path / "gone.jpg")
     with pytest.raises(DataError, match=r"b\.jpg: is a link to a file that is not there"):
         listing_of(tmp_path)
+
+
+def test_pictures_that_the_program_has_made_are_no_data(tmp_path: Path) -> None:
+    for name in ("a.jpg", "evaluations/b.jpg", "runs/c.jpg", "evaluations/run/step-1/d.jpg"):
+        write(tmp_path / name, JPEG)
+    first = listing_of(tmp_path)
+    assert len(first) == 4
+    for name in ("outputs/evaluations", "evaluations"):
+        write(tmp_path / name / "run/step-000000003/attention.png", JPEG)
+    write(tmp_path / "outputs/runs/run/config.canonical.json", b"{}")
+    write(tmp_path / "outputs/runs/run/wandb/media/accuracy.png", JPEG)
+    assert listing_of(tmp_path).digest == first.digest
+    assert len(listing_of(tmp_path / "evaluations/run/step-000000003")) == 1  # asked for by name
+
+
+def refuses(name: str, number: int) -> Any:
+    """A call of the system that fails for one path."""
+
+    def call(path: Any, *more: Any, **words: Any) -> Any:
+        if os.fsencode(path).endswith(os.fsencode(name)):
+            raise OSError(number, os.strerror(number), path)
+        return real(path, *more, **words)
+
+    real = os.scandir
+    return call
+
+
+def test_what_cannot_be_looked_at_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a/1.jpg", JPEG)
+    loop = tmp_path / "a/self.jpg"
+    loop.symlink_to(loop)
+    with pytest.raises(DataError, match=rf"^{loop}: is a link that leads to no file \(Too many levels .* remove it"):
+        listing_of(tmp_path)
+    loop.unlink()
+    for number, expected in (
+        (errno.EACCES, r"a/: cannot be looked at \(Permission denied\); make it readable, or take it out"),
+        (errno.ENOENT, r"a/: went away while it was looked at: .* Start again"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(module.os, "scandir", refuses("a/", number))
+            with pytest.raises(DataError, match=expected):
+                listing_of(tmp_path)
+
+
+def test_a_root_that_is_no_folder_or_closed_is_not_called_missing(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "a.jpg", JPEG)
+    with pytest.raises(UsageError, match=r"a\.jpg: is no folder; expected the folder that the images lie in"):
+        listing_of(path)
+    with pytest.raises(UsageError, match=r"below: cannot be looked at \(Not a directory\)"):
+        listing_of(path / "below")
+
+
+def test_names_that_go_into_digests_depend_on_no_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsdecode", lambda path: path.decode("ascii", "surrogateescape"))
+    assert shown("é".encode()) != "é"
+    assert [name_of(name) for name in (b"a b-1", "é".encode(), b"\xff")] == ["a b-1", "é", "\udcff"]
+
+
+def test_a_part_is_a_listing_and_all_of_it_the_same_one(tmp_path: Path) -> None:
+    listing = listing_of(small_tree(tmp_path, 6))
+    assert listing.part(np.arange(6)) is listing
+    part = listing.part(np.array([1, 4]))
+    assert paths(part) == [listing.path(1), listing.path(4)]
+    assert [part.read(number) for number in (0, 1)] == [listing.read(1), listing.read(4)]
+    assert len({listing.digest, part.digest, listing.part(np.array([1, 5])).digest}) == 3
 
 
 def test_names_need_not_be_text(tmp_path: Path) -> None:
@@ -133,7 +202,7 @@ def test_a_second_look_walks_again_only_if_something_changed(
 def test_progress_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_TELL_EVERY", 2)
     told: list[tuple[str, int, int | None]] = []
-    list_images(str(small_tree(tmp_path, 6)), lambda *words: told.append(words))
+    current_listing(str(small_tree(tmp_path, 6)), lambda *words: told.append(words))
     assert {word for word, _, _ in told} == {"looking for images", "reading images"}
     assert told[-1] == ("reading images", 4, 6)
 

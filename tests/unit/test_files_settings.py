@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from config_examples import config, mapping
+from support.ensemble import each
 from support.pictures import listing_of, small_tree
+from torch.distributed import HashStore
 
 from dino_exp.attempts import preparing
 from dino_exp.attempts.data_files import apart_from_files, with_files, with_files_at, with_files_of_fork
-from dino_exp.build import Preparation, files, preparation
+from dino_exp.attempts.numerics import differences
+from dino_exp.build import Preparation, decoding, preparation
 from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import config_from_mapping
 from dino_exp.config.image_sections import FilesDataConfig
 from dino_exp.config.schema import Config
 from dino_exp.config.stored import load_stored, write_stored
+from dino_exp.data.files.listing import Progress
+from dino_exp.dist.council import Council, OtherRankError
 from dino_exp.dist.place import Place
-from dino_exp.dist.ranks import ONE_RANK
+from dino_exp.dist.ranks import ONE_RANK, ManyRanks
 from dino_exp.errors import ConfigError
 
 WORDS = ("data=folder", "augment=dino")
@@ -120,12 +126,12 @@ def test_a_signal_ends_the_preparation_and_the_lock_is_kept_alive(monkeypatch: p
     beats: list[int] = []
     signals = SimpleNamespace(stop_signal=None)
     attempt: Any = SimpleNamespace(
-        config=config("paths.cache=/caches", "runtime.workers=3"), signals=signals,
+        config=config("paths.cache=/caches", "runtime.workers=3"), signals=signals, record=None,
         lock=SimpleNamespace(beat=lambda: beats.append(1)),
     )  # fmt: skip
     monkeypatch.setattr(preparing, "_BEAT_SECS", 0.0)
     with preparing.preparation(attempt, ONE_RANK) as how:
-        assert (how.cache, how.workers, how.ranks) == (Path("/caches"), 3, ONE_RANK)
+        assert (how.cache, how.workers, how.ranks, how.is_new) == (Path("/caches"), 3, ONE_RANK, True)
         how.progress("decoding images", 1, 2)
         assert beats == [1]
         signals.stop_signal = 15
@@ -134,29 +140,60 @@ def test_a_signal_ends_the_preparation_and_the_lock_is_kept_alive(monkeypatch: p
     assert stopped.value.exit_code == 143
 
 
-class Waiting:
-    """Rank 0 of two, and what it says to the other."""
+def test_nobody_goes_on_before_all_ranks_have_prepared_however_long_one_takes(tmp_path: Path) -> None:
+    """As on two hosts with disks of their own: each prepares for longer than others wait without a sign."""
+    store, order = HashStore(), list[str]()
+    ranks = [
+        ManyRanks(place, Council(store, place, timeout_secs=0.8))
+        for place in (Place(rank=at, size=3) for at in range(3))
+    ]
 
-    place = Place(rank=0, size=2)
+    def work(at: int) -> int:
+        def prepared(progress: Progress) -> int:
+            order.append(f"{at} begins")
+            for number in range(0 if at == 1 else 12):
+                time.sleep(0.15)
+                progress("decoding images", number, 12)
+            order.append(f"{at} ends")
+            return at
 
-    def __init__(self) -> None:
-        self.said: list[bool] = []
+        how = Preparation(cache=tmp_path, ranks=ranks[at], progress=lambda word, *_: words[at].add(word))
+        done = preparation.in_turn(how, prepared)
+        order.append("all have")
+        return done
 
-    def from_first(self, value: bool) -> bool:
-        self.said.append(value)
-        return value
+    words: list[set[str]] = [set(), set(), set()]
+    assert each([lambda at=at: work(at) for at in range(3)]) == [0, 1, 2]  # type: ignore[misc]
+    assert order[:2] == ["0 begins", "0 ends"]
+    assert order[-3:] == ["all have"] * 3
+    assert words[0] == {"decoding images", "waiting for other processes that prepare the data"}
 
 
-def test_the_first_rank_tells_the_others_that_it_still_works(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(preparation, "_STILL_SECS", 0.0)
-    ranks: Any = Waiting()
-    how = Preparation(cache=tmp_path / "cache", ranks=ranks)
-    made = data_of(on(images, "data.cache=true", "data.decode_size=32", "data.val_share=0.3"))
-    files.build_files(made, how)
-    assert ranks.said[-1] is False
-    assert set(ranks.said[:-1]) == {True}
+def test_a_rank_that_prepares_hears_its_signal_and_of_a_failure_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dino_exp.dist.council._SIGN_SECS", 0.0)
+    store = HashStore()
+    first, second = (
+        ManyRanks(place, Council(store, place, timeout_secs=5)) for place in (Place(rank=at, size=2) for at in range(2))
+    )
+    flags: Any = SimpleNamespace(stop_signal=None)
+    how = preparing.preparation_along(on(Path("images")), second, flags)
+    how.progress("decoding images", 1, 2)
+    second.council.give_sign()
+    first.council.fail("no room", 1)
+    with pytest.raises(OtherRankError, match="no room"):
+        second.council.give_sign()
+    flags.stop_signal = 10
+    with pytest.raises(preparing.StoppedPreparingError):
+        how.progress("decoding images", 2, 2)
+
+
+def test_another_decoder_is_told_and_data_without_one_has_none(images: Path) -> None:
+    now = decoding(on(images).data)
+    assert "Pillow" in now["decoder"]
+    assert differences(now, now) == []
+    assert differences({"decoder": "1 (Pillow 1.0)"}, now) == [f"decoder was 1 (Pillow 1.0), is {now['decoder']}"]
+    assert differences({}, now) == [f"decoder was not recorded, is {now['decoder']}"]
+    assert decoding(config().data) == {}
 
 
 def test_other_data_is_left_as_it_is() -> None:

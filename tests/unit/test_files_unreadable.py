@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ import pytest
 from support.pictures import encoded, listing_of, picture, small_tree, write
 
 from dino_exp import build
+from dino_exp.build import files
 from dino_exp.config.image_sections import FilesDataConfig
 from dino_exp.data.files import unreadable as module
 from dino_exp.data.files.dataset import FilesDataset
 from dino_exp.data.files.prepare import Prepared, prepare
 from dino_exp.data.files.unreadable import find_unreadable
 from dino_exp.data.loader import BatchStream
-from dino_exp.errors import ConfigError, DataError
+from dino_exp.errors import ConfigError, DataError, RefusedError
 
 JPEG = encoded(picture(0, 90, 90), "JPEG")
 
@@ -125,6 +128,90 @@ def test_a_file_that_changes_meanwhile_is_no_unreadable_image(spoilt: Path) -> N
             find_unreadable(listing, 32, num_workers, lambda *_: None)
 
 
+def test_what_lies_beside_the_parts_is_left_alone(tmp_path: Path) -> None:
+    root, folder = tmp_path / "images", tmp_path / "cache"
+    for part in ("train", "val"):
+        small_tree(root / part)
+    plain = built(root, folder)
+    for name in ("a.jpg", "test/b.jpg", "zebra.jpg"):
+        write(root / name, b"no image")
+    beside = built(root, folder)
+    cached = built(root, folder, cache=True)
+    skipped = built(root, folder, unreadable="skip", cache=True)
+    for part in ("train", "val"):
+        one, other = getattr(plain, part), getattr(cached, part)
+        assert other.fingerprint() == getattr(beside, part).fingerprint()
+        assert other.canvases is not None
+        assert skipped.train.left_out == ()
+        every = np.arange(len(one))
+        assert (one.images(every).pixels_BCHW == other.images(every).pixels_BCHW).all()
+    write(root / "train/a/bad.jpg", b"no image")
+    skipped = built(root, folder, unreadable="skip", cache=True)
+    assert isinstance(skipped.train, FilesDataset)
+    assert skipped.train.left_out == ("train/a/bad.jpg",)
+    assert (skipped.train.images(np.arange(12)).pixels_BCHW == plain.train.images(np.arange(12)).pixels_BCHW).all()
+
+
+def test_a_look_uses_a_cache_that_is_there_and_makes_none(spoilt: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+
+    def looked(**changes: Any) -> FilesDataset:
+        how = build.Preparation(cache=folder, looks_only=True)
+        found = build.build_data(settings(spoilt, cache=True, **changes), how)
+        to_make.append(build.cache_to_make(settings(spoilt, cache=True), found))
+        assert isinstance(found.train, FilesDataset)
+        return found.train
+
+    to_make: list[int | None] = []
+    assert looked().canvases is None
+    assert not folder.exists()
+    (expected,) = to_make
+    whole = built(spoilt, folder, cache=True, unreadable="skip")
+    assert isinstance(whole.train, FilesDataset)
+    assert expected == pytest.approx(whole.train.canvases.path.stat().st_size, rel=0.2)  # type: ignore[union-attr]
+    assert looked().canvases is None  # unreadable=refuse: the reader is told of the file
+    (names,) = folder.glob("*/unreadable-32.json")
+    for kept in (True, False):
+        found = looked(unreadable="skip")
+        assert found.canvases is not None
+        assert found.fingerprint() == whole.train.fingerprint()
+        assert to_make[-1] is None
+        assert names.exists() is kept
+        names.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(0, 5), (1, 1), (7, 7)])
+def test_so_many_processes_prepare_as_are_asked_for(
+    spoilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, expected: int
+) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(files.os, "sched_getaffinity", lambda _: range(5))
+    monkeypatch.setattr(files, "prepare", lambda *_, num_workers, **__: counts.append(num_workers) or Prepared())
+    build.build_data(settings(spoilt), build.Preparation(cache=tmp_path, workers=asked))
+    assert counts == [expected]
+
+
+def test_a_new_run_is_refused_other_images_than_name_it(spoilt: Path, tmp_path: Path) -> None:
+    digest = listing_of(spoilt).digest
+    how = build.Preparation(cache=tmp_path / "cache", is_new=True)
+    build.build_data(settings(spoilt, digest=digest), how)
+    write(spoilt / "a/new.jpg", JPEG)
+    with pytest.raises(RefusedError, match=r"they have changed meanwhile\. Type the command again .* data\.root="):
+        build.build_data(settings(spoilt, digest=digest), how)
+    build.build_data(settings(spoilt, digest=digest), replace(how, is_new=False))  # compared with the record later
+
+
+def test_names_of_classes_are_digested_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = small_tree(tmp_path / "images")
+    (root / "a").rename(root / "é")
+    first = built(root, tmp_path / "cache").train
+    monkeypatch.setattr(os, "fsdecode", lambda path: os.fspath(path).decode("ascii", "surrogateescape"))
+    second = built(root, tmp_path / "cache").train
+    assert isinstance(first, FilesDataset)
+    assert first.classes == ("b", "c", "é")
+    assert second.fingerprint() == first.fingerprint()
+
+
 @pytest.mark.parametrize("first", ["cache", "list"])
 def test_the_cache_and_the_list_leave_out_the_same(spoilt: Path, tmp_path: Path, first: str) -> None:
     folders = tmp_path / "one", tmp_path / "two"
@@ -135,6 +222,8 @@ def test_the_cache_and_the_list_leave_out_the_same(spoilt: Path, tmp_path: Path,
     again = built(spoilt, folders[1], unreadable="skip", cache=True)
     assert isinstance(cached.train, FilesDataset)
     assert cached.train.canvases is not None
+    with pytest.raises(DataError, match="the pixels of image 0 are damaged"):
+        cached.train.canvases.pixels(0)
     for one in (cached, again):
         for part, other in ((one.train, plain.train), (one.val, plain.val)):
             assert part.fingerprint() == other.fingerprint()

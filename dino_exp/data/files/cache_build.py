@@ -13,11 +13,12 @@ import xxhash
 from dino_exp.data.files.cache import ENTRY, Made, head_digest
 from dino_exp.data.files.crew import answers
 from dino_exp.data.files.dataset import unreadable
-from dino_exp.data.files.decode import UnreadableImageError, decode, stored_size
+from dino_exp.data.files.decode import UnreadableImageError
 from dino_exp.data.files.listing import Listing, Progress
-from dino_exp.data.files.unreadable import IMAGES_A_TASK, tasks_of
-from dino_exp.errors import DinoExpError
-from dino_exp.fsio import LOCAL, Files
+from dino_exp.data.files.placing import CACHE_ADVICE, UnwrittenError, placed
+from dino_exp.data.files.reading import read_pixels, read_size
+from dino_exp.data.files.unreadable import tasks_of
+from dino_exp.fsio import LOCAL, Files, WriteHandle
 from dino_exp.words import size_text
 
 log = logging.getLogger("dino_exp")
@@ -27,10 +28,6 @@ _ROOM = 1.05  # the estimate is of a sample
 
 Answer = tuple[list[tuple[int, int, int]], dict[int, str]]
 """Height, width and checksum of each image, and why those that have none could not be decoded."""
-
-
-class NoRoomError(DinoExpError):
-    """The disk has no room for the cache. Nothing was written."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Decode:
             try:
                 if number in self.known_bad:
                     raise UnreadableImageError("known")
-                pixels = decode(self.listing.read(number), self.side)
+                pixels = read_pixels(self.listing, number, self.side)
             except UnreadableImageError as problem:
                 sizes.append((0, 0, 0))
                 reasons[number] = str(problem)
@@ -64,7 +61,7 @@ def estimated_bytes(listing: Listing, side: int) -> int:
     sizes = []
     for number in sample:
         with contextlib.suppress(UnreadableImageError):
-            height, width = stored_size(listing.read(number), side)
+            height, width = read_size(listing, number, side)
             sizes.append(3 * height * width)
     return int(np.mean(sizes or [0]) * len(listing))
 
@@ -82,49 +79,36 @@ def build_cache(
 ) -> dict[int, str]:
     """Write the cache at `path`, over an older one; why images could not be decoded, where that is allowed.
 
-    The caller holds the lock of the folder: what other builders left there is removed. Raises NoRoomError before
-    anything is written, DataError for the first image that cannot be decoded unless `may_skip`, OSError.
+    Raises UnwrittenError where the disk has no room, before anything is written, and where it does not take it;
+    DataError for the first image that cannot be decoded unless `may_skip`. Nothing is left then.
     """
-    for name in files.listdir(path.parent):
-        if name.startswith(".") and name.endswith(".tmp"):
-            files.unlink(path.parent / name)
     expected = estimated_bytes(listing, made.decode_size)
     free = files.free_bytes(path.parent)
     if expected * _ROOM > free:
-        raise NoRoomError(
+        raise UnwrittenError(
             f"{path.parent}: the cache of {len(listing)} decoded images takes about {size_text(expected)}, and "
-            f"{size_text(free)} are free. Put it elsewhere: paths.cache=<folder>; do without: data.cache=false; or "
-            "make images smaller: data.decode_size=<less>"
+            f"{size_text(free)} are free. {CACHE_ADVICE}"
         )
     log.info("decoding %d images into %s: about %s", len(listing), path, size_text(expected))
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        reasons = _write(temporary, listing, made, known_bad, may_skip, num_workers, progress, files)
-        files.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            files.unlink(temporary)
-        raise
-    files.sync_dir(path.parent)
-    return reasons
+    with placed(path, CACHE_ADVICE, files) as file:
+        return _write(file, listing, made, known_bad, may_skip, num_workers, progress)
 
 
 def _write(
-    temporary: Path,
+    file: WriteHandle,
     listing: Listing,
     made: Made,
     known_bad: frozenset[int],
     may_skip: bool,
     num_workers: int,
     progress: Progress,
-    files: Files,
 ) -> dict[int, str]:
     head, offset = made.head(), made.pixels_start()
     index_N = np.zeros(made.num_images, ENTRY)
     reasons: dict[int, str] = {}
-    task, tasks = Decode(listing, made.decode_size, known_bad), tasks_of(len(listing))
-    with files.create(temporary) as file, contextlib.closing(answers(task, tasks, num_workers)) as results:
-        file.write(bytes(offset))
+    task, tasks = Decode(listing, made.decode_size, known_bad), tasks_of(len(listing), made.decode_size)
+    file.write(bytes(offset))
+    with contextlib.closing(answers(task, tasks, num_workers)) as results:
         for numbers, ((sizes, found), data) in zip(tasks, results, strict=True):
             for number in found.keys() - known_bad if not may_skip else ():
                 raise unreadable(listing, number, found[number])
@@ -133,7 +117,6 @@ def _write(
                 index_N[number] = (offset, height, width, checksum)
                 offset += 3 * height * width
             file.write(data)
-            progress("decoding images", min(numbers.start + IMAGES_A_TASK, len(listing)), len(listing))
-        file.write_at(0, head + index_N.tobytes() + head_digest(head, index_N))
-        file.sync()
+            progress("decoding images", numbers.stop, len(listing))
+    file.write_at(0, head + index_N.tobytes() + head_digest(head, index_N))
     return reasons

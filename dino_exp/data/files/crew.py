@@ -36,7 +36,8 @@ def answers(task: Task, ranges: Sequence[range], num_workers: int) -> Generator[
     members: list[_Member] = []
     try:
         with signals_held_back(_PRELOAD):
-            members += [_Member(task) for _ in range(min(num_workers, len(ranges)))]
+            # Not a list that is added: of those that were started before one that cannot be, none may be lost.
+            members.extend(_started(task) for _ in range(min(num_workers, len(ranges))))
         for number in range(min(len(members) * _AHEAD, len(ranges))):
             members[number % len(members)].request(ranges[number])
         for number in range(len(ranges)):
@@ -50,6 +51,15 @@ def answers(task: Task, ranges: Sequence[range], num_workers: int) -> Generator[
             member.pipe.close()
         for member in members:
             member.end()
+
+
+def _started(task: Task) -> _Member:
+    try:
+        return _Member(task)
+    except OSError as problem:
+        raise DataError(
+            f"a process that decodes images cannot be started ({problem.strerror}); let fewer do it: runtime.workers=1"
+        ) from problem
 
 
 @dataclass
@@ -77,8 +87,8 @@ class _Member:
         except (EOFError, OSError) as problem:
             self.process.join(_JOIN_SECS)
             raise DataError(
-                f"a process that decodes images ended with code {self.process.exitcode}; where memory is short, lower "
-                "runtime.workers. The same command goes on"
+                f"a process that decodes images ended with code {self.process.exitcode}; where memory is short, let "
+                "fewer do it: runtime.workers=1. The same command begins that work again"
             ) from problem
         raise DataError(error)
 

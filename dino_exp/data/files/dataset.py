@@ -14,15 +14,19 @@ from torch import Tensor
 
 from dino_exp.data.datasets import Indices, content_digest
 from dino_exp.data.files.cache import Canvases
-from dino_exp.data.files.decode import DECODER_VERSION, Pixels, UnreadableImageError, decode
+from dino_exp.data.files.decode import DECODER_VERSION, Pixels, UnreadableImageError
 from dino_exp.data.files.listing import Listing, shown
+from dino_exp.data.files.reading import read_pixels
 from dino_exp.data.images import Images
 from dino_exp.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FilesDataset:
-    """One part of a listing. `left_out` are the paths of the unreadable images that both parts do without."""
+    """One part of a listing. `left_out` are the paths of the unreadable images that both parts do without.
+
+    `cached_N` are the numbers, ascending, of the images that `canvases` holds; None: it holds all of the listing.
+    """
 
     name: str
     listing: Listing
@@ -32,6 +36,7 @@ class FilesDataset:
     decode_size: int
     left_out: tuple[str, ...] = ()
     canvases: Canvases | None = None
+    cached_N: NDArray[np.int64] | None = None
 
     @property
     def version(self) -> str:
@@ -69,9 +74,11 @@ class FilesDataset:
 
     def _pixels(self, number: int) -> Pixels:
         if self.canvases is not None:
-            return self.canvases.pixels(number)
+            return self.canvases.pixels(
+                number if self.cached_N is None else int(np.searchsorted(self.cached_N, number))
+            )
         try:
-            return decode(self.listing.read(number), self.decode_size)
+            return read_pixels(self.listing, number, self.decode_size)
         except UnreadableImageError as problem:
             raise unreadable(self.listing, number, str(problem)) from problem
 

@@ -15,9 +15,11 @@ from PIL import Image, features
 
 from dino_exp.errors import DataError
 
-FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS = 178_956_970  # beyond it Pillow sees an attack: a file of kilobytes that fills the memory
-DECODER_VERSION = 1
+MAX_PIXELS = {"JPEG": 178_956_970, "PNG": 89_478_485, "WEBP": 89_478_485}
+"""Of more pixels a file of kilobytes fills the memory. Where Pillow sees an attack; half of it for the kinds that can
+only be decoded as a whole, which takes up to 24 bytes a pixel."""
+DECODER_VERSION = 1  # of the pixels: part of a data set's fingerprint
+REFUSALS_VERSION = 1  # of what is unreadable: another one makes lists and caches anew
 _PAPER = (255, 255, 255)  # what shows through transparent pixels, as in a browser
 _GAP = 2.0  # averages whole pixels down to twice the wanted size first, where an image is far larger
 
@@ -43,7 +45,7 @@ def decoder_name() -> str:
     """The decoder and the versions of what it decodes with: other ones may give other pixels."""
     parts = {name: features.version(name) for name in ("libjpeg_turbo", "jpg", "webp")}
     words = [f"{name} {version}" for name, version in parts.items() if version]
-    return f"{DECODER_VERSION} (Pillow {PIL.__version__}, {', '.join(words)})"
+    return f"{DECODER_VERSION}.{REFUSALS_VERSION} (Pillow {PIL.__version__}, {', '.join(words)})"
 
 
 def decode(data: bytes, side: int) -> Pixels:
@@ -56,18 +58,17 @@ def decode(data: bytes, side: int) -> Pixels:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of what it copes with: strange EXIF, large images
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.size[0] * image.size[1] > MAX_PIXELS:  # wherever Pillow's own limit was set
-                    raise Image.DecompressionBombError
+            with Image.open(io.BytesIO(data), formats=tuple(MAX_PIXELS)) as image:
+                _refuse_too_large(image)
                 return _pixels(image, side)
-        except Image.DecompressionBombError as problem:
+        except Image.DecompressionBombError as problem:  # of Pillow's own limit, before it says which kind it is
             raise UnreadableImageError(
-                f"it has more than {MAX_PIXELS / 1e6:.0f} million pixels: reduce it"
+                f"it has more than {max(MAX_PIXELS.values()) / 1e6:.0f} million pixels: reduce it"
             ) from problem
         except PIL.UnidentifiedImageError as problem:
             what = "it is empty" if not data else "it is neither a JPEG, nor a PNG, nor a WebP image"
             raise UnreadableImageError(what) from problem
-        except MemoryError:  # of this machine, and not of the image
+        except (UnreadableImageError, MemoryError):  # want of memory is of this machine, and not of the image
             raise
         except Exception as problem:  # of hostile bytes Pillow raises nearly anything
             raise UnreadableImageError(f"{type(problem).__name__}: {problem}"[:300]) from problem
@@ -81,11 +82,20 @@ def stored_size(data: bytes, side: int) -> tuple[int, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=tuple(MAX_PIXELS)) as image:
                 width, height = _wanted(image.size, side)
                 return height, width
         except Exception as problem:
             raise UnreadableImageError(str(problem)[:300]) from problem
+
+
+def _refuse_too_large(image: Image.Image) -> None:
+    num, most = image.size[0] * image.size[1], MAX_PIXELS[str(image.format)]
+    if num > most:
+        raise UnreadableImageError(
+            f"it has {num / 1e6:.0f} million pixels, expected at most {most / 1e6:.0f} million in a {image.format}: "
+            "reduce it"
+        )
 
 
 def _wanted(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -122,11 +132,16 @@ def _orientation(image: Image.Image) -> int:
 def _rgb(image: Image.Image) -> Image.Image:
     image.load()
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
-        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
+        levels = np.asarray(image)
+        if levels.dtype.itemsize > 2:
+            levels = levels.clip(0, 65535)
         return Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        picture = image.convert("RGBA")
-        paper = Image.new("RGBA", picture.size, (*_PAPER, 255))
-        paper.alpha_composite(picture)
-        return paper.convert("RGB")
-    return image.convert("RGB")
+        picture = _in(image, "RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (*_PAPER, 255)), picture).convert("RGB")
+    return _in(image, "RGB")
+
+
+def _in(image: Image.Image, mode: str) -> Image.Image:
+    """The same in another mode; itself, where Pillow would copy it."""
+    return image if image.mode == mode else image.convert(mode)

@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from dino_exp.data.files.listing import Listing, shown
+from dino_exp.data.files.listing import Listing, name_of, shown
 from dino_exp.errors import ConfigError
 
 TRAIN, VAL = b"train/", b"val/"
@@ -59,7 +59,7 @@ def divide(listing: Listing, *, labels: str, val_share: float, needs_both: bool)
     classes = sorted({*names, *val_names})
     place = {name: number for number, name in enumerate(classes)}
     train_labels, val_labels = (_ids([place[name] for name in part]) for part in (names, val_names))
-    return Parts(_ids(train), _ids(val), train_labels, val_labels, tuple(map(shown, classes)))
+    return Parts(_ids(train), _ids(val), train_labels, val_labels, tuple(map(name_of, classes)))
 
 
 def is_held_out(path: bytes, share: float) -> bool:

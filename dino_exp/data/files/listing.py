@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +26,12 @@ Progress = Callable[[str, int, int | None], None]
 
 _TELL_EVERY = 2048
 _MAGIC = b"dino_exp listing 1\n"
+_PART_MAGIC = b"dino_exp part of a listing 1\n"
+
+# Pictures that this program makes, which are nobody's data set: those of a run (its trackers', say), which is known by
+# a file that each has, and those of evaluations, known by their place. By no setting: other commands have others.
+_OF_A_RUN = b"config.canonical.json"
+_OF_AN_EVALUATION = re.compile(rb"(?:.*/)?evaluations/[^/]+/step-\d{9}/", re.DOTALL)
 
 
 def unheard(_word: str, _done: int, _total: int | None) -> None:
@@ -56,19 +64,29 @@ class Listing:
         """The path of an image."""
         return os.path.join(self.root, self.path(number))  # noqa: PTH118 (bytes: a name need not be text)
 
+    def part(self, numbers_N: NDArray[np.int64]) -> Listing:
+        """The images of these numbers, which ascend, as a listing of their own; this one where they are all."""
+        if len(numbers_N) == len(self):
+            return self
+        names = [self.path(number) for number in numbers_N.tolist()]
+        ends_N = np.cumsum([len(name) for name in names], dtype=np.int64)
+        digest = hashlib.sha256(_PART_MAGIC + self.digest.encode() + numbers_N.astype("<i8").tobytes())
+        return Listing(self.root, b"".join(names), ends_N, self.sizes_N[numbers_N], f"sha256:{digest.hexdigest()}")
+
     def read(self, number: int) -> bytes:
         """All of an image's file. Raises DataError where it is not what was listed."""
         path = self.full_path(number)
         try:
             with open(path, "rb") as file:  # noqa: PTH123 (bytes)
-                data = file.read()
+                data = file.read(int(self.sizes_N[number]) + 1)  # not all of what it may have become
+                size = max(len(data), os.fstat(file.fileno()).st_size)
         except OSError as problem:
             raise DataError(
                 f"{shown(path)}: cannot be read ({problem.strerror}); it was there at the start"
             ) from problem
         if len(data) != self.sizes_N[number]:
             raise DataError(
-                f"{shown(path)}: has {len(data)} bytes, and had {self.sizes_N[number]} at the start: somebody changes "
+                f"{shown(path)}: has {size} bytes, and had {self.sizes_N[number]} at the start: somebody changes "
                 "the data set. Start again when that is over"
             )
         return data
@@ -80,20 +98,19 @@ def shown(path: bytes) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def list_images(root: str, progress: Progress = unheard) -> Listing:
-    """Walk the folders below `root`. Hidden files and folders are passed over; links to files are followed, those to
-    folders are not.
-
-    Raises UsageError where there is no such folder or no image in it, DataError for a link to nothing, OSError.
-    """
-    return _look(root, progress).listing
+def name_of(path: bytes) -> str:
+    """A path as text that goes into digests: of the same bytes the same, whatever locale and Python."""
+    return path.decode("utf-8", "surrogateescape")
 
 
 def current_listing(root: str, progress: Progress = unheard) -> Listing:
-    """The same without walking again, where this process has walked and no folder has changed since.
+    """The images below `root`, without walking again where this process has walked and no folder has changed since.
 
-    A command looks more than once. Where contents are digested no file may have changed either; of larger sets a file
-    that is rewritten in place between two looks goes unnoticed here, and is noticed when it is read.
+    Hidden files and folders are passed over, and pictures that this program has made; links to files are followed,
+    those to folders are not. A command looks more than once. Where contents are digested no file may have changed
+    either; of larger sets a file that is rewritten in place between two looks goes unnoticed here, and is noticed when
+    it is read. Raises UsageError where there is no such folder or no image in it, DataError for what cannot be looked
+    at.
     """
     found = _last.get(root)
     if found is None or not found.is_current():
@@ -126,8 +143,7 @@ _last: dict[str, _Look] = {}
 
 def _look(root: str, progress: Progress) -> _Look:
     top = os.fsencode(root)
-    if not os.path.isdir(top):  # noqa: PTH112 (bytes)
-        raise UsageError(f"{root}: there is no such folder")
+    _check_folder(root)
     folders, found = _walk(top, progress)
     if not found:
         raise UsageError(
@@ -151,6 +167,17 @@ def _look(root: str, progress: Progress) -> _Look:
     return _Look(listing, folders, [changed for _, _, changed in found] if small else None)
 
 
+def _check_folder(root: str) -> None:
+    try:
+        mode = os.stat(root).st_mode  # noqa: PTH116
+    except FileNotFoundError:
+        raise UsageError(f"{root}: there is no such folder") from None
+    except OSError as problem:
+        raise UsageError(f"{root}: cannot be looked at ({problem.strerror})") from problem
+    if not stat.S_ISDIR(mode):
+        raise UsageError(f"{root}: is no folder; expected the folder that the images lie in")
+
+
 def _walk(top: bytes, progress: Progress) -> tuple[list[tuple[bytes, int]], list[tuple[bytes, int, int]]]:
     """Folders with their times of change, taken before looking; images with relative path, size and time of change."""
     folders: list[tuple[bytes, int]] = []
@@ -158,11 +185,15 @@ def _walk(top: bytes, progress: Progress) -> tuple[list[tuple[bytes, int]], list
     told, waiting = 0, [b""]
     while waiting:
         inner = waiting.pop()
-        folder = os.path.join(top, inner)  # noqa: PTH118 (bytes)
-        folders.append((folder, os.stat(folder).st_mtime_ns))  # noqa: PTH116
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = entry.name
+        path = os.path.join(top, inner)  # noqa: PTH118 (bytes)
+        try:
+            folders.append((path, os.stat(path).st_mtime_ns))  # noqa: PTH116
+            with os.scandir(path) as entries:
+                listed = list(entries)
+            if inner and _is_own(inner, listed):
+                continue
+            for entry in listed:
+                name, path = entry.name, entry.path
                 if name.startswith(b"."):
                     continue
                 if entry.is_dir(follow_symlinks=False):
@@ -171,12 +202,29 @@ def _walk(top: bytes, progress: Progress) -> tuple[list[tuple[bytes, int]], list
                     if entry.is_file():
                         status = entry.stat()
                         found.append((inner + name, status.st_size, status.st_mtime_ns))
-                    elif entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
+                    elif entry.is_symlink() and not os.path.exists(path):  # noqa: PTH110
                         raise DataError(
-                            f"{shown(entry.path)}: is a link to a file that is not there; bring that file back, or "
-                            "remove the link"
+                            f"{shown(path)}: is a link to a file that is not there; bring that file back, or remove "
+                            "the link"
                         )
+        except OSError as problem:
+            raise _not_looked_at(path, problem) from problem
         if len(found) - told >= _TELL_EVERY:
             told = len(found)
             progress("looking for images", told, None)
     return folders, found
+
+
+def _is_own(inner: bytes, listed: list[os.DirEntry[bytes]]) -> bool:
+    """Whether a folder, by its path below the root and what is in it, holds what this program has written."""
+    return _OF_AN_EVALUATION.fullmatch(inner) is not None or any(entry.name == _OF_A_RUN for entry in listed)
+
+
+def _not_looked_at(path: bytes, problem: OSError) -> DataError:
+    if os.path.islink(path):  # noqa: PTH114
+        told = f"is a link that leads to no file ({problem.strerror}); mend it, or remove it"
+    elif isinstance(problem, FileNotFoundError):
+        told = "went away while it was looked at: somebody changes the data set. Start again when that is over"
+    else:
+        told = f"cannot be looked at ({problem.strerror}); make it readable, or take it out of the folder of the images"
+    return DataError(f"{shown(path)}: {told}")

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dino_exp.data.files.crew import answers
-from dino_exp.data.files.decode import UnreadableImageError, decode
+from dino_exp.data.files.decode import UnreadableImageError
 from dino_exp.data.files.listing import Listing, Progress, shown
-from dino_exp.fsio import DamagedFileError, read_json_bounded, write_atomic
+from dino_exp.data.files.placing import ELSEWHERE, placed
+from dino_exp.data.files.reading import read_pixels
+from dino_exp.fsio import DamagedFileError, read_json_bounded
 
 log = logging.getLogger("dino_exp")
 
 FORMAT = 1
 IMAGES_A_TASK = 16
+_TASK_BYTES = 16 << 20  # of decoded pixels: each process holds those of a task, twice
 _MAX_BYTES = 256 << 20
 
 
@@ -32,35 +36,42 @@ class Try:
         reasons = {}
         for number in numbers:
             try:
-                decode(self.listing.read(number), self.side)
+                read_pixels(self.listing, number, self.side)
             except UnreadableImageError as problem:
                 reasons[number] = str(problem)
         return reasons, b""
 
 
-def tasks_of(num_images: int) -> list[range]:
-    """The ranges in which images are gone through."""
-    starts = range(0, num_images, IMAGES_A_TASK)
-    return [range(start, min(start + IMAGES_A_TASK, num_images)) for start in starts]
+def tasks_of(num_images: int, side: int) -> list[range]:
+    """The ranges in which images are gone through that take at most `side` x `side` pixels each."""
+    step = max(1, min(IMAGES_A_TASK, _TASK_BYTES // (3 * side * side)))
+    return [range(start, min(start + step, num_images)) for start in range(0, num_images, step)]
 
 
-def find_unreadable(listing: Listing, side: int, num_workers: int, progress: Progress) -> dict[int, str]:
-    """Why each image that cannot be decoded cannot, by its number. Raises DataError."""
+def find_unreadable(
+    listing: Listing, side: int, num_workers: int, progress: Progress, numbers: list[int] | None = None
+) -> dict[int, str]:
+    """Why each image that cannot be decoded cannot, by its number, of all or of some. Raises DataError."""
     reasons: dict[int, str] = {}
-    for part, (found, _) in enumerate(answers(Try(listing, side), tasks_of(len(listing)), num_workers)):
-        reasons |= found
-        progress("checking images", min((part + 1) * IMAGES_A_TASK, len(listing)), len(listing))
+    tasks = tasks_of(len(listing), side) if numbers is None else [range(number, number + 1) for number in numbers]
+    done, total = 0, len(listing) if numbers is None else len(numbers)
+    with closing(answers(Try(listing, side), tasks, num_workers)) as results:
+        for task, (found, _) in zip(tasks, results, strict=True):
+            reasons |= found
+            done += len(task)
+            progress("checking images", done, total)
     return reasons
 
 
 def save_unreadable(path: Path, listing: Listing, decoder: str, reasons: dict[int, str]) -> None:
-    """Remember them, durably. Raises OSError."""
+    """Remember them, durably. Raises UnwrittenError."""
     found = [
         {"number": number, "path": shown(listing.path(number)), "reason": reason}
         for number, reason in sorted(reasons.items())
     ]
     record = {"format_version": FORMAT, "listing": listing.digest, "decoder": decoder, "unreadable": found}
-    write_atomic(path, json.dumps(record, indent=1) + "\n")
+    with placed(path, ELSEWHERE) as file:
+        file.write((json.dumps(record, indent=1) + "\n").encode())
 
 
 def load_unreadable(path: Path, listing: Listing, decoder: str) -> dict[int, str] | None:

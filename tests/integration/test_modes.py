@@ -33,6 +33,7 @@ def test_a_training_resumes_to_the_bit(tmp_path: Path, mode: str) -> None:
 def test_compiled_layers_resume_to_the_bit(tmp_path: Path, more: tuple[str, ...]) -> None:
     """Also with parts of several sizes: whoever begins with an evaluation compiles the same as who does not."""
     lab = Lab(tmp_path, settings=(*SMALL, "runtime.compile=true", *more))
+    lab.environment["PYTHONWARNINGS"] = "default"  # torch's compiler warns of what torch itself does
     assert_exact_resume(lab)
 
 

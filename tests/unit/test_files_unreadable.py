@@ -112,6 +112,17 @@ def test_a_list_that_was_damaged_is_made_again(spoilt: Path, tmp_path: Path, dam
     assert path.read_text() == good
 
 
+def test_the_list_names_images_alike_whatever_the_locale_and_python(tmp_path: Path) -> None:
+    root = small_tree(tmp_path / "images", 30)
+    for name in (b"sp\xe9cial\xff.jpg", "zero\u200bwidth.jpg".encode()):
+        write(Path(os.fsdecode(os.fsencode(root / "a") + b"/" + name)), b"")
+    prepared = prepare(listing_of(root), side=32, skip=True, cache=False, folder=tmp_path / "cache", num_workers=0)
+    assert len(prepared.left_out) == 2
+    (path,) = (tmp_path / "cache").glob("*/unreadable-32.json")
+    named = [entry["path"] for entry in json.loads(path.read_text())["unreadable"]]
+    assert named == ["a/sp\udce9cial\udcff.jpg", "a/zero\u200bwidth.jpg"]
+
+
 def test_processes_find_the_same(spoilt: Path) -> None:
     listing, told = listing_of(spoilt), list[int]()
     found = find_unreadable(listing, 32, 2, lambda word, done, total: told.append(done))

@@ -11,7 +11,7 @@ from typing import Any
 
 from dino_exp.data.files.crew import answers
 from dino_exp.data.files.decode import UnreadableImageError
-from dino_exp.data.files.listing import Listing, Progress, shown
+from dino_exp.data.files.listing import Listing, Progress, name_of
 from dino_exp.data.files.placing import ELSEWHERE, placed
 from dino_exp.data.files.reading import read_pixels
 from dino_exp.fsio import DamagedFileError, read_json_bounded
@@ -66,7 +66,7 @@ def find_unreadable(
 def save_unreadable(path: Path, listing: Listing, decoder: str, reasons: dict[int, str]) -> None:
     """Remember them, durably. Raises UnwrittenError."""
     found = [
-        {"number": number, "path": shown(listing.path(number)), "reason": reason}
+        {"number": number, "path": name_of(listing.path(number)), "reason": reason}
         for number, reason in sorted(reasons.items())
     ]
     record = {"format_version": FORMAT, "listing": listing.digest, "decoder": decoder, "unreadable": found}
@@ -98,11 +98,9 @@ def _reasons(found: Any, listing: Listing) -> dict[int, str] | None:
         if not isinstance(entry, dict) or not isinstance(entry.get("reason"), str):
             return None
         number = entry.get("number")
-        if (
-            type(number) is not int
-            or not 0 <= number < len(listing)
-            or entry.get("path") != shown(listing.path(number))
-        ):
+        if type(number) is not int or not 0 <= number < len(listing):
+            return None
+        if entry.get("path") != name_of(listing.path(number)):
             return None
         reasons[number] = entry["reason"]
     return reasons

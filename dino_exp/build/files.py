@@ -14,7 +14,7 @@ from dino_exp.data.files.dataset import FilesDataset
 from dino_exp.data.files.layout import Parts, divide
 from dino_exp.data.files.listing import Listing, Progress, current_listing, name_of
 from dino_exp.data.files.prepare import Prepared, prepare, prepared_so_far
-from dino_exp.errors import ConfigError, RefusedError, UsageError
+from dino_exp.errors import ConfigError, RefusedError
 
 _MOST_WORKERS = 32
 
@@ -87,10 +87,7 @@ def _found(data: FilesDataConfig, how: Preparation, progress: Progress) -> _Foun
 
 def _listing(data: FilesDataConfig, how: Preparation, progress: Progress) -> Listing:
     assert data.root is not None
-    try:
-        listing = current_listing(data.root, progress)
-    except UsageError as gone:
-        raise UsageError(f"{gone}. Where the images lie now: {how.root_key}=<folder>") from gone
+    listing = current_listing(data.root, progress, root_key=how.root_key)
     if how.is_new and data.digest not in (None, listing.digest):
         raise RefusedError(
             f"{data.root}: its images have the digest {listing.digest}, and the run would be named by {data.digest}: "

@@ -157,7 +157,7 @@ def test_commands_that_cannot_work_say_what_to_type(lab: Lab, images: Path) -> N
         return lab.train(*overrides, code=code)
 
     assert "data.digest is found by looking through the folder" in told(f"data.digest=sha256:{'0' * 64}")
-    assert "gone: there is no such folder" in told("data.root=gone")
+    assert "gone: there is no such folder. Where the images lie now: data.root=<folder>" in told("data.root=gone")
     assert "data=imagenet needs both" in told("data=imagenet", "data.root=images")
     assert "train.batch_size is 64" in told("train.batch_size=64")
     lab.settings = (*TINY, "augment=digits")

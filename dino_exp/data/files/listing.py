@@ -103,19 +103,22 @@ def name_of(path: bytes) -> str:
     return path.decode("utf-8", "surrogateescape")
 
 
-def current_listing(root: str, progress: Progress = unheard) -> Listing:
+def current_listing(root: str, progress: Progress = unheard, *, root_key: str = "data.root") -> Listing:
     """The images below `root`, without walking again where this process has walked and no folder has changed since.
 
     Hidden files and folders are passed over, and pictures that this program has made; links to files are followed,
     those to folders are not. A command looks more than once. Where contents are digested no file may have changed
     either; of larger sets a file that is rewritten in place between two looks goes unnoticed here, and is noticed when
-    it is read. Raises UsageError where there is no such folder or no image in it, DataError for what cannot be looked
-    at.
+    it is read. Raises UsageError, which says to give another `root_key`, where there is no such folder or no image in
+    it; DataError for what cannot be looked at.
     """
     found = _last.get(root)
     if found is None or not found.is_current():
         _last.clear()  # one at a time: a listing takes memory
-        found = _last[root] = _look(root, progress)
+        try:
+            found = _last[root] = _look(root, progress)
+        except UsageError as gone:
+            raise UsageError(f"{gone}. Where the images lie now: {root_key}=<folder>") from gone
     return found.listing
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,14 @@ LONG = ("crash", "integration")  # folders of tests that take seconds each
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests first: begun last, one of them would keep one process busy while the others have nothing left."""
     items.sort(key=lambda item: item.path.parent.name not in LONG)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def usual_heap() -> Iterator[None]:
+    """The tests' own process keeps the usual heap, for tests that bound its memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dino_exp.attempts.numerics.keep_freed_memory", lambda: False)
+        yield
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dino_exp.allocator import keep_freed_memory
 from dino_exp.config.evaluate import MachineConfig
 from dino_exp.config.schema import RuntimeConfig
 from dino_exp.dist.place import ALONE, Place
@@ -60,7 +61,8 @@ def choose_threads(asked: int | None, recorded: Any, place: Place = ALONE) -> in
 def apply_numerics(
     runtime: RuntimeConfig | MachineConfig, recorded: Mapping[str, Any], place: Place = ALONE
 ) -> tuple[torch.device, dict[str, Any]]:
-    """Set up torch, and describe the setting for `run.json`."""
+    """Set up torch and the memory of this process, and describe the setting for `run.json`."""
+    keep_freed_memory()
     device = choose_device(runtime.device, place)
     same_size = recorded.get("world_size", 1) == place.size
     threads = choose_threads(runtime.threads, recorded.get("threads") if same_size else None, place)

@@ -52,7 +52,7 @@ def backbone_flops(dims: Dimensions, size: int, *, every_token: bool = False) ->
 
 def _block_flops(dims: Dimensions, tokens: int, queries: int) -> int:
     width = dims.embed_dim
-    found = 2 * tokens * width * 3 * width  # queries, keys and values
+    found = 2 * (queries + 2 * tokens) * width * width  # queries, keys and values
     found += 2 * 2 * queries * tokens * width  # scores and mixing
     return found + 2 * queries * width * width + 2 * 2 * queries * width * dims.mlp_dim
 

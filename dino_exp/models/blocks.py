@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dino_exp.models import half
 from dino_exp.models.packing import Packing, packed
 
 NORM_EPS = 1e-6
@@ -59,38 +60,57 @@ class Attention(nn.Module):
 
     def forward(self, tokens_TD: Tensor, packing: Packing, *, only_class: bool = False) -> Tensor:
         """What each token, or only the class token of each image, gathers from all tokens of its image."""
-        num_queries = 1 if only_class else None
+        if only_class:
+            mixed_TD = self._of_class(tokens_TD, packing)
+        else:
+            qkv_T3 = half.linear(tokens_TD, self.qkv.weight, self.qkv.bias)
+            if half.is_for(qkv_T3):
+                mixed_TD = half.attention(qkv_T3, packing, self.num_heads)
+            else:
+                mixed_TD, _ = packed(
+                    [_joined(attend(*half.by_head(qkv_BN3, 3, self.num_heads))) for qkv_BN3 in packing.split(qkv_T3)]
+                )
+        return half.linear(mixed_TD, self.proj.weight, self.proj.bias)
+
+    def _of_class(self, tokens_TD: Tensor, packing: Packing) -> Tensor:
+        """What the class token of each image gathers, (images, D): no other token asks."""
+        dim = tokens_TD.shape[1]
+        weight_DD, weight_2DD = torch.split(self.qkv.weight, [dim, 2 * dim])
+        bias_D, bias_2D = torch.split(self.qkv.bias, [dim, 2 * dim])
+        query_RD = half.linear(class_tokens(tokens_TD, packing), weight_DD, bias_D)
+        key_value_T2 = half.linear(tokens_TD, weight_2DD, bias_2D)
         mixed = []
-        for qkv_BN3 in packing.split(self.qkv(tokens_TD)):
-            query, key, value = self._heads(qkv_BN3)
-            mixed.append(attend(query[:, :, :num_queries], key, value).transpose(1, 2).flatten(2))
-        return self.proj(packed(mixed)[0])  # type: ignore[no-any-return]
+        for query_BD, key_value_BN2 in zip(packing.split_images(query_RD), packing.split(key_value_T2), strict=True):
+            (query,) = half.by_head(query_BD[:, None], 1, self.num_heads)
+            key, value = half.by_head(key_value_BN2, 2, self.num_heads)
+            mixed.append(_joined(attend(query, key, value))[:, 0])
+        return torch.cat(mixed)
 
     def weights(self, tokens_BND: Tensor, num_queries: int | None = None) -> Tensor:
         """What `forward` weighs the values of all tokens with, (B, heads, Q, N); each row sums to 1."""
-        query, key, _ = self._heads(self.qkv(tokens_BND))
+        query, key, _ = half.by_head(self.qkv(tokens_BND), 3, self.num_heads)
         scores = query[:, :, :num_queries] @ key.transpose(-2, -1)
         weights: Tensor = (scores * query.shape[-1] ** -0.5).softmax(dim=-1)
         return weights
 
-    def _heads(self, qkv_BN3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, heads, N, D / heads)."""
-        split = qkv_BN3.view(*qkv_BN3.shape[:2], 3, self.num_heads, -1)
-        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
-        return query, key, value
-
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Scaled dot-product attention, (B, heads, Q, D / heads). Vaswani et al. 2017, equation 1."""
-    # The fused kernel never holds the matrix of scores, and is faster; but its backward pass for half precision on a
-    # CPU is not (docs/performance.md).
+    # The fused kernel never holds the matrix of scores, but in half precision on a CPU it takes twice the time of two
+    # products (docs/performance.md).
     is_half = query.dtype in (torch.bfloat16, torch.float16)
-    if not (is_half and query.device.type == "cpu" and torch.is_grad_enabled()):
+    if not (is_half and query.device.type == "cpu"):
         return functional.scaled_dot_product_attention(query, key, value)
+    shape = query.shape
+    query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
     with torch.autocast("cpu", enabled=False):  # which would hold the weights in float32
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        mixed: Tensor = scores.softmax(dim=-1) @ value
-        return mixed
+        mixed = half.scaled_product(query, key.mT, query.shape[-1] ** -0.5).softmax(dim=-1) @ value
+    return mixed.view(shape)
+
+
+def _joined(mixed: Tensor) -> Tensor:
+    """The heads beside each other, (B, Q, D)."""
+    return mixed.transpose(1, 2).flatten(2)
 
 
 class Mlp(nn.Module):
@@ -103,7 +123,7 @@ class Mlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Apply to each token on its own."""
-        return self.fc2(functional.gelu(self.fc1(tokens)))  # type: ignore[no-any-return]
+        return half.mlp(tokens, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
 
 
 def class_tokens(tokens_TD: Tensor, packing: Packing) -> Tensor:

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from dino_exp.errors import ConfigError
 from dino_exp.models.batch_norm import RankedBatchNorm
 
-_ROWS_AT_ONCE = 64
+_VECTORS_AT_ONCE = 4096
 
 
 class DINOHead(nn.Module):
@@ -76,8 +77,8 @@ class WeightNormLinear(nn.Module):
 class _UnitLinear(torch.autograd.Function):
     """Rows times unit vectors times lengths. `vectors_KD` are `weight_v` in the precision of the rows.
 
-    The products are scaled, not the vectors, which are many more than rows; and the gradient of the normalisation is
-    added to that of the product in one pass over them.
+    The products are scaled, not the vectors, which are many more than rows. The gradient of the normalisation is what
+    remains of the product's gradient beside each vector; it is taken some vectors at a time, in the cache.
     """
 
     @staticmethod
@@ -85,36 +86,34 @@ class _UnitLinear(torch.autograd.Function):
         lengths_K = torch.linalg.vector_norm(weight_v_KD, dim=1)
         products = functional.linear(rows, vectors_KD)
         scales_K = (weight_g_K1[:, 0] / lengths_K).to(products.dtype)
-        # Fixed lengths need the logits alone; those that are trained may be 0, and no logit tells of the product then.
-        logits: Tensor = products * scales_K if ctx.needs_input_grad[3] else products.mul_(scales_K)
-        ctx.save_for_backward(rows, weight_v_KD, vectors_KD, weight_g_K1, lengths_K, products)
+        # Lengths that are trained may be 0, and no logit tells of the product then.
+        trains_lengths = ctx.needs_input_grad[3]
+        logits: Tensor = products * scales_K if trains_lengths else products.mul_(scales_K)
+        ctx.save_for_backward(
+            rows, weight_v_KD, vectors_KD, weight_g_K1, lengths_K, products if trains_lengths else None
+        )
         return logits
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
         rows, weight_v_KD, vectors_KD, weight_g_K1, lengths_K, products = ctx.saved_tensors
-        (gradient,) = gradients
         scales_K = weight_g_K1[:, 0] / lengths_K
         of_products_RK = (gradient * scales_K.to(gradient.dtype)).flatten(0, -2)
         of_rows = of_v_KD = of_g_K1 = None
         if ctx.needs_input_grad[0]:
             of_rows = (of_products_RK @ vectors_KD).view_as(rows)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-            sums_K = _sum_of_products(gradient.flatten(0, -2), products.flatten(0, -2), scales_K.dtype)
-            if ctx.needs_input_grad[3]:
-                of_g_K1 = (sums_K / lengths_K)[:, None]
-                sums_K = sums_K * scales_K
-            if ctx.needs_input_grad[1]:
-                of_v_KD = (of_products_RK.T @ rows.flatten(0, -2)).to(weight_v_KD.dtype)
-                of_v_KD.addcmul_(weight_v_KD, (-sums_K / lengths_K.square())[:, None])
+        if ctx.needs_input_grad[3]:
+            of_lengths_K = (gradient * products).flatten(0, -2).sum(dim=0, dtype=lengths_K.dtype)
+            of_g_K1 = (of_lengths_K / lengths_K)[:, None]
+        if ctx.needs_input_grad[1]:
+            of_v_KD = torch.empty_like(weight_v_KD)
+            for start in range(0, len(of_v_KD), _VECTORS_AT_ONCE):
+                some = slice(start, start + _VECTORS_AT_ONCE)
+                whole = (of_products_RK[:, some].T @ rows.flatten(0, -2)).to(of_v_KD.dtype)
+                along = torch.linalg.vecdot(whole, weight_v_KD[some]) / lengths_K[some].square()
+                torch.addcmul(whole, weight_v_KD[some], along[:, None], value=-1, out=of_v_KD[some])
         return of_rows, of_v_KD, None, of_g_K1
-
-
-def _sum_of_products(one_RK: Tensor, other_RK: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum over the rows, some at a time: their products are never all there."""
-    parts = zip(torch.split(one_RK, _ROWS_AT_ONCE), torch.split(other_RK, _ROWS_AT_ONCE), strict=True)
-    sums = [(one * other).sum(dim=0, dtype=dtype) for one, other in parts]
-    return torch.stack(sums).sum(dim=0)
 
 
 def _mlp(widths: list[int], *, use_bn: bool) -> nn.Module:

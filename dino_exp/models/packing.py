@@ -28,9 +28,13 @@ class Packing:
         parts = torch.split(tokens_TD, [images * tokens for images, tokens in self.groups])
         return [part.view(*group, -1) for part, group in zip(parts, self.groups, strict=True)]
 
+    def split_images(self, values: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+        """The values of the images of each size, which lie along `dim`: views."""
+        return torch.split(values, [images for images, _ in self.groups], dim=dim)
+
     def per_token(self, values: Tensor) -> Tensor:
         """Values of all images (..., images), repeated for each of their tokens: (..., T, 1)."""
-        parts = torch.split(values, [images for images, _ in self.groups], dim=-1)
+        parts = self.split_images(values, dim=-1)
         repeated = [
             part[..., None].expand(*part.shape, tokens).flatten(-2)
             for part, (_, tokens) in zip(parts, self.groups, strict=True)

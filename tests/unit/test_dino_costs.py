@@ -67,7 +67,7 @@ def test_vit_s_has_the_known_figures() -> None:
     assert backbone_flops(VIT_S, 224, every_token=True) / 2e9 == pytest.approx(
         4.6, abs=0.05
     )  # as timm counts: 4.6 GMACs
-    assert step_flops(VIT_S) / 1e9 == pytest.approx(106.4, abs=0.1)
+    assert step_flops(VIT_S) / 1e9 == pytest.approx(105.7, abs=0.1)
 
 
 def test_a_forward_pass_is_what_torch_counts() -> None:

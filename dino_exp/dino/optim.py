@@ -88,11 +88,15 @@ def clip_per_parameter_(
     norms_P = torch.stack(torch._foreach_norm(gradients))
     norms_P = norms_P if whole_norms is None else whole_norms(norms_P)
     norms_P = norms_P if scale is None else norms_P / scale
-    # A factor of exactly 1 changes no bit, so nobody waits for the device to learn which ones are long.
     factors_P = (max_norm / (norms_P + _CLIP_EPS)).clamp(max=1.0) if max_norm else torch.ones_like(norms_P)
     if max_norm or scale is not None:
         factors_P = factors_P if scale is None else factors_P / scale
-        torch._foreach_mul_(gradients, list(factors_P.unbind()))
+        changed = list(range(len(gradients)))
+        # A factor of exactly 1 changes no bit: nobody waits for a device to learn of one, and on a CPU it is known.
+        if factors_P.device.type == "cpu":
+            changed = factors_P.ne(1).nonzero()[:, 0].tolist()
+        if changed:
+            torch._foreach_mul_([gradients[place] for place in changed], [factors_P[place] for place in changed])
     return norms_P
 
 

@@ -1,8 +1,8 @@
 """How fast DINO trains: our step against that of the official code, and the whole training against the bare step.
 
-ViT-S/16, two crops of 224 and eight of 96 pixels, K = 65,536. Both sides begin with the same weights and see the same
-crops, in turn; a ratio is the median over the pairs. On CUDA (`--device cuda`) the batch is larger, and what the card's
-matrix units give in a plain product is measured beside.
+ViT-S/16, two crops of 224 and eight of 96 pixels, K = 65,536. Both sides, each in a process of its own, begin with the
+same weights and see the same crops, in turn; a ratio is the median over the pairs. On CUDA (`--device cuda`) the batch
+is larger, and what the card's matrix units give in a plain product is measured beside.
 `python -m benchmarks.throughput --official <checkout of facebookresearch/dino>`
 """
 
@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,15 +19,14 @@ import torch
 
 from benchmarks.measure import HEADER, Pairs, in_pairs
 from benchmarks.official import official_modules
+from benchmarks.sides import CORES, Side
 from benchmarks.steps import GLOBAL_SIZE, LOCAL_SIZE, NUM_LOCAL, OfficialStep, Ours, Recipe, crops_of
 from dino_exp import build
 from dino_exp.training.step import train_step
 
-CORES = 2
 GFLOP_PER_IMAGE = 113.8  # forward and backward, both networks (anchors of the project)
 TARGETS = {"fp32": 1.1, "bf16": 1.3, "fp16": 1.0}
 AGREE_BATCH, AGREE_STEPS, AGREE_WITHIN = 2, 20, 1e-4
-MEMORY_STEPS = 3
 
 
 def main() -> None:
@@ -40,21 +36,15 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, help="images of a step; default 8 on a CPU, 256 on CUDA")
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--parts", default="losses,fp32,bf16,memory,training", help="which tables, with commas between")
+    parser.add_argument("--parts", default="losses,fp32,bf16,training", help="which tables, with commas between")
     parser.add_argument("--words", nargs="*", default=[], help="settings of ours, such as runtime.compile=true")
-    parser.add_argument("--one-side", choices=("ours", "official"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(CORES)
     batch = asked.batch or (256 if asked.device == "cuda" else 8)
-    if asked.one_side:
-        _print_peak(asked.one_side, asked.official, Recipe(batch=batch, device=asked.device, precision=asked.parts))
-        return
     words = tuple(asked.words)
     for part in asked.parts.split(","):
         if part == "losses":
             _agreement(asked.official, asked.device)
-        elif part == "memory":
-            _memory(asked.official, asked.device, batch)
         elif part == "training":
             for precision in ("fp32", "bf16"):
                 _training(Recipe(batch=batch, device=asked.device, precision=precision, words=words), asked.pairs)
@@ -79,12 +69,16 @@ def _agreement(checkout: Path, device: str) -> None:
 
 
 def _steps(checkout: Path, recipe: Recipe, num_pairs: int) -> None:
-    theirs, ours = OfficialStep(official_modules(checkout), recipe), Ours(recipe)
-    ours.load(theirs)
-    crops = crops_of(recipe)
-    pairs = in_pairs(_timed(lambda: theirs.step(crops), theirs.wait), _timed(lambda: ours.step(crops), ours.wait),
-                     num_pairs=num_pairs)  # fmt: skip
+    """Times and peak memory of both sides, each in a process of its own."""
+    with Side("official", checkout, recipe) as theirs, Side("ours", checkout, recipe) as ours:
+        theirs.warm_up()
+        ours.warm_up()
+        pairs = in_pairs(theirs.step, ours.step, num_pairs=num_pairs)
+        peaks = theirs.peak(), ours.peak()
     _report(f"step, {recipe.precision}: official", "ours", pairs, f"≥ {TARGETS[recipe.precision]}", recipe)
+    print(
+        f"peak memory: {peaks[0] / 1e9:.2f} and {peaks[1] / 1e9:.2f} GB: {peaks[1] / peaks[0]:.2f} (≤ 0.85)", flush=True
+    )
 
 
 def _timed(step: Callable[[], object], wait: Callable[[], None]) -> Callable[[], float]:
@@ -102,39 +96,6 @@ def _report(a: str, b: str, pairs: Pairs, target: str, recipe: Recipe) -> None:
     rates = [recipe.batch / statistics.median(secs) for secs in (pairs.a_secs, pairs.b_secs)]
     print(f"\n{HEADER}\n{pairs.line(a, b, target)}")
     print(f"images a second: {rates[0]:.2f} and {rates[1]:.2f}; batch {recipe.batch}, {recipe.device}", flush=True)
-
-
-def _memory(checkout: Path, device: str, batch: int) -> None:
-    """The peak of a process that takes a few steps, each side in one of its own."""
-    print("\n| peak memory | official | ours | ratio | target |\n|---|---|---|---|---|")
-    for precision in ("fp32", "bf16"):
-        peaks = {}
-        for side in ("official", "ours"):
-            command = [sys.executable, "-m", "benchmarks.throughput", "--official", str(checkout), "--one-side", side]
-            command += ["--device", device, "--batch", str(batch), "--parts", precision]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            peaks[side] = json.loads(done.stdout.splitlines()[-1])
-        ratio = peaks["ours"] / peaks["official"]
-        print(
-            f"| {precision} | {peaks['official']:.2f} GB | {peaks['ours']:.2f} GB | {ratio:.2f} | ≤ 0.85 |", flush=True
-        )
-
-
-def _print_peak(side: str, checkout: Path, recipe: Recipe) -> None:
-    # Also our side loads the official modules, so that both processes hold the same libraries.
-    official = official_modules(checkout)
-    one = OfficialStep(official, recipe) if side == "official" else Ours(recipe)
-    crops = crops_of(recipe)
-    for _ in range(MEMORY_STEPS):
-        one.step(crops)
-    one.wait()
-    print(json.dumps((torch.cuda.max_memory_allocated() if recipe.device == "cuda" else _peak_of_process()) / 1e9))
-
-
-def _peak_of_process() -> int:
-    """Bytes. Not `ru_maxrss`, which a process inherits from the one that started it."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return 1024 * int(line.split()[1])
 
 
 def _training(recipe: Recipe, num_pairs: int) -> None:

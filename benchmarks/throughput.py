@@ -40,6 +40,9 @@ def main() -> None:
     parser.add_argument("--words", nargs="*", default=[], help="settings of ours, such as runtime.compile=true")
     asked = parser.parse_args()
     torch.set_num_threads(CORES)
+    unknown = set(asked.parts.split(",")) - {"losses", "training", *TARGETS}
+    if unknown:
+        parser.error(f"--parts {','.join(sorted(unknown))}: expected some of losses, training, {', '.join(TARGETS)}")
     batch = asked.batch or (256 if asked.device == "cuda" else 8)
     words = tuple(asked.words)
     for part in asked.parts.split(","):

@@ -192,7 +192,9 @@ def _block_bytes(dims: Dimensions, arithmetic: Arithmetic) -> list[int]:
         tokens = dims.num_patches(size) + 1
         for layer in range(dims.depth):
             queries = tokens if layer < dims.depth - 1 else 1
-            values = tokens * 4 * width + queries * width  # normalised input, queries, keys and values; the mixture,
+            values = (
+                tokens * 3 * width + 2 * queries * width
+            )  # normalised input, keys, values; queries and the mixture,
             values += queries * (tokens * dims.num_heads if arithmetic.keeps_scores else width)  # and how it is made
             values += queries * (width + 2 * dims.mlp_dim)  # normalised input of the MLP, before and after GELU
             found[layer] += num * (arithmetic.number * values + FLOAT * (tokens + queries) * width)
@@ -208,9 +210,9 @@ def _mlp_bytes(dims: Dimensions, half: bool) -> int:
 
 def _logit_bytes(dims: Dimensions, batch_size: int, half: bool) -> int:
     """Logits, and what the loss and the prototypes make of them, at the fuller of two moments of the step."""
-    number, prototypes = HALF if half else FLOAT, dims.num_prototypes * dims.head_widths[-1]
+    number = HALF if half else FLOAT
     targets, student = (batch_size * num * dims.num_prototypes for num in (NUM_GLOBAL, NUM_GLOBAL + dims.num_local))
     kept = 2 * number * student + (number + FLOAT) * targets  # logits with their gradient; the teacher's, and softmax
     in_loss = 4 * FLOAT * batch_size * dims.num_prototypes  # one view, its target, the sum of all, its gradient
-    in_prototypes = number * student + prototypes * (FLOAT + (HALF if half else 0))
+    in_prototypes = number * student + FLOAT * dims.num_prototypes * dims.head_widths[-1]
     return kept + max(in_loss, in_prototypes)

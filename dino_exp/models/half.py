@@ -113,7 +113,8 @@ def _product(tokens_TI: Tensor, half_OI: Tensor, bias_O: Tensor) -> Tensor:
 
 
 def _of_parameters(gradient_TO: Tensor, tokens_TI: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Gradients of weight and bias."""
+    """Gradients of weight and bias. Tokens may lie along several axes."""
+    gradient_TO, tokens_TI = gradient_TO.flatten(0, -2), tokens_TI.flatten(0, -2)
     return (gradient_TO.T @ tokens_TI).to(dtype), gradient_TO.sum(dim=0).to(dtype)
 
 

@@ -38,7 +38,7 @@ def test_a_plan_says_what_a_new_run_would_take_and_writes_nothing(lab: Lab) -> N
     assert fact(printed, "begins") == "a new run"
     assert fact(printed, "steps") == "44 in 2 epochs of 22, stopping at 30"
     assert fact(printed, "to do") == "30 steps"
-    assert fact(printed, "training").startswith("27.85 MFLOP an image")
+    assert fact(printed, "training").startswith("26.41 MFLOP an image")
     assert "images a second" in fact(printed, "speed")
     assert fact(printed, "to the stop").startswith("about ")
     assert fact(printed, "to the horizon").startswith("about ")

@@ -210,6 +210,9 @@ import sys, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from support.checkpoints import open_manager, request
+from dino_exp.allocator import keep_freed_memory
+
+keep_freed_memory()  # as a training does
 
 class Big:
     def __init__(self): self.tensors = {{str(n): torch.ones(1 << 22) * n for n in range(16)}}

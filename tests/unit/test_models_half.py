@@ -57,6 +57,16 @@ def test_it_is_near_to_what_float32_gives(block: Block) -> None:
     assert float((found[0] - exact).norm() / exact.norm()) < 0.02
 
 
+def test_tokens_may_lie_along_several_axes(block: Block) -> None:
+    found = []
+    for shape in ((6, 32), (2, 3, 32)):
+        block.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            block.mlp(random_tokens()[:6].view(shape)).sum().backward()
+        found.append([parameter.grad for parameter in block.mlp.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_half_parameters_get_half_gradients(block: Block) -> None:
     block.to(torch.bfloat16)
     tokens_TD = random_tokens().to(torch.bfloat16).requires_grad_()

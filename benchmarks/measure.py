@@ -36,6 +36,19 @@ def in_pairs(a: Callable[[], float], b: Callable[[], float], *, num_pairs: int) 
     return Pairs(tuple(m[0] for m in measured), tuple(m[1] for m in measured))
 
 
+def timed(step: Callable[[], object], wait: Callable[[], None]) -> Callable[[], float]:
+    """What takes the step and gives its seconds; `wait` until a device has done all of it."""
+
+    def once() -> float:
+        wait()
+        started = time.perf_counter()
+        step()
+        wait()
+        return time.perf_counter() - started
+
+    return once
+
+
 def seconds_of(command: Sequence[str], **kwargs: object) -> float:
     """Wall-clock seconds of a whole process."""
     started = time.perf_counter()

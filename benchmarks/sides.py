@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from typing import Literal, Self
 
 import torch
 
+from benchmarks.measure import timed
 from benchmarks.official import official_modules
 from benchmarks.steps import OfficialStep, Ours, Recipe, crops_of
 
@@ -74,15 +74,12 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # what anybody else prints is no answer
     one = _side(name, Path(checkout), recipe)
     crops = crops_of(recipe)
+    step = timed(lambda: one.step(crops), one.wait)
     for line in sys.stdin:
         if line.strip() == "peak":
             print(_peak(recipe.device), file=answers, flush=True)
             continue
-        one.wait()
-        started = time.perf_counter()
-        one.step(crops)
-        one.wait()
-        print(time.perf_counter() - started, file=answers, flush=True)
+        print(step(), file=answers, flush=True)
 
 
 def _side(name: str, checkout: Path, recipe: Recipe) -> OfficialStep | Ours:

@@ -12,12 +12,11 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from benchmarks.measure import HEADER, Pairs, in_pairs
+from benchmarks.measure import HEADER, Pairs, in_pairs, timed
 from benchmarks.official import official_modules
 from benchmarks.sides import CORES, Side
 from benchmarks.steps import GLOBAL_SIZE, LOCAL_SIZE, NUM_LOCAL, OfficialStep, Ours, Recipe, crops_of
@@ -84,17 +83,6 @@ def _steps(checkout: Path, recipe: Recipe, num_pairs: int) -> None:
     )
 
 
-def _timed(step: Callable[[], object], wait: Callable[[], None]) -> Callable[[], float]:
-    def once() -> float:
-        wait()
-        started = time.perf_counter()
-        step()
-        wait()
-        return time.perf_counter() - started
-
-    return once
-
-
 def _report(a: str, b: str, pairs: Pairs, target: str, recipe: Recipe) -> None:
     rates = [recipe.batch / statistics.median(secs) for secs in (pairs.a_secs, pairs.b_secs)]
     print(f"\n{HEADER}\n{pairs.line(a, b, target)}")
@@ -114,7 +102,7 @@ def _training(recipe: Recipe, num_pairs: int) -> None:
         def step() -> None:
             train_step(whole.state, next(stream), augment=augment, schedules=whole.schedules, rule=whole.rule)
 
-        pairs = in_pairs(_timed(lambda: bare.step(crops), bare.wait), _timed(step, whole.wait), num_pairs=num_pairs)
+        pairs = in_pairs(timed(lambda: bare.step(crops), bare.wait), timed(step, whole.wait), num_pairs=num_pairs)
     _report(f"bare step, {recipe.precision}", "with data", pairs, "≥ 0.95", recipe)
 
 

@@ -192,9 +192,7 @@ def _block_bytes(dims: Dimensions, arithmetic: Arithmetic) -> list[int]:
         tokens = dims.num_patches(size) + 1
         for layer in range(dims.depth):
             queries = tokens if layer < dims.depth - 1 else 1
-            values = (
-                tokens * 3 * width + 2 * queries * width
-            )  # normalised input, keys, values; queries and the mixture,
+            values = (3 * tokens + 2 * queries) * width  # normalised input, keys, values; queries and the mixture,
             values += queries * (tokens * dims.num_heads if arithmetic.keeps_scores else width)  # and how it is made
             values += queries * (width + 2 * dims.mlp_dim)  # normalised input of the MLP, before and after GELU
             found[layer] += num * (arithmetic.number * values + FLOAT * (tokens + queries) * width)

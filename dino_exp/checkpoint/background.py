@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+HEED_SECS = 0.1  # so long may a signal go unheeded by whoever waits
+
 
 class Background(Generic[T]):
     """Runs work in a thread, or at once where `beside` is false; its result or its error is taken once.
@@ -56,7 +58,9 @@ class Background(Generic[T]):
         When the wait is interrupted, the work goes on, and is still to be taken.
         """
         if self._ended is not None:
-            self._ended.wait()
+            # A wait without end sleeps through a signal that arrived just before it, or in another thread.
+            while not self._ended.wait(HEED_SECS):
+                pass
             self._ended = None
         result, error = self._result, self._error
         self._result = self._error = None

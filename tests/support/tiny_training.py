@@ -278,6 +278,7 @@ class TinyRun:
                 here("before the loop")
                 return run_training(training)
             except KeyboardInterrupt:
+                torch.set_grad_enabled(True)  # the interrupt may have come while a context put it back
                 files.dead = True
                 with contextlib.suppress(Died):
                     training.manager.drain()

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from support.checkpoints import (
     save_steps,
 )
 
-from dino_exp.checkpoint.background import Background
 from dino_exp.checkpoint.finite import is_finite
 from dino_exp.checkpoint.pace import Pace
 from dino_exp.checkpoint.policies import BestN, EveryEpochs, EverySteps, KeepAny, LatestN
@@ -376,23 +374,3 @@ def test_whoever_waits_for_a_save_lifts_its_limit(tmp_path: Path) -> None:
     manager = open_manager(tmp_path, background=True, max_bytes_per_sec=0.01)
     manager.save(ToyState(1), request(1))
     assert manager.drain() is not None
-
-
-def test_work_hands_over_its_result_or_its_error_once() -> None:
-    def work(error: BaseException | None) -> Callable[[], int]:
-        def run() -> int:
-            if error is not None:
-                raise error
-            return 7
-
-        return run
-
-    for beside in (True, False):
-        background: Background[int] = Background(beside=beside)
-        background.start(work(None))
-        assert (background.take(), background.take()) == (7, None)
-    beside_only: Background[int] = Background(beside=True)
-    beside_only.start(work(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
-        beside_only.take()
-    assert beside_only.take() is None

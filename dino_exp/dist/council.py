@@ -14,25 +14,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from dino_exp.dist.place import Place
+from dino_exp.dist.store import Store
 from dino_exp.errors import TrainingError
 from dino_exp.processes import ProcessId
 
 _SHORTEST_SECS, _LONGEST_SECS = 0.001, 0.05  # between two looks
 _ALIVE_SECS = 0.5  # between two looks at the process that is waited for
 _SIGN_SECS = 5.0  # between two signs of life at least
-
-
-class Store(Protocol):
-    """The part of torch's `Store` that is used."""
-
-    def set(self, key: str, value: bytes, /) -> None: ...  # noqa: D102
-    def get(self, key: str, /) -> bytes: ...  # noqa: D102
-    def check(self, keys: list[str], /) -> bool: ...  # noqa: D102
-    def compare_set(self, key: str, expected: str, desired: bytes, /) -> bytes: ...  # noqa: D102
-    def delete_key(self, key: str, /) -> bool: ...  # noqa: D102
 
 
 class OtherRankError(TrainingError):

@@ -17,8 +17,9 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from dino_exp.dist.council import Council, LostRankError, OtherRankError, Statement, Store
+from dino_exp.dist.council import Council, LostRankError, OtherRankError, Statement
 from dino_exp.dist.place import ALONE, Place
+from dino_exp.dist.store import PatientStore, Store
 from dino_exp.errors import DinoExpError
 
 T = TypeVar("T")
@@ -116,7 +117,7 @@ class ManyRanks:
 
     def connect(self) -> Council:
         """The same rank's end of the talk on a connection of its own, for another thread."""
-        return self.council.connect(_new_connection(self._store, self.council.session))
+        return self.council.connect(_new_connection(self._store, self.council.session, self.council.timeout_secs))
 
     def add_(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place; the same bits on each."""
@@ -211,7 +212,7 @@ def joined(place: Place, device: torch.device, timeout_secs: float) -> Iterator[
     council: Council | None = None
     try:
         session = _new_session()
-        council = Council(_new_connection(store, session), place, timeout_secs=timeout_secs, session=session)
+        council = Council(_new_connection(store, session, timeout_secs), place, timeout_secs=timeout_secs, session=session)
         council.introduce()
         yield ManyRanks(place, council, store)
     except BaseException as error:
@@ -240,9 +241,9 @@ def _new_session() -> str:
     return f"session_{row.item()}"
 
 
-def _new_connection(store: Any, session: str) -> Store:
+def _new_connection(store: Any, session: str, timeout_secs: float) -> Store:
     connection: Any = torch.distributed.distributed_c10d.PrefixStore(session, store.clone())
-    return connection  # type: ignore[no-any-return]
+    return PatientStore(connection, timeout_secs)
 
 
 @contextlib.contextmanager

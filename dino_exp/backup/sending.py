@@ -101,7 +101,7 @@ class _Backup:
         self._named: dict[str, StoredFile] = {}  # by the indexes that were found at the target
 
     def run(self, *, prune: bool, reread: bool) -> BackupReport:
-        """Everything, in order. The checkpoints first: the logs are then at least as long as those need them."""
+        """Everything, in order."""
         before, unfinished = self._read_index(), self._read_partial()
         self._courier.look()
         indexes = [index for index in (before, unfinished) if index is not None]
@@ -109,10 +109,7 @@ class _Backup:
         needed = {stored: file for index in indexes for stored, file in index.stored().items()}
         bad = self._courier.check(needed, reread=reread)
         known = whole_checkpoints(indexes, self._courier.good)
-        here = {step: self._store.identity(step) for step in self._store.steps()}
-        plan = plan_steps(here, known)
-        present, sent = self._bring_checkpoints(plan, known, prune=prune)
-        files = self._bring_others(present.values(), before)
+        here, plan, present, sent, files = self._bring_all(known, before, prune=prune)
         lost = [
             file
             for file in keep_lost_files(before, files, self._courier.good)
@@ -182,6 +179,31 @@ class _Backup:
                 f"run, and for each copy of a run that goes on by itself{or_else}"
             )
         return index
+
+    def _bring_all(
+        self, known: Mapping[int, StoredCheckpoint], before: Index | None, *, prune: bool
+    ) -> tuple[dict[int, Identity | None], StepPlan, dict[int, StoredCheckpoint], list[int], list[StoredFile]]:
+        """What is here, what is to be done with it, and what the target has then. The checkpoints first: the logs are
+        then at least as long as those need them.
+
+        A run that comes to its end meanwhile is gone through once more: its record, which says so, must not travel
+        without its last checkpoint, or whoever restores it is told that nothing is left to do.
+        """
+        num_told, all_sent = len(self._left_out), set[int]()
+        while True:
+            was_completed = self._is_completed()
+            del self._left_out[num_told:]
+            here = {step: self._store.identity(step) for step in self._store.steps()}
+            plan = plan_steps(here, known)
+            present, sent = self._bring_checkpoints(plan, known, prune=prune)
+            files = self._bring_others(present.values(), before)
+            all_sent |= set(sent)
+            if was_completed or not self._is_completed():
+                return here, plan, present, sorted(all_sent & present.keys()), files
+
+    def _is_completed(self) -> bool:
+        record = load_record(self._paths.run_json)
+        return record is not None and record.state == "completed"
 
     def _bring_checkpoints(
         self, plan: StepPlan, known: Mapping[int, StoredCheckpoint], *, prune: bool

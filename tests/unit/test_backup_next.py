@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from support.checkpoints import flip, save_steps
 
 from dino_exp.backup.plan import Remote
 from dino_exp.errors import RefusedError
+from dino_exp.runs.record import RunRecord, load_record, save_record
 
 HORIZON = sample_record().schedule.horizon_steps
 
@@ -67,6 +70,33 @@ def test_of_two_copies_at_once_the_later_one_gives_way_and_goes_on(tmp_path: Pat
     assert (tmp_path / "back" / "train.log").read_text() == str(other)
     assert send(run, there).steps == (1, 2)
     assert fetch(there, tmp_path / "again").left_out == ()
+
+
+def test_a_run_that_comes_to_its_end_meanwhile_travels_with_its_last_checkpoint(tmp_path: Path) -> None:
+    """Its record travels after the checkpoints: alone it would say that nothing is left to do."""
+    run, there = make_run(tmp_path, 1), tmp_path / "there"
+    target, reached = target_of(there), list[str]()
+    send_to_target = target.send
+
+    def meanwhile(path: str, blocks: Callable[[], Iterable[bytes]]) -> None:
+        if not reached:
+            save_steps(run / "checkpoints", [HORIZON], keep=KEEP)
+            save_record(run / "run.json", replace(load(run), state="completed"))
+        reached.append(path)
+        send_to_target(path, blocks)
+
+    target.send = meanwhile  # type: ignore[method-assign]
+    done = send(run, there, target=target)
+    assert (done.steps, done.sent_steps, done.left_out) == ((1, HORIZON), (1, HORIZON), ())
+    fetch(there, tmp_path / "back")
+    assert (tmp_path / "back" / "checkpoints" / f"step-{HORIZON:09d}.json").exists()
+    assert load(tmp_path / "back").state == "completed"
+
+
+def load(run: Path) -> RunRecord:
+    record = load_record(run / "run.json")
+    assert record is not None
+    return record
 
 
 def restored(tmp_path: Path, state: str, *harmed: str) -> list[str]:

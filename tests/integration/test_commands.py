@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.pictures import small_tree
 from support.runs import ENVIRONMENT, Lab, last_digest, manifests, record
 
 ROOT = Path(__file__).parents[2]
@@ -171,7 +172,9 @@ def test_every_readme_command_works(lab: Lab) -> None:
     lab.settings = ()
     commands = readme_commands()
     assert len(commands) >= 8
-    for command in commands:
+    photographs = small_tree(lab.directory / "photographs", num=150)
+    for shown in commands:
+        command = shown.replace("<folder>", str(photographs))
         program, *words = shlex.split(command)
         if program == "make":
             subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, stdout=subprocess.PIPE, env=ENVIRONMENT)
@@ -180,10 +183,12 @@ def test_every_readme_command_works(lab: Lab) -> None:
             lab.cli(*words, *(["--outputs", str(lab.outputs)] if about_outputs else []))
         elif "--help" in words:
             lab.train("--help")
+        elif words[1] == "dino_exp.evaluate":
+            lab.evaluate(*words[2:])
         else:
             named = any(word.startswith(("resume=", "fork=")) for word in words)
             extra = [] if named else [word for word in small if word.partition("=")[0] not in command]
-            if "vit_s" in command:
+            if "vit_s" in command or "own_images" in command:
                 extra = ["debug=step", "runtime.threads=1"]
             if "fork" in command:
                 extra = [*extra, "train.stop_after_steps=6"]

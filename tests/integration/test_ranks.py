@@ -143,7 +143,7 @@ def test_one_process_looks_after_what_many_wrote_in_shares(lab: Lab) -> None:
     again = json.loads(lab.cli("checkpoints", "show", f"{restored}@33", "--json"))
     assert again["state_digest"] == shown[33]["state_digest"]
     lab.cli("checkpoints", "export", f"{run}@44", "--to", str(lab.directory / "teacher.safetensors"))
-    assert load_backbone(f"{run}@44")(torch.zeros(1, 1, 16, 16)).shape == (1, 64)
+    assert load_backbone(f"{run}@44")(torch.zeros(1, 1, 16, 16)).shape == (1, 16)
     lab.train(f"fork={restored}@33", "train.epochs=3", "train.stop_after_steps=36")
     child = next(other for other in lab.runs() if other != run)
     assert record(child)["parent"]["state_digest"] == shown[33]["state_digest"]

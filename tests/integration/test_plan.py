@@ -97,7 +97,7 @@ def test_several_ranks_are_sent_away(lab: Lab) -> None:
 def test_what_will_not_fit_is_told_and_refuses_nothing(lab: Lab) -> None:
     soon = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds")
     printed = lab.train(
-        "plan=true", "train.epochs=1000000", f"checkpoint.save.deadline='{soon}'", "checkpoint.keep.last=null",
+        "plan=true", "train.epochs=100000", f"checkpoint.save.deadline='{soon}'", "checkpoint.keep.last=null",
         "checkpoint.save.every_steps=1", "loss.out_dim=512", "evaluation.every_epochs=null",
     )  # fmt: skip
     assert "warning: time: about " in printed

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.checkpoints import ToyState, open_manager, quick_files, request
-from support.runs import SMOKE, Lab, assert_same_end, events, record, rows
+from support.runs import RECIPE, Lab, assert_same_end, events, record, rows
 
 from dino_exp.checkpoint.policies import KeepAny, LatestN
 from dino_exp.checkpoint.reader import CheckpointReader
@@ -106,7 +106,7 @@ def test_a_disk_that_fills_while_a_save_is_written(disk: Path) -> None:
 @pytest.mark.crash
 def test_a_training_whose_disk_is_too_small(tmp_path: Path) -> None:
     """Two checkpoints of 2.3 MB do not fit: one is saved, training goes on to its end, and that is no success."""
-    lab = Lab(tmp_path, settings=(*SMOKE, "checkpoint.storage.codec=raw"))
+    lab = Lab(tmp_path, settings=(*RECIPE, "checkpoint.storage.codec=raw"))
     mount(lab.outputs, 4 * MEGABYTE)
     try:
         lab.train("run.variant=small", code=1)

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import errno
-import queue
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
-
-T = TypeVar("T")
 
 # What trying again does not mend: the wrong place, no right to be there, no room, a call that is not offered.
 _LASTING = (
@@ -54,27 +48,3 @@ def is_passing(error: BaseException) -> bool:
     if type(error).__name__ in _WRONG_CALLS:
         return False
     return not (isinstance(error, OSError) and error.errno in _LASTING_ERRNO)
-
-
-def within(secs: float, work: Callable[[], T]) -> T:
-    """What `work` returns or raises; TimeoutError when neither comes in time.
-
-    It runs in a thread of its own, which is left to itself then: no call of a backend can be interrupted, and what one
-    that was given up still writes is content under its own name.
-    """
-    answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-    def answer() -> None:
-        try:
-            answers.put((work(), None))
-        except BaseException as error:  # noqa: BLE001 (raised again below, in the thread that asked)
-            answers.put((None, error))
-
-    threading.Thread(target=answer, name="backup-call", daemon=True).start()
-    try:
-        value, error = answers.get(timeout=secs)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {secs:g} s") from None
-    if error is not None:
-        raise error
-    return value  # type: ignore[return-value]  # of a call that raised nothing

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dino_exp.backup.courier import Courier, Progress
 from dino_exp.backup.index import INDEX, PARTIAL, Index, StoredCheckpoint, StoredFile, manifest_path, pack_path
@@ -63,6 +64,16 @@ class BackupReport:
     def found_damage(self) -> bool:
         """Whether somebody must see to something, here or there."""
         return bool(self.spoiled) or any(item.damaged for item in self.left_out)
+
+
+class _Brought(NamedTuple):
+    """The checkpoints that are here, what was to be done with them, and what the target has of them and the rest."""
+
+    here: dict[int, Identity | None]
+    plan: StepPlan
+    present: dict[int, StoredCheckpoint]
+    sent_steps: list[int]
+    files: list[StoredFile]
 
 
 def back_up(
@@ -180,11 +191,8 @@ class _Backup:
             )
         return index
 
-    def _bring_all(
-        self, known: Mapping[int, StoredCheckpoint], before: Index | None, *, prune: bool
-    ) -> tuple[dict[int, Identity | None], StepPlan, dict[int, StoredCheckpoint], list[int], list[StoredFile]]:
-        """What is here, what is to be done with it, and what the target has then. The checkpoints first: the logs are
-        then at least as long as those need them.
+    def _bring_all(self, known: Mapping[int, StoredCheckpoint], before: Index | None, *, prune: bool) -> _Brought:
+        """The checkpoints, then the rest: the logs are then at least as long as those need them.
 
         A run that comes to its end meanwhile is gone through once more: its record, which says so, must not travel
         without its last checkpoint, or whoever restores it is told that nothing is left to do.
@@ -199,7 +207,7 @@ class _Backup:
             files = self._bring_others(present.values(), before)
             all_sent |= set(sent)
             if was_completed or not self._is_completed():
-                return here, plan, present, sorted(all_sent & present.keys()), files
+                return _Brought(here, plan, present, sorted(all_sent & present.keys()), files)
 
     def _is_completed(self) -> bool:
         record = load_record(self._paths.run_json)

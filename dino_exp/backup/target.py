@@ -14,11 +14,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dino_exp.backup.patience import Patience, is_passing, lacks_credentials, within
+from dino_exp.backup.patience import Patience, is_passing, lacks_credentials
 from dino_exp.backup.plan import Remote
 from dino_exp.errors import BackupError, CorruptCheckpointError, UsageError
 from dino_exp.fsio import LOCAL, make_dirs, write_atomic
 from dino_exp.runs.redact import MASK, strip_credentials
+from dino_exp.waiting import within
 
 T = TypeVar("T")
 

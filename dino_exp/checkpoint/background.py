@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-HEED_SECS = 0.1  # so long may a signal go unheeded by whoever waits
+_HEED_SECS = 0.1  # so long may a signal go unheeded by whoever waits
 
 
 class Background(Generic[T]):
@@ -59,7 +59,7 @@ class Background(Generic[T]):
         """
         if self._ended is not None:
             # A wait without end sleeps through a signal that arrived just before it, or in another thread.
-            while not self._ended.wait(HEED_SECS):
+            while not self._ended.wait(_HEED_SECS):
                 pass
             self._ended = None
         result, error = self._result, self._error

@@ -6,10 +6,10 @@ nobody closes it: that takes the kernel a quarter of an hour.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Protocol, TypeVar
+
+from dino_exp.waiting import within
 
 T = TypeVar("T")
 
@@ -25,10 +25,7 @@ class Store(Protocol):
 
 
 class PatientStore:
-    """Another store, each call of which is answered within `secs` or raises RuntimeError, as all later ones then do.
-
-    A call that is not answered stays in a thread of its own, which the end of the process does not wait for.
-    """
+    """Another store, each call of which is answered within `secs` or raises RuntimeError, as all later ones then do."""
 
     def __init__(self, store: Store, secs: float) -> None:
         self._store, self._secs, self._is_silent = store, secs, False
@@ -54,18 +51,9 @@ class PatientStore:
         return self._answered(lambda: self._store.delete_key(key))
 
     def _answered(self, call: Callable[[], T]) -> T:
-        answer: Future[T] = Future()
-
-        def ask() -> None:
-            try:
-                answer.set_result(call())
-            except BaseException as problem:  # noqa: BLE001 (raised again where it is waited for)
-                answer.set_exception(problem)
-
         if not self._is_silent:
-            threading.Thread(target=ask, name="rendezvous", daemon=True).start()
             try:
-                return answer.result(self._secs)
+                return within(self._secs, call)
             except TimeoutError:
                 self._is_silent = True
         raise RuntimeError(f"its store did not answer within {self._secs:g} s (runtime.timeout_secs)")

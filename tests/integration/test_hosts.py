@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.hosts import Host, two_hosts, why_not
-from support.runs import SMOKE, Lab, assert_same_end, events, record, rows
+from support.runs import SMOKE, Lab, assert_same_end, record, rows
 
 pytestmark = pytest.mark.slow
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--rdzv-backend", "c10d")
@@ -42,14 +42,6 @@ def torchrun(host: Host, lab: Lab, nodes: str, *overrides: str, restarts: int = 
     )
 
 
-def only_run(lab: Lab) -> Path:
-    until = time.monotonic() + 100
-    while not lab.runs():
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    return lab.only_run()
-
-
 def ranks_in(directory: Path) -> list[int]:
     """The processes of ranks that were started in a directory."""
     found = []
@@ -59,13 +51,6 @@ def ranks_in(directory: Path) -> list[int]:
             if is_rank and (path / "cwd").readlink() == directory:
                 found.append(int(path.name))
     return found
-
-
-def wait_for_a_save(run: Path) -> None:
-    until = time.monotonic() + 100
-    while not (run / "events.jsonl").exists() or not events(run, "saved"):
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("layout", ["ddp", "fsdp"])
@@ -86,12 +71,10 @@ def test_two_hosts_train_what_two_ranks_of_one_host_train(layout: str, hosts: tu
 
 def test_a_host_that_dies_is_missed_and_the_other_goes_on_alone(hosts: tuple[Host, Host], lab: Lab) -> None:
     words = ("train.epochs=20", "runtime.timeout_secs=10")
-    one, other = (torchrun(host, lab, "1:2", *words, restarts=100) for host in hosts)
-    run = only_run(lab)
-    wait_for_a_save(run)
+    one, _ = [torchrun(host, lab, "1:2", *words, restarts=100) for host in hosts]
+    run = lab.run_with_a_save()
     hosts[1].pull_the_cable()
-    other.kill()
-    other.communicate()
+    hosts[1].switch_off()
     printed, _ = one.communicate(timeout=300)
     assert one.returncode == 0, printed
     assert record(run)["state"] == "completed"
@@ -103,18 +86,15 @@ def test_a_host_that_dies_is_missed_and_the_other_goes_on_alone(hosts: tuple[Hos
 def test_hosts_that_lose_each_other_end_within_the_time_out(hosts: tuple[Host, Host], lab: Lab) -> None:
     """Also the one that cannot reach the store any more. The launchers have time-outs of their own."""
     words = ("train.epochs=200", "runtime.timeout_secs=10")
-    launchers = [torchrun(host, lab, "2", *words) for host in hosts]
-    run = only_run(lab)
-    wait_for_a_save(run)
+    for host in hosts:
+        torchrun(host, lab, "2", *words)
+    run = lab.run_with_a_save()
     assert len(ranks_in(lab.directory)) == 2
     hosts[1].pull_the_cable()
     until = time.monotonic() + 60
     while ranks_in(lab.directory):
         assert time.monotonic() < until, f"still there: {ranks_in(lab.directory)}"
         time.sleep(0.1)
-    for launcher in launchers:
-        launcher.kill()
-        launcher.communicate()
     assert re.search(
         r"rank [01] \(process \d+ on host-[ab]\) ended or did not answer", record(run)["attempts"][0]["error"]
     )

@@ -85,13 +85,9 @@ def test_torchrun_restarts_after_a_killed_rank_and_the_run_ends_in_the_same_bits
 @pytest.mark.slow
 def test_torchrun_that_is_stopped_saves_and_goes_on_with_fewer(lab: Lab) -> None:
     process = torchrun(lab)
-    until = time.monotonic() + 60
-    while not lab.runs() or not (lab.only_run() / "events.jsonl").exists() or not events(lab.only_run(), "saved"):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    run = lab.run_with_a_save()
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    run = lab.only_run()
     assert record(run)["state"] in ("preempted", "completed")
     lab.environment["PYTHONWARNINGS"] = "error"
     lab.train()

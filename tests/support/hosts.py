@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ENTER = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
@@ -20,6 +20,7 @@ class Host:
     name: str
     address: str
     names: Path  # what /etc/hosts is there
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def space(self) -> str:
@@ -27,7 +28,7 @@ class Host:
 
     def start(self, command: Sequence[str], directory: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
         """Begin a command there. To kill its process is to kill all that it has started."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [
                 "ip", "netns", "exec", self.space,
                 "unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child",
@@ -35,6 +36,15 @@ class Host:
             ],
             cwd=directory, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def switch_off(self) -> None:
+        """Nothing of what was started is left."""
+        for process in self.started:
+            if process.returncode is None:
+                process.kill()
+                process.communicate()
 
     def pull_the_cable(self) -> None:
         """From now on nothing arrives, and nobody is told."""
@@ -61,6 +71,7 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
         for host in (one, other):
             _ip("netns", "add", host.space)
             stack.callback(_ip, "netns", "delete", host.space)
+            stack.callback(host.switch_off)
         _ip("link", "add", "eth0", "netns", one.space, "type", "veth", "peer", "eth0", "netns", other.space)
         for host in (one, other):
             _ip("-n", host.space, "address", "add", f"{host.address}/24", "dev", "eth0")

@@ -153,6 +153,16 @@ class Lab:
     def runs(self) -> list[Path]:
         return sorted((self.outputs / "runs").iterdir()) if (self.outputs / "runs").exists() else []
 
+    def run_with_a_save(self, secs: float = 100) -> Path:
+        """The only run, once it has begun and committed a checkpoint."""
+        until = time.monotonic() + secs
+        while (
+            not self.runs() or not (self.only_run() / "events.jsonl").exists() or not events(self.only_run(), "saved")
+        ):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        return self.only_run()
+
     def only_run(self) -> Path:
         (run,) = self.runs()
         return run

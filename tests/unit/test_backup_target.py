@@ -12,9 +12,10 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from support.backups import target_of
 
-from dino_exp.backup.patience import Patience, is_passing, within
+from dino_exp.backup.patience import Patience, is_passing
 from dino_exp.backup.target import GoneError
 from dino_exp.errors import BackupError, CorruptCheckpointError
+from dino_exp.waiting import within
 
 
 class NoCredentialsError(Exception):

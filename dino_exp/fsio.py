@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import math
 import os
+import secrets
 import stat
+import time
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
@@ -24,6 +27,8 @@ Bytes: TypeAlias = bytes | bytearray | memoryview
 
 MAX_JSON_VALUES = 4_000_000  # a manifest of 100,000 tensors has 2.5 million; parsed they take up to 400 MB
 _MAX_WRITE_BYTES = 1 << 30  # Linux writes at most 2 GiB - 4 KiB in one call
+_NUM_TOKEN_BYTES = 4  # in the name of a temporary file
+_LEFTOVER_SECS = 3600.0  # no writer takes that long for one small file
 _NOT_A_FILE = (errno.ELOOP, errno.ENXIO, errno.EISDIR)  # what opening a link, a socket or a folder says
 
 
@@ -229,6 +234,23 @@ def write_atomic(path: Path, data: bytes | str, files: Files = LOCAL, durable: b
     temporary = path.with_name(f".{path.name}.tmp")
     with contextlib.suppress(FileNotFoundError):
         files.unlink(temporary)  # of a writer that died
+    _put(temporary, path, data, files, durable)
+
+
+def write_shared(path: Path, data: bytes | str, durable: bool = True) -> None:
+    """As `write_atomic`, for a file that several processes may replace at once: what came last stays.
+
+    Each has a temporary file of its own; what a writer that died left behind goes after an hour. Raises OSError.
+    """
+    pattern = f".{glob.escape(path.name)}.{'[0-9a-f]' * (2 * _NUM_TOKEN_BYTES)}.tmp"
+    for leftover in path.parent.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # another writer was faster
+            if time.time() - leftover.lstat().st_mtime > _LEFTOVER_SECS:
+                LOCAL.unlink(leftover)
+    _put(path.with_name(f".{path.name}.{secrets.token_hex(_NUM_TOKEN_BYTES)}.tmp"), path, data, LOCAL, durable)
+
+
+def _put(temporary: Path, path: Path, data: bytes | str, files: Files, durable: bool) -> None:
     try:
         with files.create(temporary) as handle:
             handle.write(data.encode() if isinstance(data, str) else data)

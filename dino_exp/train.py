@@ -17,7 +17,7 @@ from hydra.types import RunMode
 
 from dino_exp.config.compose import JobEnd, LauncherLeavesError, compose, hydra_main, touched_keys
 from dino_exp.config.multirun import options_of
-from dino_exp.dist.place import Place, place_of
+from dino_exp.dist.place import place_of
 from dino_exp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def train(composed: Mapping[str, Any], overrides: Sequence[str]) -> JobEnd:
     if composed["plan"] is True:
         return plan_only(lambda: find_target(composed, overrides))
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        refuse_ranks(place_of(os.environ))
+        place_of(os.environ).refuse_sweep()
         target = find_target(composed, overrides)
         code = (
             0
@@ -101,15 +101,6 @@ def plan_only(find: Callable[[], Target]) -> JobEnd:
         sys.stderr.write("interrupted; nothing was written\n")
         return JobEnd(128 + signal.SIGINT)
     return JobEnd(0)
-
-
-def refuse_ranks(place: Place) -> None:
-    """Raises UsageError where several processes would each run the same sweep."""
-    if place.size > 1:
-        raise UsageError(
-            f"--multirun in rank {place.rank} of {place.size}: every rank would run the whole sweep. Start the sweep "
-            "without torchrun, or each of its jobs with one"
-        )
 
 
 def find_target(composed: Mapping[str, Any], overrides: Sequence[str]) -> Target:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_exp.errors import UsageError
-from dino_exp.fsio import write_atomic
+from dino_exp.fsio import write_shared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,7 +91,7 @@ class Picture:
         """Write it in the format of the name. Raises UsageError for another suffix than `SUFFIXES`, OSError."""
         check_suffix(path, "picture")
         makers: dict[str, Callable[[], str | bytes]] = {".svg": self.svg, ".png": self.png, ".pdf": self._pdf}
-        write_atomic(path, makers[path.suffix](), durable=False)
+        write_shared(path, makers[path.suffix](), durable=False)
 
     def _pdf(self) -> bytes:
         return self._saved("pdf", {"CreationDate": None, "Title": self.title})

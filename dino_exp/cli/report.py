@@ -16,7 +16,7 @@ from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, RunArgume
 from dino_exp.cli.progress import progress
 from dino_exp.cli.show import plain, print_json
 from dino_exp.errors import UsageError
-from dino_exp.fsio import make_dirs, write_atomic
+from dino_exp.fsio import make_dirs, write_shared
 from dino_exp.words import size_text
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def write_document(document: Document, path: Path) -> list[Path]:
     if path.suffix == ".html":
         from dino_exp.analysis.page.html import to_html
 
-        write_atomic(path, to_html(document), durable=False)
+        write_shared(path, to_html(document), durable=False)
         return [path]
     from dino_exp.analysis.page.markdown import to_markdown
 
@@ -129,5 +129,5 @@ def write_document(document: Document, path: Path) -> list[Path]:
     files = [folder / f"{picture.name}.svg" for picture in pictures]
     for picture, file in zip(pictures, files, strict=True):
         picture.save(file)
-    write_atomic(path, to_markdown(document, folder.name), durable=False)
+    write_shared(path, to_markdown(document, folder.name), durable=False)
     return [path, *files]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dino_exp.errors import ConfigError
+from dino_exp.errors import ConfigError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,14 @@ class Place:
     def share_of(self, num: int) -> range:
         """Which of `num` things, in order, are this process's: the shares of all differ by at most one."""
         return share(num, self.rank, self.size)
+
+    def refuse_sweep(self) -> None:
+        """Raises UsageError where several processes would each run the same `--multirun`."""
+        if self.size > 1:
+            raise UsageError(
+                f"--multirun in rank {self.rank} of {self.size}: every rank would run the whole sweep. Start the sweep "
+                "without torchrun, or each of its jobs with one"
+            )
 
 
 ALONE = Place()

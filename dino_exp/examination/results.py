@@ -20,7 +20,7 @@ from dino_exp.config.fields import walk_values
 from dino_exp.errors import UsageError
 from dino_exp.examination.kinds import Findings
 from dino_exp.examination.subject import Subject
-from dino_exp.fsio import make_dirs, write_atomic
+from dino_exp.fsio import make_dirs, write_shared
 from dino_exp.runs.key import parse_run_key
 from dino_exp.runs.layout import RunPaths
 from dino_exp.weights.source import CheckpointWeights
@@ -81,7 +81,7 @@ def write_results(
         "secs": round(secs, 3),
     }  # fmt: skip
     path = folder / f"{name}.json"
-    write_atomic(path, json_text(record))
+    write_shared(path, json_text(record))
     return [path, *pictures]
 
 

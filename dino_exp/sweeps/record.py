@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dino_exp.errors import RefusedError, UsageError
-from dino_exp.fsio import DamagedFileError, make_dirs, read_json_bounded, write_atomic
+from dino_exp.fsio import DamagedFileError, make_dirs, read_json_bounded, write_shared
 from dino_exp.runs.jsontext import pretty
 from dino_exp.runs.shape import WrongShapeError, list_of, optional, record_of, text
 
@@ -80,7 +80,7 @@ def sweep_path(outputs: Path, name: str) -> Path:
 def save_sweep(path: Path, sweep: SweepRecord) -> None:
     """Replace the record. Raises OSError."""
     make_dirs(path.parent)
-    write_atomic(path, pretty({"format": FORMAT, **asdict(sweep)}))
+    write_shared(path, pretty({"format": FORMAT, **asdict(sweep)}))
 
 
 def load_sweep(path: Path) -> SweepRecord | None:

@@ -18,6 +18,7 @@ from dino_exp.attempts.live_report import SWEEP_VARIABLE, begin_sweep_page
 from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.catalogue.database import CatalogueError
 from dino_exp.config.canonical import group_hash
+from dino_exp.dist.place import place_of
 from dino_exp.runs.jsontext import utc_text
 from dino_exp.sweeps.outcome import OUTCOME_COLUMNS, Outcome, differing, first_line, outcome_lines, outcomes_of
 from dino_exp.sweeps.plan import ACTIONS, FindTarget, PlannedJob, plan_jobs
@@ -47,8 +48,9 @@ class SweepTeller:
     def starts(self, sweep: Sweep) -> int | None:
         """Plan, print, record. An exit code where nothing is to be done: `sweep.dry_run`, `plan`, or all is finished.
 
-        Raises RefusedError where two jobs are one run, OSError.
+        Raises RefusedError where two jobs are one run, UsageError in one of several ranks, OSError.
         """
+        place_of(os.environ).refuse_sweep()  # before anything is written
         asked, self._outputs = sweep.settings, sweep.outputs
         name = sweep_name(asked.name, sweep.typed)
         path = sweep_path(self._outputs, name)

@@ -29,6 +29,14 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(lab: Lab) -> None:
     assert not lab.outputs.exists()
 
 
+def test_a_sweep_in_one_of_several_ranks_is_refused_before_anything_is_made(lab: Lab) -> None:
+    lab.environment.update(RANK="1", WORLD_SIZE="2")
+    printed = lab.train(*SWEPT, code=2)
+    assert "--multirun in rank 1 of 2: every rank would run the whole sweep. Start the sweep without" in printed
+    assert "vit_nano" not in printed  # no plan of it either
+    assert not lab.outputs.exists()
+
+
 @pytest.mark.parametrize("name", ["20241124", "1e3", "true"])
 def test_a_name_that_looks_like_something_else_is_a_name(lab: Lab, name: str) -> None:
     printed = lab.train(*SWEPT, "sweep.dry_run=true", f"sweep.name={name}", code=0 if name.isdigit() else 2)

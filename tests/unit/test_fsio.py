@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dino_exp.fsio import (
     parse_json,
     read_json_bounded,
     write_atomic,
+    write_shared,
 )
 
 json_values = st.recursive(
@@ -57,6 +59,33 @@ def test_write_atomic_takes_over_the_leftover_of_a_dead_writer(tmp_path: Path) -
     (tmp_path / ".run.json.tmp").write_text("torn")
     write_atomic(tmp_path / "run.json", "whole")
     assert LOCAL.listdir(tmp_path) == ["run.json"]
+
+
+def test_several_may_write_one_shared_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    texts = [str(number) * 10_000 for number in range(4)]
+    found: set[str] = set()
+
+    def write_often(text: str) -> None:
+        for _ in range(100):
+            write_shared(path, text, durable=False)
+            found.add(path.read_text())
+
+    with ThreadPoolExecutor(len(texts)) as pool:
+        list(pool.map(write_often, texts))  # raises what one of them raised
+    assert found <= set(texts)
+    assert LOCAL.listdir(tmp_path) == ["report.html"]
+
+
+def test_what_a_writer_of_a_shared_file_left_behind_goes_after_an_hour(tmp_path: Path) -> None:
+    ends = ("0123abcd.tmp", "4567cdef.tmp", "0123abcd-notes.tmp")
+    old, young, others = (tmp_path / f".a[b].html.{end}" for end in ends)
+    for path in (old, young, others):
+        path.write_text("half")
+    for path in (old, others):
+        os.utime(path, (0, 0))
+    write_shared(tmp_path / "a[b].html", "whole")
+    assert LOCAL.listdir(tmp_path) == sorted([young.name, others.name, "a[b].html"])
 
 
 def test_make_dirs_makes_what_is_missing(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ Shapes: B images of a batch, V views, N crops of one size, D draws of a crop, C 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,10 +131,12 @@ class DinoAugment:
         check_coloured(images)
         plans = self.plan(images.sizes_B2, host_ids(sample_ids_B), epoch)
         cuts = crop_and_resize(images, *((plan.boxes_VB, plan.size) for plan in plans))
-        crops: list[Tensor] = []
-        for plan, bytes_VBCHW in zip(plans, cuts, strict=True):
-            crops += self._coloured(bytes_VBCHW.flatten(0, 1), plan.recipe).chunk(len(bytes_VBCHW))
-        return crops
+        coloured = self._coloured([bytes_VBCHW.flatten(0, 1) for bytes_VBCHW in cuts], [plan.recipe for plan in plans])
+        return [
+            view
+            for crops_NCHW, bytes_VBCHW in zip(coloured, cuts, strict=True)
+            for view in crops_NCHW.chunk(len(bytes_VBCHW))
+        ]
 
     def plan(self, sizes_B2: Sizes, sample_ids_B: Ints, epoch: int) -> list[Plan]:
         """All that is drawn for images of these sizes: for global crops, and for local ones if there are any."""
@@ -178,19 +180,33 @@ class DinoAugment:
             solarised=(views_N == 1) & (draws_ND[:, _SOLARISE] < self.solarise_probability),
         )
 
-    def _coloured(self, bytes_NCHW: Tensor, recipe: Recipe) -> Tensor:
-        """All that follows the crop. On a processor in parts that stay in its cache and are alike."""
-        if not threads.by_parts(bytes_NCHW.device):
-            return self._normalised(self._changed(to_unit(bytes_NCHW), recipe))
-        crops = torch.empty(bytes_NCHW.shape)
+    def _coloured(self, cuts: Sequence[Tensor], recipes: Sequence[Recipe]) -> list[Tensor]:
+        """All that follows the crop, for the crops of each size, (N, C, H, W) bytes.
 
-        def colour(part: Ints) -> None:
-            made = self._changed(to_unit(torch.stack([bytes_NCHW[index] for index in part])), recipe.at(part))
-            for index, crop in zip(part, made, strict=True):
-                self._normalised(crop, out=crops[index])
+        On a processor in parts that stay in its cache and are alike.
+        """
+        if not threads.by_parts(cuts[0].device):
+            return [
+                self._normalised(self._changed(to_unit(bytes_NCHW), recipe))
+                for bytes_NCHW, recipe in zip(cuts, recipes, strict=True)
+            ]
+        coloured = [torch.empty(bytes_NCHW.shape) for bytes_NCHW in cuts]
+        mean, std = self._moments(cuts[0].device)
 
-        threads.over_threads(colour, alike(recipe, max(_PART_PIXELS // bytes_NCHW[0, 0].numel(), 1)))
-        return crops
+        def colour(part: tuple[int, Ints]) -> None:
+            kind, places = part
+            crops = to_unit(torch.stack([cuts[kind][index] for index in places]))
+            for index, crop in zip(places, self._changed(crops, recipes[kind].at(places)), strict=True):
+                torch.sub(crop, mean, out=coloured[kind][index]).div_(std)
+
+        parts = [
+            (kind, places)
+            for kind, (bytes_NCHW, recipe) in enumerate(zip(cuts, recipes, strict=True))
+            for places in alike(recipe, max(_PART_PIXELS // bytes_NCHW[0, 0].numel(), 1))
+        ]
+        parts.sort(key=lambda part: len(part[1]) * cuts[part[0]][0].numel(), reverse=True)
+        threads.over_threads(colour, parts)
+        return coloured
 
     def _changed(self, crops: Tensor, recipe: Recipe) -> Tensor:
         """The crops, changed in place in the official order of operations."""
@@ -205,9 +221,14 @@ class DinoAugment:
         change_(crops, recipe.solarised, solarise_)
         return crops
 
-    def _normalised(self, crops: Tensor, out: Tensor | None = None) -> Tensor:
-        mean, std = (on_device(np.array(values), crops.device)[:, None, None] for values in (self.mean, self.std))
-        return torch.sub(crops, mean, out=out).div_(std)
+    def _normalised(self, crops: Tensor) -> Tensor:
+        mean, std = self._moments(crops.device)
+        return (crops - mean).div_(std)
+
+    def _moments(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What is taken off each channel, and what it is divided by."""
+        mean, std = (on_device(np.array(values), device)[:, None, None] for values in (self.mean, self.std))
+        return mean, std
 
 
 def alike(recipe: Recipe, most: int) -> list[Ints]:

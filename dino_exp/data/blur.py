@@ -6,6 +6,8 @@ they are made of.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -52,7 +54,12 @@ def _blurred(crops_NCHW: Tensor, band_NIO: Tensor) -> Tensor:
 
 def _band(kernels_NS: Tensor) -> Tensor:
     """(N, I, O): how much each input pixel counts in each output pixel of a stretch."""
-    device, num_taps = kernels_NS.device, kernels_NS.shape[1]
     padded_NS = functional.pad(kernels_NS, (_STRETCH - 1, _STRETCH - 1))
-    inputs, outputs = torch.arange(_STRETCH + num_taps - 1, device=device), torch.arange(_STRETCH, device=device)
-    return padded_NS[:, inputs[:, None] - outputs + _STRETCH - 1]
+    return padded_NS[:, _taps(kernels_NS.shape[1], kernels_NS.device)]
+
+
+@functools.cache
+def _taps(num: int, device: torch.device) -> Tensor:
+    """(I, O): which weight of a padded kernel of `num` each is."""
+    inputs, outputs = torch.arange(_STRETCH + num - 1, device=device), torch.arange(_STRETCH, device=device)
+    return inputs[:, None] - outputs + _STRETCH - 1

@@ -68,9 +68,10 @@ def hue_(crops: Tensor, turns: Tensor) -> Tensor:
     way.add_(torch.minimum(chroma - way, excess), alpha=2).add_(excess)
     way.copysign_(apart).add_(chroma * (turns[:, 0] * _SEXTANTS))
     # A channel is empty within a sextant of the corner opposite to its own, full two sextants away, with ramps between.
+    away = torch.empty_like(crops)
     for channel, opposite in enumerate((0, 2, -2)):  # cyan, magenta, yellow
-        away = (way.add(chroma, alpha=-opposite)).abs_()
-        away.sub_(chroma, alpha=3).abs_().sub_(chroma, alpha=3).abs_()  # the shorter way round
-        ramp = torch.minimum(away.sub_(chroma).clamp_(min=0), chroma, out=away)
-        torch.add(ramp, lowest, out=crops[:, channel])
-    return crops
+        torch.add(way, chroma, alpha=-opposite, out=away[:, channel])
+    chroma, lowest = chroma[:, None], lowest[:, None]
+    away.abs_().sub_(chroma, alpha=3).abs_().sub_(chroma, alpha=3).abs_()  # the shorter way round
+    ramp = torch.minimum(away.sub_(chroma).clamp_(min=0), chroma, out=away)
+    return torch.add(ramp, lowest, out=crops)

@@ -1,5 +1,7 @@
 """The paper's colour operations: rates and ranges as measured on crops, pixels as PIL makes them."""
 
+import threading
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -115,11 +117,11 @@ def test_jitter_strengths_span_their_ranges() -> None:
 
 def test_the_four_jitters_come_in_every_order() -> None:
     augment = replace(JITTER, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
-    orders = []
+    orders = defaultdict(list)  # of each thread, which does all for a crop
 
     def noted(name: str, plain: object) -> object:
         def adjust(crops: Tensor, factor: Tensor) -> Tensor:
-            orders.append(name)
+            orders[threading.get_ident()].append(name)
             return plain(crops, factor)  # type: ignore[operator, no-any-return]
 
         return adjust
@@ -129,7 +131,9 @@ def test_the_four_jitters_come_in_every_order() -> None:
             patch.setattr(augment_dino, name, noted(name, getattr(augment_dino, name)))
         for sample in range(200):
             augment(Images.whole(picture()[None]), torch.tensor([sample]), 0)
-    jitters_of_a_crop = {tuple(orders[start : start + 4]) for start in range(0, len(orders), 4)}
+    jitters_of_a_crop = {
+        tuple(names[start : start + 4]) for names in orders.values() for start in range(0, len(names), 4)
+    }
     assert len(jitters_of_a_crop) == 24
 
 

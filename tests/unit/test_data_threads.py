@@ -31,6 +31,19 @@ def test_two_parts_are_worked_on_at_once() -> None:
     over_threads(lambda _: both.wait(), range(2))
 
 
+def test_small_parts_are_worked_on_beside_large_ones() -> None:
+    torch.set_num_threads(2)
+    both, beside = threading.Barrier(2, timeout=30), list[int]()
+
+    def work(part: int) -> None:
+        both.wait()
+        beside.append(part)
+        both.wait()
+
+    over_threads(work, range(6))
+    assert [sum(beside[start : start + 2]) for start in (0, 2, 4)] == [5, 5, 5]
+
+
 def test_threads_that_begin_later_have_the_usual_number() -> None:
     torch.set_num_threads(3)
     over_threads(lambda _: None, range(4))

@@ -154,7 +154,7 @@ def step_memory(
     weights, gradients = FLOAT * num_parameters, FLOAT * num_trained
     half, number = arithmetic.half, arithmetic.number
     passing = batch_size * sum(num * _pixel_bytes(dims, size, number) for num, size in dims.crops)
-    passing += HALF * num_trained if half else 0  # the weights that autocast made of others
+    passing += HALF * _num_rounded(dims, arithmetic, num_trained)
     *blocks, last = _block_bytes(dims, arithmetic)
     head = batch_size * _mlp_bytes(dims, half) + _logit_bytes(dims, batch_size, half)
     if (
@@ -176,6 +176,16 @@ def step_memory(
         passing=passing,
         in_parts=arithmetic.in_parts,
     )
+
+
+def _num_rounded(dims: Dimensions, arithmetic: Arithmetic, num_trained: int) -> int:
+    """How many weights are kept in half precision for the backward pass. Those of prototypes never are, and layers that
+    write out their attention round theirs again."""
+    if not arithmetic.half:
+        return 0
+    if arithmetic.keeps_scores:
+        return sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(dims.head_widths))
+    return num_trained - dims.num_prototypes * dims.head_widths[-1]
 
 
 def _pixel_bytes(dims: Dimensions, size: int, number: int) -> int:

@@ -73,16 +73,14 @@ def by_head(values_BNx: Tensor, kinds: int, num_heads: int) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens_TI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
-        half_OI = weight_OI.to(_HALF)
-        ctx.save_for_backward(tokens_TI, half_OI)
-        ctx.dtype = weight_OI.dtype
-        return _product(tokens_TI, half_OI, bias_O)
+        ctx.save_for_backward(tokens_TI, weight_OI)
+        return _product(tokens_TI, weight_OI, bias_O)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_TO: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        tokens_TI, half_OI = ctx.saved_tensors
-        return gradient_TO @ half_OI, *_of_parameters(gradient_TO, tokens_TI, ctx.dtype)
+        tokens_TI, weight_OI = ctx.saved_tensors
+        return gradient_TO @ weight_OI.to(_HALF), *_of_parameters(gradient_TO, tokens_TI, weight_OI.dtype)
 
 
 class _Mlp(torch.autograd.Function):
@@ -90,25 +88,26 @@ class _Mlp(torch.autograd.Function):
     def forward(
         ctx: Any, tokens_TD: Tensor, weight_HD: Tensor, bias_H: Tensor, weight_DH: Tensor, bias_D: Tensor
     ) -> Tensor:
-        half_HD, half_DH = weight_HD.to(_HALF), weight_DH.to(_HALF)
-        before_TH = _product(tokens_TD, half_HD, bias_H)
+        before_TH = _product(tokens_TD, weight_HD, bias_H)
         after_TH = functional.gelu(before_TH)
-        ctx.save_for_backward(tokens_TD, half_HD, half_DH, before_TH, after_TH)
-        ctx.dtype = weight_HD.dtype
-        return _product(after_TH, half_DH, bias_D)
+        ctx.save_for_backward(tokens_TD, weight_HD, weight_DH, before_TH, after_TH)
+        return _product(after_TH, weight_DH, bias_D)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Tensor, ...]:
-        tokens_TD, half_HD, half_DH, before_TH, after_TH = ctx.saved_tensors
-        of_second = _of_parameters(gradient_TD, after_TH, ctx.dtype)
-        hidden_TH = gradient_TD @ half_DH
+        tokens_TD, weight_HD, weight_DH, before_TH, after_TH = ctx.saved_tensors
+        of_second = _of_parameters(gradient_TD, after_TH, weight_DH.dtype)
+        hidden_TH = gradient_TD @ weight_DH.to(_HALF)
         torch.ops.aten.gelu_backward.grad_input(hidden_TH, before_TH, grad_input=hidden_TH)  # in place
-        return hidden_TH @ half_HD, *_of_parameters(hidden_TH, tokens_TD, ctx.dtype), *of_second
+        of_first = _of_parameters(hidden_TH, tokens_TD, weight_HD.dtype)
+        return hidden_TH @ weight_HD.to(_HALF), *of_first, *of_second
 
 
-def _product(tokens_TI: Tensor, half_OI: Tensor, bias_O: Tensor) -> Tensor:
-    product_TO: Tensor = torch.ops.mkldnn._linear_pointwise(tokens_TI, half_OI, bias_O.to(_HALF), "none", [], "")
+def _product(tokens_TI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
+    # Weights are rounded again for the backward pass: of all layers together they would be kept for as long.
+    rounded = weight_OI.to(_HALF), bias_O.to(_HALF)
+    product_TO: Tensor = torch.ops.mkldnn._linear_pointwise(tokens_TI, *rounded, "none", [], "")
     return product_TO
 
 

@@ -65,45 +65,41 @@ class WeightNormLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Apply to the last axis of `rows`."""
-        device, vectors = self.weight_v.device.type, self.weight_v.detach()
+        device = self.weight_v.device.type
         if torch.is_autocast_enabled(device):  # as autocast treats a linear layer
-            rows, vectors = rows.to(torch.get_autocast_dtype(device)), vectors.to(torch.get_autocast_dtype(device))
-        logits: Tensor = _UnitLinear.apply(  # type: ignore[no-untyped-call]
-            rows, self.weight_v, vectors, self.weight_g
-        )
+            rows = rows.to(torch.get_autocast_dtype(device))
+        logits: Tensor = _UnitLinear.apply(rows, self.weight_v, self.weight_g)  # type: ignore[no-untyped-call]
         return logits
 
 
 class _UnitLinear(torch.autograd.Function):
-    """Rows times unit vectors times lengths. `vectors_KD` are `weight_v` in the precision of the rows.
+    """Rows times unit vectors times lengths, multiplied in the precision of the rows.
 
     The products are scaled, not the vectors, which are many more than rows. The gradient of the normalisation is what
     remains of the product's gradient beside each vector; it is taken some vectors at a time, in the cache.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight_v_KD: Tensor, vectors_KD: Tensor, weight_g_K1: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight_v_KD: Tensor, weight_g_K1: Tensor) -> Tensor:
         lengths_K = torch.linalg.vector_norm(weight_v_KD, dim=1)
-        products = functional.linear(rows, vectors_KD)
+        products = functional.linear(rows, weight_v_KD.to(rows.dtype))
         scales_K = (weight_g_K1[:, 0] / lengths_K).to(products.dtype)
         # Lengths that are trained may be 0, and no logit tells of the product then.
-        trains_lengths = ctx.needs_input_grad[3]
+        trains_lengths = ctx.needs_input_grad[2]
         logits: Tensor = products * scales_K if trains_lengths else products.mul_(scales_K)
-        ctx.save_for_backward(
-            rows, weight_v_KD, vectors_KD, weight_g_K1, lengths_K, products if trains_lengths else None
-        )
+        ctx.save_for_backward(rows, weight_v_KD, weight_g_K1, lengths_K, products if trains_lengths else None)
         return logits
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
-        rows, weight_v_KD, vectors_KD, weight_g_K1, lengths_K, products = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        rows, weight_v_KD, weight_g_K1, lengths_K, products = ctx.saved_tensors
         scales_K = weight_g_K1[:, 0] / lengths_K
         of_products_RK = (gradient * scales_K.to(gradient.dtype)).flatten(0, -2)
         of_rows = of_v_KD = of_g_K1 = None
         if ctx.needs_input_grad[0]:
-            of_rows = (of_products_RK @ vectors_KD).view_as(rows)
-        if ctx.needs_input_grad[3]:
+            of_rows = (of_products_RK @ weight_v_KD.to(rows.dtype)).view_as(rows)
+        if ctx.needs_input_grad[2]:
             of_lengths_K = (gradient * products).flatten(0, -2).sum(dim=0, dtype=lengths_K.dtype)
             of_g_K1 = (of_lengths_K / lengths_K)[:, None]
         if ctx.needs_input_grad[1]:
@@ -113,7 +109,7 @@ class _UnitLinear(torch.autograd.Function):
                 whole = (of_products_RK[:, some].T @ rows.flatten(0, -2)).to(of_v_KD.dtype)
                 along = torch.linalg.vecdot(whole, weight_v_KD[some]) / lengths_K[some].square()
                 torch.addcmul(whole, weight_v_KD[some], along[:, None], value=-1, out=of_v_KD[some])
-        return of_rows, of_v_KD, None, of_g_K1
+        return of_rows, of_v_KD, of_g_K1
 
 
 def _mlp(widths: list[int], *, use_bn: bool) -> nn.Module:

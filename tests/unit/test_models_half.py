@@ -6,6 +6,7 @@ from torch import nn
 
 from dino_exp.models import half
 from dino_exp.models.blocks import Block
+from dino_exp.models.head import WeightNormLinear
 from dino_exp.models.packing import Packing
 
 GROUPS = Packing(((3, 17), (5, 5)))
@@ -73,6 +74,25 @@ def test_half_parameters_get_half_gradients(block: Block) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         block(tokens_TD, GROUPS).sum().backward()
     assert {parameter.grad.dtype for parameter in block.parameters()} == {torch.bfloat16}
+
+
+def test_rounded_weights_are_not_kept_for_the_backward_pass(block: Block) -> None:
+    kept: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    last_layer = WeightNormLinear(32, 48, train_norms=False)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
+        last_layer(block(random_tokens(), GROUPS)).sum().backward()
+    halves = {tuple(tensor.shape) for tensor in kept if tensor.dtype == torch.bfloat16}
+    weights = {tuple(weight.shape) for weight in (*block.parameters(), *last_layer.parameters()) if weight.ndim == 2}
+    assert halves
+    assert not halves & weights
 
 
 @pytest.mark.parametrize(("dtype", "enabled"), [(torch.float16, True), (torch.bfloat16, False)])

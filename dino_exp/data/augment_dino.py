@@ -4,7 +4,8 @@ Source: `DataAugmentationDINO` of the official code (facebookresearch/dino), whi
 one. Here everything is drawn for a batch first (a plan), then crops are cut as bytes, and coloured as floats: PIL's
 rounding to bytes after each of those operations is left out, except where a threshold or a mean is defined by it.
 
-Shapes: B images of a batch, V views, N crops of one size, D draws of a crop, C = 3 channels, H x W pixels.
+Shapes: B images of a batch, V views, N crops of one size, D draws of a crop, S shifts of a kernel, C = 3 channels, H x W
+pixels.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Recipe:
     """What is done to each of N crops after it was cut, on the host.
 
     `factors` are those of brightness, contrast, saturation and hue; `order` (N, 4) says which of them comes first,
-    second, third and last; `sigma` is the width of a blur, in pixels.
+    second, third and last; `sigma` is the width of a blur, in pixels, and `kernels` (N, S) its weights.
     """
 
     flipped: Mask
@@ -67,6 +68,7 @@ class Recipe:
     grey: Mask
     blurred: Mask
     sigma: Floats
+    kernels: Floats
     solarised: Mask
 
     def at(self, places: Ints) -> Recipe:
@@ -168,6 +170,7 @@ class DinoAugment:
         strengths = np.array([self.brightness, self.contrast, self.saturation, self.hue])
         factors = np.array([1.0, 1.0, 1.0, 0.0]) + strengths * (2 * draws_ND[:, _FACTORS] - 1)
         factors[:, :3] = factors[:, :3].clip(min=0)
+        sigma = between(self.blur_radius, draws_ND[:, _RADIUS])
         blur_probabilities = np.array(self.blur_probabilities)[views_N.clip(max=NUM_GLOBAL)]
         return Recipe(
             flipped=draws_ND[:, _FLIP] < self.flip_probability,
@@ -176,7 +179,8 @@ class DinoAugment:
             order=draws_ND[:, _ORDER].argsort(axis=-1, kind="stable"),
             grey=draws_ND[:, _GREY] < self.grey_probability,
             blurred=draws_ND[:, _BLUR] < blur_probabilities,
-            sigma=between(self.blur_radius, draws_ND[:, _RADIUS]),
+            sigma=sigma,
+            kernels=gaussian_kernels(sigma, math.ceil(_KERNEL_STDS * self.blur_radius[1])),
             solarised=(views_N == 1) & (draws_ND[:, _SOLARISE] < self.solarise_probability),
         )
 
@@ -211,13 +215,13 @@ class DinoAugment:
     def _changed(self, crops: Tensor, recipe: Recipe) -> Tensor:
         """The crops, changed in place in the official order of operations."""
         change_(crops, recipe.flipped, lambda part: part.copy_(part.flip(-1)))
-        for place in range(recipe.order.shape[1]):
-            for kind, adjust_ in enumerate((brightness_, contrast_, saturation_, hue_)):
-                mask = recipe.jittered & (recipe.order[:, place] == kind)
-                change_(crops, mask, adjust_, recipe.factors[:, kind, None, None, None])
+        adjustments = (brightness_, contrast_, saturation_, hue_)
+        for kinds in recipe.order.T:
+            for kind in set(kinds[recipe.jittered].tolist()):
+                mask = recipe.jittered & (kinds == kind)
+                change_(crops, mask, adjustments[kind], recipe.factors[:, kind, None, None, None])
         change_(crops, recipe.grey, grey_)
-        reach = math.ceil(_KERNEL_STDS * self.blur_radius[1])
-        change_(crops, recipe.blurred, blur_, gaussian_kernels(recipe.sigma, reach))
+        change_(crops, recipe.blurred, blur_, recipe.kernels)
         change_(crops, recipe.solarised, solarise_)
         return crops
 

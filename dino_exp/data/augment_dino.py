@@ -4,8 +4,8 @@ Source: `DataAugmentationDINO` of the official code (facebookresearch/dino), whi
 one. Here everything is drawn for a batch first (a plan), then crops are cut as bytes, and coloured as floats: PIL's
 rounding to bytes after each of those operations is left out, except where a threshold or a mean is defined by it.
 
-Shapes: B images of a batch, V views, N crops of one size, D draws of a crop, S shifts of a kernel, C = 3 channels, H x W
-pixels.
+Shapes: B images of a batch, V views, N crops of one size, D draws of a crop, S shifts of a kernel, C = 3 channels, H x
+W pixels.
 """
 
 from __future__ import annotations

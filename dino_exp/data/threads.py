@@ -29,7 +29,8 @@ def over_threads(work: Callable[[Part], None], parts: Iterable[Part]) -> None:
     for all the time, then run beside large ones, during which it is free. What `work` raises is raised.
     """
     num_threads, remaining = torch.get_num_threads(), deque(parts)
-    if num_threads == 1 or len(remaining) < 2:
+    num_takers = min(num_threads, len(remaining))
+    if num_takers < 2:
         for part in remaining:
             work(part)
         return
@@ -42,7 +43,7 @@ def over_threads(work: Callable[[Part], None], parts: Iterable[Part]) -> None:
             remaining.clear()
             raise
 
-    own, *others = itertools.islice(itertools.cycle((remaining.popleft, remaining.pop)), num_threads)
+    own, *others = itertools.islice(itertools.cycle((remaining.popleft, remaining.pop)), num_takers)
     try:
         with ThreadPoolExecutor(len(others), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             helping = [pool.submit(serve, take) for take in others]

@@ -2,10 +2,13 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 
+from dino_exp.data import threads
 from dino_exp.data.threads import over_threads
 
 
@@ -42,6 +45,21 @@ def test_small_parts_are_worked_on_beside_large_ones() -> None:
 
     over_threads(work, range(6))
     assert [sum(beside[start : start + 2]) for start in (0, 2, 4)] == [5, 5, 5]
+
+
+def test_no_more_threads_than_parts_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    class Noted(ThreadPoolExecutor):
+        def __init__(self, num_threads: int, **others: Any) -> None:
+            started.append(num_threads)
+            super().__init__(num_threads, **others)
+
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", Noted)
+    torch.set_num_threads(8)
+    for num_parts in (1, 3, 20):
+        over_threads(lambda _: None, range(num_parts))
+    assert started == [2, 7]  # beside the one that asks
 
 
 def test_threads_that_begin_later_have_the_usual_number() -> None:

@@ -1,4 +1,4 @@
-"""Questions to 10,000 runs with 200,000 checkpoints. `python -m benchmarks.catalogue [folder]`
+"""Questions to 10,000 runs with 200,000 checkpoints. `python -m benchmarks.catalogue [folder [num_runs]]`
 
 The runs are made in `folder` (a temporary one by default; on a memory disk it takes two minutes, on another the record
 of each run is synced), and removed again.
@@ -14,17 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.catalogue_samples import make_runs
-from benchmarks.measure import seconds_of
+from benchmarks.measure import parser_of, seconds_of
 from dino_exp.catalogue.catalogue import Catalogue
 
 NUM_RUNS, NUM_CHECKPOINTS, REPEATS, NUM_REBUILDS = 10_000, 20, 7, 3
 
 
 def main() -> None:
-    home = sys.argv[1] if len(sys.argv) > 1 else None
+    parser = parser_of(__doc__)
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("num_runs", nargs="?", type=int, default=NUM_RUNS)
+    asked = parser.parse_args()
+    home, num_runs = asked.folder, asked.num_runs
     with tempfile.TemporaryDirectory(dir=home) as folder:
         outputs = Path(folder)
-        num_runs = int(sys.argv[2]) if len(sys.argv) > 2 else NUM_RUNS
         make_runs(outputs, num_runs=num_runs, num_checkpoints=NUM_CHECKPOINTS)
         print(f"{num_runs:,} runs, {num_runs * NUM_CHECKPOINTS:,} checkpoints in {home or 'a temporary folder'}")
         print("| what | median | target | repeats |\n|---|---|---|---|")

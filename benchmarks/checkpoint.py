@@ -38,7 +38,7 @@ from benchmarks.checkpoint_samples import (
     vit_s_model,
     vit_s_state,
 )
-from benchmarks.measure import HEADER, Pairs, in_pairs, seconds_of
+from benchmarks.measure import HEADER, Pairs, in_pairs, parser_of, seconds_of
 from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.policies import AnyOf, KeepAny, LatestN
 from dino_exp.checkpoint.reader import CheckpointReader
@@ -53,6 +53,7 @@ Measured = TypeVar("Measured")
 
 
 def main() -> None:
+    parser_of(__doc__).parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")  # torch says that it saves without a process group
     with tempfile.TemporaryDirectory() as name:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.measure import parser_of
 from dino_exp.build import Preparation, build_data
 from dino_exp.config.image_sections import FilesDataConfig
 from dino_exp.data.datasets import Dataset
@@ -139,6 +140,7 @@ def checksum_secs(dataset: FilesDataset) -> float:
 
 
 def main() -> None:
+    parser_of(__doc__).parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     ways_table()
     cache_table()

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.measure import HEADER, in_pairs
+from benchmarks.measure import HEADER, in_pairs, parser_of
 from dino_exp import build
 from dino_exp.attempts.attempt import Command
 from dino_exp.attempts.run import run_attempt
@@ -97,6 +97,7 @@ def timed(seconds: list[float], command: object) -> None:
 
 
 def main() -> None:
+    parser_of(__doc__).parse_args()
     logging.disable(logging.WARNING)
     print(HEADER)
     pairs = in_pairs(whole_loop, bare_script, num_pairs=7)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """The command line of a benchmark: `--help` says what its file begins with."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 @dataclass(frozen=True)

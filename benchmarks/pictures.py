@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.measure import parser_of
 from dino_exp.analysis.analyzer import CheckpointAnalyzer
 from dino_exp.analysis.figures.attention import draw_attention
 from dino_exp.analysis.figures.curves import draw_accuracy
@@ -27,10 +28,14 @@ NUM_IMAGES = 4
 
 
 def main() -> None:
-    target = Path(sys.argv[1])
+    parser = parser_of(__doc__)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("outputs", type=Path, nargs="?")
+    asked = parser.parse_args()
+    target: Path = asked.target
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        outputs = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(temporary)
+        outputs = asked.outputs or Path(temporary)
         run = CheckpointAnalyzer(recorded_run(outputs))
         for picture in pictures(run):
             for dark in (False, True):

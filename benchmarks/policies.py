@@ -6,7 +6,6 @@ The training of 100 epochs of `benchmarks.storage`, of which each policy is aske
 from __future__ import annotations
 
 import logging
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.measure import parser_of
 from benchmarks.storage_samples import Trained, checkpoint_config, replay, storage_of, torch_save_bytes, train
 from dino_exp.build import build_keep_policy
 from dino_exp.checkpoint.reader import CheckpointReader
@@ -35,10 +35,14 @@ class Kept:
 
 
 def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("picture", type=Path, nargs="?")
+    asked = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        outputs = Path(sys.argv[1] if len(sys.argv) > 1 else name).resolve()
+        outputs = (asked.folder or Path(name)).resolve()
         trained = train(outputs / "long", 100)
         plain = torch_save_bytes(trained.state(trained.infos[-1].step))
         found = [kept_by(policy, trained, Path(name) / policy) for policy in POLICIES]
@@ -46,8 +50,8 @@ def main() -> None:
     for kept in found:
         states = f"{kept.num_bytes[-1] / plain:.1f}"
         print(f"| {kept.name} | {len(kept.whole)} | {len(kept.thinned)} | {states} | {kept.restore_secs:.2f} s |")
-    if len(sys.argv) > 2:
-        draw(found, plain, Path(sys.argv[2]))
+    if asked.picture:
+        draw(found, plain, asked.picture)
 
 
 def kept_by(policy: str, trained: Trained, folder: Path) -> Kept:

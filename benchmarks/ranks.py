@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.checkpoint_samples import KEEP, save_request, vit_s_state
+from benchmarks.measure import parser_of
 from dino_exp import build
 from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.policies import AnyOf
@@ -51,6 +52,7 @@ NUM_SAVES = 5
 
 def main() -> None:
     """Print both tables."""
+    parser_of(__doc__).parse_args()
     print("| images per second, two processes over one, the same batch | ddp | fsdp | target | pairs |")
     print("|---|---|---|---|---|")
     for name, (words, num_steps) in CASES.items():
@@ -175,7 +177,7 @@ def in_a_rank(work: str, arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         in_a_rank(sys.argv[1], sys.argv[2:])
     else:
         sys.path.insert(0, str(Path(__file__).parents[1]))

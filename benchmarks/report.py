@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.checkpoint_samples import NamedTensors, save_request, vit_s_state
-from benchmarks.measure import in_pairs, seconds_of
+from benchmarks.measure import in_pairs, parser_of, seconds_of
 from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.policies import AnyOf, BestN, EverySteps, KeepAny, LatestN
 from dino_exp.checkpoint.reader import CheckpointReader
@@ -36,9 +36,12 @@ _PEAK = (
 
 
 def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("folder", type=Path, nargs="?")
+    asked = parser.parse_args()
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(temporary)
+        folder = asked.folder or Path(temporary)
         folder.mkdir(exist_ok=True)
         print("| what | median | aim | rounds |\n|---|---|---|---|")
         for rows in (digits_rows, many_rows, large_rows, live_rows):

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import tempfile
 
-from benchmarks.measure import HEADER, in_pairs, seconds_of
+from benchmarks.measure import HEADER, in_pairs, parser_of, seconds_of
 
 
 def main() -> None:
+    parser_of(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as outputs:
         train = [
             sys.executable,

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.checkpoint_samples import NamedTensors, save_request, vit_s_state
-from benchmarks.measure import in_pairs
+from benchmarks.measure import in_pairs, parser_of
 from benchmarks.storage_samples import (
     Flat,
     Trained,
@@ -47,11 +47,14 @@ HEADER = "| what | measured | target |\n|---|---|---|"
 
 
 def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("folder", type=Path, nargs="?")
+    asked = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)  # what a codec does on one core
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        outputs = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else work
+        outputs = asked.folder.resolve() if asked.folder else work
         short, long = train(outputs / "short", 30), train(outputs / "long", 100)
         print(HEADER)
         groups: dict[str, Callable[[Path], Iterator[str]]] = {

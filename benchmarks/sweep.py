@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 
-from benchmarks.measure import HEADER, in_pairs, seconds_of
+from benchmarks.measure import HEADER, in_pairs, parser_of, seconds_of
 from dino_exp.attempts.target import start_target
 from dino_exp.config.canonical import config_hash, group_hash
 from dino_exp.config.compose import compose
@@ -17,6 +17,7 @@ NUM_JOBS = 100
 
 
 def main() -> None:
+    parser_of(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = f"paths.outputs={folder}"
         for seed in range(NUM_JOBS):

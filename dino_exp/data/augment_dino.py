@@ -163,7 +163,7 @@ class DinoAugment:
         check_coloured(images)
         squares_VB = centre_squares(images.sizes_B2).views(1)
         (crops_VBCHW,) = crop_and_resize(images, (squares_VB, self.global_size))
-        return self._normalised(to_unit(crops_VBCHW[0]))
+        return _normalised(to_unit(crops_VBCHW[0]), self._moments(images.device))
 
     def _recipe(self, draws_ND: Floats, views_N: Ints) -> Recipe:
         """What is done to each crop, out of its random numbers."""
@@ -189,19 +189,19 @@ class DinoAugment:
 
         On a processor in parts that stay in its cache and are alike.
         """
+        moments = self._moments(cuts[0].device)
         if not threads.by_parts(cuts[0].device):
             return [
-                self._normalised(self._changed(to_unit(bytes_NCHW), recipe))
+                _normalised(self._changed(to_unit(bytes_NCHW), recipe), moments)
                 for bytes_NCHW, recipe in zip(cuts, recipes, strict=True)
             ]
         coloured = [torch.empty(bytes_NCHW.shape) for bytes_NCHW in cuts]
-        mean, std = self._moments(cuts[0].device)
 
         def colour(part: tuple[int, Ints]) -> None:
             kind, places = part
             crops = to_unit(torch.stack([cuts[kind][index] for index in places]))
             for index, crop in zip(places, self._changed(crops, recipes[kind].at(places)), strict=True):
-                torch.sub(crop, mean, out=coloured[kind][index]).div_(std)
+                _normalised(crop, moments, out=coloured[kind][index])
 
         parts = [
             (kind, places)
@@ -225,14 +225,15 @@ class DinoAugment:
         change_(crops, recipe.solarised, solarise_)
         return crops
 
-    def _normalised(self, crops: Tensor) -> Tensor:
-        mean, std = self._moments(crops.device)
-        return (crops - mean).div_(std)
-
     def _moments(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """What is taken off each channel, and what it is divided by."""
         mean, std = (on_device(np.array(values), device)[:, None, None] for values in (self.mean, self.std))
         return mean, std
+
+
+def _normalised(crops: Tensor, moments: tuple[Tensor, Tensor], out: Tensor | None = None) -> Tensor:
+    mean, std = moments
+    return torch.sub(crops, mean, out=out).div_(std)
 
 
 def alike(recipe: Recipe, most: int) -> list[Ints]:

@@ -125,15 +125,17 @@ def few_shot_accuracy(
     """
     labels_N = train_labels_N.cpu().numpy()
     total = 0.0
-    for draw in range(draws):
-        chosen = torch.from_numpy(labelled(labels_N, labels_per_class, seed, draw)).to(train_ND.device)
+    for chosen in torch.from_numpy(labelled(labels_N, labels_per_class, seed, draws)).to(train_ND.device):
         few, few_labels = train_ND[chosen], train_labels_N.to(train_ND.device)[chosen]
         total += knn_accuracy(few, few_labels, test_TD, test_labels_T, k=1)
     return total / draws
 
 
-def labelled(labels_N: np.ndarray, labels_per_class: int, seed: int, draw: int) -> np.ndarray:
-    """Positions of `labels_per_class` random images of each class that occurs."""
+def labelled(labels_N: np.ndarray, labels_per_class: int, seed: int, draws: int) -> np.ndarray:
+    """Positions of `labels_per_class` random images of each class that occurs: a row for each of `draws` choices.
+
+    Raises ConfigError when a class has fewer images.
+    """
     stream = Stream(seed, "evaluation.few_shot")
     chosen = []
     for label in np.unique(labels_N):
@@ -144,5 +146,6 @@ def labelled(labels_N: np.ndarray, labels_per_class: int, seed: int, draw: int) 
                 "needed; give it more of them (evaluation.train_images, data.num_samples), or "
                 "evaluation.every_epochs=null to skip"
             )
-        chosen.append(members[stream.permutation(draw, int(label), num=len(members))[:labels_per_class]])
-    return np.concatenate(chosen)
+        orders = stream.permutation(np.arange(draws), int(label), num=len(members))
+        chosen.append(members[orders[:, :labels_per_class]])
+    return np.concatenate(chosen, axis=1)

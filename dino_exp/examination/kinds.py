@@ -110,7 +110,7 @@ def _linear(subject: Subject, kind: LinearConfig) -> Findings:
         "few_labels": {},
     }
     for num in few:
-        draws = [labelled(labels[0].numpy(), num, subject.recorded.seed, draw) for draw in range(kind.draws)]
+        draws = labelled(labels[0].numpy(), num, subject.recorded.seed, kind.draws)
         means = {
             lr: float(np.mean([probes.train(train[ids], labels[0][ids], lr).top1 for ids in draws])) for lr in rates
         }

@@ -12,12 +12,15 @@ import math
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Protocol
 
 from dino_exp.checkpoint.policies.milestones import Milestone, milestone_steps
 from dino_exp.checkpoint.policies.save import MILESTONE
 from dino_exp.checkpoint.types import CheckpointInfo, RetentionPlan, Schedule
 from dino_exp.errors import ConfigError
+
+_STEP = attrgetter("step")
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,10 @@ class LatestN:
     def judge(self, infos: Sequence[CheckpointInfo], schedule: Schedule) -> Verdict:
         """See `KeepRule`."""
         first_kept = max(len(infos) - self.num, 0)
-        return Verdict(
-            {
-                info.step: "all are kept" if self.num >= sys.maxsize else f"last {self.num}"
-                for info in infos[first_kept:]
-            },
-            {info.step: f"older than last {self.num}" for info in infos[:first_kept]} if self.num else {},
-        )
+        steps = [info.step for info in infos]
+        why = "all are kept" if self.num >= sys.maxsize else f"last {self.num}"
+        otherwise = dict.fromkeys(steps[:first_kept], f"older than last {self.num}") if self.num else {}
+        return Verdict(dict.fromkeys(steps[first_kept:], why), otherwise)
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ class BestN:
 
     def rank(self, infos: Sequence[CheckpointInfo]) -> list[CheckpointInfo]:
         """The ones that rank, best first."""
-        return self._best_first(info for info in infos if self._unranked_because(info) is None)
+        return self._best_first(info for info in sorted(infos, key=_STEP) if self._unranked_because(info) is None)
 
-    def _best_first(self, ranking: Iterable[CheckpointInfo]) -> list[CheckpointInfo]:
-        sign = -1.0 if self.mode == "max" else 1.0
-        by_step = sorted(ranking, key=lambda info: info.step)  # sorting is stable, and pairs as keys take twice as long
-        return sorted(by_step, key=lambda info: sign * info.metrics[self.metric])
+    def _best_first(self, ascending: Iterable[CheckpointInfo]) -> list[CheckpointInfo]:
+        """Sorting is stable: of equals the earlier stays first."""
+        metric, sign = self.metric, -1.0 if self.mode == "max" else 1.0
+        return sorted(ascending, key=lambda info: sign * info.metrics[metric])
 
     def judge(self, infos: Sequence[CheckpointInfo], schedule: Schedule) -> Verdict:
         """See `KeepRule`."""
@@ -97,7 +97,8 @@ class BestN:
             info.step: f"best {self.metric} {info.metrics[self.metric]:.6g} (rank {rank} of {self.num})"
             for rank, info in enumerate(ranked[: self.num], start=1)
         }
-        otherwise = {info.step: f"rank {rank} by {self.metric}" for rank, info in enumerate(ranked, start=1)}
+        by_metric = f" by {self.metric}"
+        otherwise = {info.step: f"rank {rank}{by_metric}" for rank, info in enumerate(ranked, start=1)}
         return Verdict(keep, otherwise | unranked)
 
     def _unranked_because(self, info: CheckpointInfo) -> str | None:
@@ -201,21 +202,21 @@ def plan_retention(infos: Sequence[CheckpointInfo], rules: Sequence[KeepRule], s
 
     Idempotent; a further rule never drops more; the floor (see the module) always stays.
     """
-    ordered = sorted(infos, key=lambda info: info.step)
+    ordered = sorted(infos, key=_STEP)
     verdicts = [rule.judge(ordered, schedule) for rule in rules]
     opinions = [verdict.otherwise for verdict in verdicts if verdict.otherwise]
     wanted, floor = _join_by_step(verdict.keep for verdict in verdicts), _floor(ordered)
     kept = {step: [why] for step, why in floor.items()} | wanted  # the floor speaks where no rule does
     thin = _plan_thinning(ordered, rules, verdicts, floor)
     keeps, drops, reasons = [], [], {}
-    for step in (info.step for info in ordered):
+    for step in map(_STEP, ordered):
         if step in kept:
             keeps.append(step)
             only = f"thin to {', '.join(part.rstrip('.') for part in thin[step])}: " if step in thin else "keep: "
             reasons[step] = only + "; ".join(kept[step])
         else:
             drops.append(step)
-            against = dict.fromkeys(opinion[step] for opinion in opinions if step in opinion)  # each said once
+            against = dict.fromkeys([opinion[step] for opinion in opinions if step in opinion])  # each said once
             reasons[step] = "drop: " + (", ".join(against) or "no rule keeps it")
     return RetentionPlan(tuple(keeps), tuple(drops), reasons, thin)
 

@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
+export PYTHONDONTWRITEBYTECODE :=  # set, it would have each of hundreds of interpreters compile the package anew
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test lint test-slow test-crash test-browser pictures bench format

@@ -20,6 +20,7 @@ CHANGES = (
 CASES = {
     "plain": ("checkpoint.save.every_steps=3",),
     "drop_path": DROP_PATH,
+    "changes": (*DROP_PATH, *CHANGES),
     "workers": (*DROP_PATH, "runtime.workers=2", *CHANGES),
 }
 KILLS_A_RUN = 8
@@ -60,7 +61,7 @@ def kill_one_run(lab: Lab, variant: str, dice: random.Random, secs: float, *, mo
     return kills
 
 
-@pytest.mark.parametrize("case", ["workers"])
+@pytest.mark.parametrize("case", ["changes"])  # with workers: in the crash suite
 def test_killed_runs_end_in_the_same_bits(case: str, tmp_path: Path, survived: Survived) -> None:
     num_kills = 3
     ended = kill_again_and_again(tmp_path, CASES[case], num_kills=num_kills, seed=0)

@@ -127,7 +127,7 @@ def test_a_rank_that_hangs_is_named_within_the_time_out(tmp_path: Path) -> None:
     assert run.end()[0] == HORIZON
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.crash), "fsdp"])
 def test_images_that_one_rank_cannot_load_end_all_with_one_error_and_a_save(parallel: str, tmp_path: Path) -> None:
     reference, run = Tiny(tmp_path / "reference", 2, parallel), Tiny(tmp_path / "run", 2, parallel)
     reference.finish()
@@ -140,7 +140,7 @@ def test_images_that_one_rank_cannot_load_end_all_with_one_error_and_a_save(para
     assert run.end() == reference.end()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.crash), 1])
 def test_a_rank_that_fails_within_a_step_ends_all_with_its_error(rank: int, tmp_path: Path) -> None:
     reference, run = Tiny(tmp_path / "reference", 2), Tiny(tmp_path / "run", 2)
     reference.finish()
@@ -153,7 +153,7 @@ def test_a_rank_that_fails_within_a_step_ends_all_with_its_error(rank: int, tmp_
     assert run.end() == reference.end()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.crash), 1])
 def test_a_signal_to_one_rank_stops_all_at_one_step_with_one_save(rank: int, tmp_path: Path) -> None:
     reference, run = Tiny(tmp_path / "reference", 2), Tiny(tmp_path / "run", 2)
     reference.finish()

@@ -266,7 +266,7 @@ def run_machine(machine: type[Checkpoints] = Checkpoints, **options: Any) -> Cou
     return machine.counts
 
 
-@pytest.mark.parametrize(("machine", "num"), [(Checkpoints, 60), (Incremental, 15)])
+@pytest.mark.parametrize(("machine", "num"), [(Checkpoints, 40), (Incremental, 10)])
 def test_any_order_of_events(machine: type[Checkpoints], num: int) -> None:
     counts = run_machine(machine, max_examples=num, stateful_step_count=25, phases=[Phase.generate])
     assert counts["runs"] == counts["runs that ended well"] >= num

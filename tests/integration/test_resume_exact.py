@@ -72,8 +72,9 @@ def snapshot(run: Path) -> dict[str, tuple[int, bytes]]:
     ],
 )
 def test_workers_and_checkpoint_policy_change_no_bit(lab: Lab, first: tuple[str, ...], later: tuple[str, ...]) -> None:
+    lab.settings = (*lab.settings, "train.batch_size=256")
     lab.train("run.variant=reference")
-    lab.train("run.variant=mixed", "train.stop_after_steps=16", *first)
+    lab.train("run.variant=mixed", f"train.stop_after_steps={STEPS_PER_EPOCH - 1}", *first)
     lab.train("run.variant=mixed", *later)
     reference = next(run for run in lab.runs() if run.name.endswith("reference"))
     assert_same_end(renamed(reference, "mixed"), reference)
@@ -115,14 +116,13 @@ def test_usr1_saves_and_goes_on(lab: Lab) -> None:
 
 
 def test_two_interrupts_abort_at_once(lab: Lab) -> None:
-    process = lab.start("train.epochs=400")
+    attempt = lab.fork("train.epochs=400")
     while not lab.runs():
         time.sleep(0.05)
     wait_for_rows(lab.only_run(), 2)
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    attempt.kill(signal.SIGINT)
+    attempt.kill(signal.SIGINT)
+    assert attempt.wait() == 130
 
 
 def test_resume_by_directory_prefix_and_last(lab: Lab) -> None:

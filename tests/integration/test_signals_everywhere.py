@@ -112,7 +112,7 @@ def check_stop(run: Path, reference: Path, number: int, code: int) -> None:
     assert record(run)["state"] == "completed"
 
 
-@pytest.mark.parametrize("place", list(PLACES)[::2])  # the others: in the crash suite
+@pytest.mark.parametrize("place", list(PLACES)[::3])  # the others: in the crash suite
 def test_a_stop_signal_at_each_place(
     place: str, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

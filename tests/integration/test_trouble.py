@@ -120,8 +120,8 @@ def test_a_disk_that_was_full_for_a_while_is_forgiven(lab: Lab, disk: Disk) -> N
     ("first", "second", "codes"),
     [
         (signal.SIGTERM, (signal.SIGTERM,), {143}),
-        (signal.SIGINT, (signal.SIGINT,), {130}),
-        (signal.SIGTERM, (signal.SIGINT, signal.SIGINT), {130, 143}),
+        pytest.param(signal.SIGINT, (signal.SIGINT,), {130}, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, (signal.SIGINT, signal.SIGINT), {130, 143}, marks=pytest.mark.slow),
         (signal.SIGUSR2, (signal.SIGKILL,), {-9}),
     ],
 )

@@ -51,6 +51,7 @@ def ranks_of(size: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 _servers: list[Zygote] = []
+_MOST_SERVERS = 2  # the usual one, and one for a test that wants another environment
 
 
 @atexit.register
@@ -60,12 +61,15 @@ def close_servers() -> None:
 
 
 def zygote(environment: Mapping[str, str]) -> Zygote:
-    """The one server of this process, started anew when what the interpreter reads at its start has changed."""
+    """The server for what the interpreter reads in the environment at its start; those used last are kept."""
     wanted = {name: environment[name] for name in READ_AT_START if name in environment}
-    if not _servers or _servers[0].read_at_start != wanted:
-        close_servers()
-        _servers.append(Zygote(environment, wanted))
-    return _servers[0]
+    found = next((server for server in _servers if server.read_at_start == wanted), None)
+    if found is not None:
+        _servers.remove(found)
+    elif len(_servers) == _MOST_SERVERS:
+        _servers.pop(0).close()
+    _servers.append(found or Zygote(environment, wanted))
+    return _servers[-1]
 
 
 @dataclass

@@ -21,6 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+TYPED = [
+    "experiment=digits",
+    "a.b=1",
+    "++a.b_c=1.5e-3",
+    "a=[1,2]",
+    "b=true",
+    "c=null",
+    "d=1,2",
+    "e=/tmp/x-1.0",
+    "f='a b'",
+]
+
 
 @dataclass
 class Crew:
@@ -139,15 +151,25 @@ class Zygote:
 
 def serve() -> None:
     import git  # noqa: F401
+    import sklearn.datasets
     import sklearn.model_selection  # noqa: F401
     import torch
     import torch._dynamo  # an optimizer's first use imports it
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.plugins import Plugins
 
+    import dino_exp.attempts.banner
+    import dino_exp.attempts.fork
+    import dino_exp.attempts.live_report
     import dino_exp.attempts.together
+    import dino_exp.attempts.work
     import dino_exp.checkpoint.sharding.team
     import dino_exp.train
+    import dino_exp.training.profiling
     import dino_exp.training.sharded  # noqa: F401
 
+    Plugins.instance()  # imports Hydra's launchers
+    OverridesParser.create().parse_overrides(TYPED)  # a parser learns its grammar as it meets it
     with torch.device("meta"):
         torch.nn.Linear(1, 1)  # the first use of the meta device imports a great deal
     gc.collect()

@@ -140,7 +140,8 @@ def refuse_older(paths: RunPaths, at: str | None) -> None:
     if at in (None, "latest"):
         return
     reader = CheckpointReader(paths.checkpoints)
-    step, latest = reader.resolve(at), reader.resolve("latest")
+    step = reader.resolve(at)
+    latest = max([step, *(info.step for info in reader.infos())])  # a newer one that cannot be read goes to quarantine
     if step == latest:
         return
     told = f"{paths.directory}@{at}: not the newest checkpoint, which is that of step {latest}"

@@ -115,11 +115,12 @@ def metrics_from_json(given: JSON, what: str) -> dict[str, float]:
     metrics = {}
     for name, value in given.items():
         number = _NON_FINITE.get(value) if isinstance(value, str) else value
-        if not _is_number(number):
+        if not is_number(number):
             raise CorruptCheckpointError(f"{what}.{name[:80]}: expected a number, found {str(value)[:40]!r}")
         metrics[name] = number
     return metrics
 
 
-def _is_number(value: JSON) -> TypeGuard[float]:
+def is_number(value: JSON) -> TypeGuard[float]:
+    """What a metric may be."""
     return type(value) is float or (type(value) is int and abs(value) < 2**1023)  # beyond it, no float

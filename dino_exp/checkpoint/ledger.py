@@ -45,6 +45,7 @@ class Ledger:
         self.rows: dict[int, Row] = {}
         self.damaged: dict[int, str] = {}
         self._doubtful: set[int] = set()
+        self._stuck: set[int] = set()  # damaged, and the disk did not let us move them
         self._confirmed: set[int] = set()  # steps whose manifests were read by this process
         self._on_event = on_event
         self.store.prepare()
@@ -100,8 +101,11 @@ class Ledger:
 
     @property
     def latest_step(self) -> int | None:
-        """The newest step on disk, damaged or not: None means that nothing was ever saved here."""
-        return max([*self.rows, *self.damaged], default=None)
+        """The newest step on disk, damaged or not: None means that nothing was ever saved here.
+
+        But for damaged ones that should be in quarantine: a save of such a step is not done yet.
+        """
+        return max([*self.rows, *(self.damaged.keys() - self._stuck)], default=None)
 
     def infos(self) -> list[CheckpointInfo]:
         """Checkpoints by step ascending, with their pins. Raises CorruptCheckpointError if pins cannot be read."""
@@ -312,6 +316,19 @@ class Ledger:
         reached = {name for row in self.rows.values() for name in row.packs}
         return [name for name in packs if name not in reached]
 
+    def set_aside(self, step: int) -> bool:
+        """Move a damaged checkpoint to quarantine; whether the disk let us. Trouble is told: it counts for nothing.
+
+        A save of that step tries again, and so does the next start.
+        """
+        try:
+            self.quarantine(step)
+        except OSError as problem:
+            self._stuck.add(step)
+            self.tell("trouble", action=f"move step {step} to quarantine", error=str(problem))
+            return False
+        return True
+
     def quarantine(self, step: int) -> None:
         """Move a damaged checkpoint aside, with the reason. Raises OSError."""
         row = self.rows.pop(step, None)
@@ -320,6 +337,7 @@ class Ledger:
         others = {name for row in self.rows.values() for name in row.packs}
         folder = self.store.quarantine(step, [name for name in packs if name not in others], reason)
         del self.damaged[step]
+        self._stuck.discard(step)
         self.tell("quarantined", step=step, reason=reason, folder=folder.name)
 
     def candidates(self, at: str | int) -> list[int]:

@@ -35,7 +35,7 @@ from dino_exp.checkpoint.types import (
 )
 from dino_exp.checkpoint.writers import OneWriter, Writers, take_job
 from dino_exp.checkpoint.writing import SaveRequest, Writer
-from dino_exp.errors import CorruptCheckpointError
+from dino_exp.errors import CheckpointError, CorruptCheckpointError, SaveFailedError
 from dino_exp.fsio import LOCAL, Files
 
 
@@ -86,6 +86,7 @@ class CheckpointManager:
         self._buffers: HostBuffers[Piece] = HostBuffers()
         self._latest_step = self._ledger.latest_step
         self._step_under_way: int | None = None
+        self._newer_than_state: int | None = None
         self._told_skip = False
         self._last_save_secs = clock()
 
@@ -106,16 +107,29 @@ class CheckpointManager:
     def maybe_save(self, state: Stateful, request: SaveRequest, **context: Any) -> bool:
         """Ask the policy after a step, and save if it says so; whether a save was begun. For a loop with no more to it.
 
-        `context`: what else the policy should know (see `SaveContext`). Raises what `poll` and `save` raise.
+        `context`: what else the policy should know (see `SaveContext`). Raises what `poll` and `save` raise; that the
+        disk did not take an earlier save is raised once the one that is due has begun.
         """
-        self.poll()
+        self._refuse_second_history()  # also of a step that the policy takes for saved
+        failures: list[SaveFailedError] = []
+        self._ask(self.poll, failures)
         now_secs = self._clock()
         given = {"now_secs": now_secs, "last_save_secs": self._last_save_secs, "last_saved_step": self.latest_step()}
         reasons = self.due(SaveContext(step=request.step, schedule=request.schedule, **given | context))
         if reasons:
+            self._ask(self.drain, failures)
             self.save(state, replace(request, reasons=reasons))
             self._last_save_secs = now_secs
+        if failures:
+            raise failures[0]
         return bool(reasons)
+
+    @staticmethod
+    def _ask(how: Callable[[], object], failures: list[SaveFailedError]) -> None:
+        try:
+            how()
+        except SaveFailedError as failure:
+            failures.append(failure)
 
     @property
     def is_saving(self) -> bool:
@@ -131,11 +145,14 @@ class CheckpointManager:
 
     def reasons_of(self, step: int) -> tuple[str, ...]:
         """Why a step was saved; nothing for one that is not there."""
-        return next((info.reasons for info in self.infos() if info.step == step), ())
+        self.drain()
+        row = self._ledger.rows.get(step)
+        return () if row is None else row.info.reasons
 
     def healthy_steps(self) -> list[int]:
         """The steps whose checkpoints are of a healthy model, ascending."""
-        return [info.step for info in self.infos() if info.healthy]
+        self.drain()
+        return sorted(step for step, row in self._ledger.rows.items() if row.info.healthy)
 
     def latest_step(self) -> int | None:
         """The newest step that is on disk, damaged or not, or on its way there; None when there is none."""
@@ -176,9 +193,11 @@ class CheckpointManager:
         the same rename, for a state to which an owed evaluation was added; the attempt must be another one.
         `before_commit` is called by the writing thread before the manifest is written: what must be on disk first.
 
-        Raises CheckpointError for a state that cannot be written; without `background` also what `poll` raises.
+        Raises CheckpointError for a state that cannot be written, or that goes on from an older checkpoint than the
+        newest here; without `background` also what `poll` raises.
         """
         self.drain()
+        self._refuse_second_history()
         if self._ledger.holds(request.step) and not supersede:
             return
         writer = Writer(
@@ -201,6 +220,14 @@ class CheckpointManager:
         except BaseException:
             self._end_save()
             raise
+
+    def _refuse_second_history(self) -> None:
+        if self._newer_than_state is not None:
+            raise CheckpointError(
+                f"{self._ledger.store.folder}: this state goes on from an older checkpoint than that of step "
+                f"{self._newer_than_state}, and the history here is one line: save it to a folder of its own "
+                "(CheckpointReader(here).restore(state, at), and a CheckpointManager of that folder)"
+            )
 
     def before_update(self) -> None:
         """Call before `late` tensors are changed. The host never waits here; a CUDA device does for its copy."""
@@ -237,6 +264,7 @@ class CheckpointManager:
         Every byte is checked before the state is touched. Damaged checkpoints on the way are quarantined,
         once a good one is loaded. `optional`: prefixes of names that may be absent on one side (see
         `check_fit`). `check` may refuse a manifest that belongs elsewhere by raising, before the state is touched.
+        After an older one than the newest was asked for and loaded, nothing more can be saved here (see `save`).
 
         Raises NoCheckpointError if none can be loaded or more than `max_lost_steps` would be lost (then
         nothing is moved), CheckpointError if the state does not fit, UnsupportedFormatError, OSError.
@@ -268,10 +296,11 @@ class CheckpointManager:
                 damaged[step] = ledger.damaged[step] = str(damage)
                 continue
             ledger.mark_verified(step)
-            for bad_step in damaged:
-                ledger.quarantine(bad_step)
+            aside = tuple(bad_step for bad_step in damaged if ledger.set_aside(bad_step))
+            newest = max(ledger.rows.keys() - ledger.damaged.keys())
+            self._newer_than_state = newest if at != "latest" and newest > step else None
             self._latest_step = ledger.latest_step
-            return Restored(manifest, lost_steps, tuple(damaged))
+            return Restored(manifest, lost_steps, aside)
         raise nothing_to_load(ledger.store, at, damaged, sorted(ledger.rows.keys() - damaged.keys()))
 
     def _end_save(self) -> None:

@@ -5,7 +5,10 @@ Creates nothing, and imports torch only to load tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import logging
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +23,7 @@ from dino_exp.checkpoint.pruning import PrunePlan, PruneRules, freed_bytes, plan
 from dino_exp.checkpoint.registry import Index, Row, read_index
 from dino_exp.checkpoint.stock import sort_rows, verify_newest
 from dino_exp.checkpoint.store import Store
-from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule, Stateful
+from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule, Stateful, UnsupportedFormatError
 from dino_exp.checkpoint.verify import Damage, Seen, find_damage, read_verified
 from dino_exp.errors import ConfigError, CorruptCheckpointError, NoCheckpointError, RefusedError, UsageError
 from dino_exp.fsio import LOCAL, Files
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dino_exp.checkpoint.writers import Writers
+
+log = logging.getLogger(__name__)
 
 _MOST_LISTED = 20
 Loaded = TypeVar("Loaded")
@@ -117,7 +122,9 @@ class CheckpointReader:
     def resolve(self, at: str | int | Path) -> int:
         """The step that "latest", "best", a step, or a manifest's path means.
 
-        Raises NoCheckpointError if there is none such, UsageError for any other word.
+        Raises NoCheckpointError if there is none such, UsageError for any other word, and CorruptCheckpointError where
+        the newest cannot be read: which other one serves instead is not for this to decide. Of the best, one that
+        cannot be read is passed over, aloud.
         """
         if isinstance(at, Path) or (isinstance(at, str) and at.endswith(".json")):
             return self._resolve_path(Path(at))
@@ -127,6 +134,7 @@ class CheckpointReader:
             raise UsageError(f"checkpoint {at!r} is unknown, expected latest, best, a step, or a manifest's path")
         index = read_index(self._store)
         infos = self._infos(index)
+        self._speak_of_unreadable(index, infos, at)
         found = rank_best(index.retention(), infos)[:1] if at == "best" else infos[-1:]
         if not found:
             raise NoCheckpointError(
@@ -134,6 +142,20 @@ class CheckpointReader:
                 "To see them: dino-exp checkpoints list <run>"
             )
         return found[0].step
+
+    def _speak_of_unreadable(self, index: Index, infos: Sequence[CheckpointInfo], at: str) -> None:
+        run, readable = self._store.folder.parent, [info.step for info in infos]
+        to_see = f"to see what is damaged: dino-exp checkpoints verify {shlex.quote(str(run))}"
+        newest = max(index.damaged, default=-1)
+        if at == "latest" and newest > max(readable, default=-1):
+            instead = f"; the newest that can be is {run}@{readable[-1]}" if readable else ""
+            raise CorruptCheckpointError(
+                f"{run}: the newest checkpoint, that of step {newest}, cannot be read "
+                f"({index.damaged[newest]}){instead}; {to_see}"
+            )
+        if at == "best" and index.damaged:
+            unread = _listed(sorted(index.damaged))
+            log.warning("%s: step %s cannot be read, so best means the best of the others; %s", run, unread, to_see)
 
     def manifest(self, at: str | int | Path = "latest") -> Manifest:
         """One checkpoint's manifest.
@@ -191,13 +213,16 @@ class CheckpointReader:
         """Check every byte of some or all checkpoints: `{ok, checked, damaged: [{step, tensor, pack, reason}]}`.
 
         With all of them the pins are read too: damage there is of no step. What a training drops meanwhile is neither
-        checked nor damaged. `progress(done, total)` hears of bytes read, out of those that the packs hold. Memory is
-        bounded.
+        checked nor damaged. `progress(done, total)` hears of bytes read, out of those that the packs hold (0 where that
+        cannot be told before). Memory is bounded.
 
-        Raises NoCheckpointError for an unknown step, UnsupportedFormatError, OSError.
+        Raises NoCheckpointError for an unknown step; UnsupportedFormatError or OSError where something is of a newer
+        version or cannot be read, once all the rest was found to be good. Beside damage it is one more place.
         """
         chosen = self._store.steps() if steps is None else [self._known(step) for step in steps]
-        done, total, seen = 0, self.num_bytes(chosen), Seen()
+        done, total, seen = 0, 0, Seen()
+        with contextlib.suppress(OSError, UnsupportedFormatError):  # told below, with the step
+            total = self.num_bytes(chosen)
 
         def count(num_bytes: int) -> None:
             nonlocal done
@@ -205,9 +230,19 @@ class CheckpointReader:
             if progress is not None:
                 progress(done, total)
 
-        found = [places for step in chosen if (places := self._verify_step(step, count, seen)) is not None]
-        damaged = [place for places in found for place in places] + (self._verify_pins() if steps is None else [])
-        return {"ok": not damaged, "checked": len(found), "damaged": damaged}
+        damaged: list[dict[str, Any]] = []
+        unread: dict[int, Exception] = {}
+        num_checked = 0
+        for step in chosen:
+            try:
+                num_checked += self._verify_step(step, count, seen, damaged)
+            except (OSError, UnsupportedFormatError) as problem:
+                unread[step] = problem
+        damaged += self._verify_pins() if steps is None else []
+        if unread and not damaged:
+            raise next(iter(unread.values()))
+        damaged += [_place(step, Damage(None, None, f"not checked: {problem}")) for step, problem in unread.items()]
+        return {"ok": not damaged, "checked": num_checked, "damaged": damaged}
 
     def load_tensors(self, at: str | int | Path = "latest", prefix: str = "") -> dict[str, Tensor]:
         """Tensors whose names begin with `prefix`, on the CPU, each checked.
@@ -323,18 +358,24 @@ class CheckpointReader:
                 f"({problem}), so it cannot say what may go; use the version that wrote it"
             ) from problem
 
-    def _verify_step(self, step: int, progress: Callable[[int], None], seen: Seen) -> list[dict[str, Any]] | None:
-        """Its damaged places; None when a training dropped it meanwhile."""
+    def _verify_step(
+        self, step: int, progress: Callable[[int], None], seen: Seen, damaged: list[dict[str, Any]]
+    ) -> bool:
+        """Add its damaged places; False when a training dropped it meanwhile. Raises as `verify`."""
         try:
             manifest, identity = self._store.read(step)
         except FileNotFoundError:
-            return None
+            return False
         except CorruptCheckpointError as damage:
-            return [_place(step, Damage(None, None, str(damage)))]
-        found = list(find_damage(manifest, self._store.files, self._store.packs_folder, progress, seen))
-        if found and self._store.identity(step) != identity:  # what was read is no longer what is committed
-            return self._verify_step(step, progress, Seen())
-        return [_place(step, damage) for damage in found]
+            damaged.append(_place(step, Damage(None, None, str(damage))))
+            return True
+        found: list[Damage] = []
+        try:
+            found.extend(find_damage(manifest, self._store.files, self._store.packs_folder, progress, seen))
+        finally:
+            anew = bool(found) and self._store.identity(step) != identity  # it is no longer what is committed
+            damaged.extend([] if anew else [_place(step, damage) for damage in found])
+        return self._verify_step(step, progress, Seen(), damaged) if anew else True
 
     def _verify_pins(self) -> list[dict[str, Any]]:
         try:

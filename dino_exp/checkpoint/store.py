@@ -114,6 +114,10 @@ class Store:
         data = manifest_to_bytes(manifest)
         if len(data) > MAX_MANIFEST_BYTES:
             raise ManifestTooLargeError(f"{target.name}: {len(data)} bytes, expected at most {MAX_MANIFEST_BYTES}")
+        try:
+            parse_manifest(data, target.name)
+        except CorruptCheckpointError as problem:  # what nobody could read is not committed
+            raise CheckpointError(f"this state cannot be saved: {problem}") from problem
         self.files.sync_dir(self.packs_folder)
         try:
             self._write_manifest(temporary, data)
@@ -194,8 +198,14 @@ class Store:
         stem = manifest_name(step).removesuffix(".json")
         folder = next(home / name for n in range(1, 10**6) if (name := f"{stem}.q{n:03d}") not in taken)
         self.files.mkdir(folder)
-        with self.files.create(folder / "reason.json") as handle:
-            handle.write(canonical_json({"step": step, "reason": reason}) + b"\n")
+        try:
+            with self.files.create(folder / "reason.json") as handle:
+                handle.write(canonical_json({"step": step, "reason": reason}) + b"\n")
+        except OSError:  # a full disk: the next try makes another folder
+            with contextlib.suppress(OSError):
+                self._remove(folder / "reason.json")
+                self.files.rmdir(folder)
+            raise
         for pack in packs:
             self._move(self.packs_folder / pack, folder / pack)
         self._move(self.manifest_path(step), folder / manifest_name(step))

@@ -17,7 +17,8 @@ from dino_exp.errors import CheckpointError
 
 OPTIMIZER = "optimizer."
 _MODEL = "model."
-_MOMENTS: Mapping[type, set[str]] = {AdamW: {"step", "exp_avg", "exp_avg_sq"}, SGD: {"momentum_buffer"}}
+_MOMENTS: Mapping[type, Set[str]] = {AdamW: {"step", "exp_avg", "exp_avg_sq"}, SGD: {"momentum_buffer"}}
+_AMSGRAD = {"max_exp_avg_sq"}
 
 
 class TorchState:
@@ -38,11 +39,14 @@ class TorchState:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, in place. Raises CheckpointError for moments that do not fit."""
-        for name, tensor in self.model.state_dict().items():
-            tensor.copy_(state[_MODEL + name])
+        """Take back what `state_dict` gave, in place.
+
+        Raises CheckpointError for moments that do not fit, and then nothing was touched.
+        """
         moments = {name.removeprefix(OPTIMIZER): state[name] for name in state if name.startswith(OPTIMIZER)}
         load_moments(self.optimizer, dict(self.model.named_parameters()), moments)
+        for name, tensor in self.model.state_dict().items():
+            tensor.copy_(state[_MODEL + name])
         self.values.update({name: state[name] for name in self.values})
 
 
@@ -72,15 +76,14 @@ def load_moments(
     for full_name, value in moments.items():
         name, _, moment = full_name.rpartition(".")
         grouped.setdefault(name, {})[moment] = value
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    expected = _MOMENTS.get(type(optimizer), getattr(optimizer, "moment_names", None))
+    group_of = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     problems = []
     for name, found in grouped.items():
         parameter = named_parameters.get(name)
-        if parameter is None or id(parameter) not in trained:
+        if parameter is None or id(parameter) not in group_of:
             problems.append(f"{name}: no trained parameter of this name")
         else:
-            problems += _problems(name, parameter, found, expected)
+            problems += _problems(name, parameter, found, _expected(optimizer, group_of[id(parameter)]))
     if problems:
         raise CheckpointError(
             f"optimizer moments do not fit the model: {'; '.join(problems[:5])} ({len(problems)} problems); "
@@ -91,6 +94,12 @@ def load_moments(
         optimizer.state[named_parameters[name]] = _copied(optimizer, named_parameters[name], found)
 
 
+def _expected(optimizer: Optimizer, group: Mapping[str, Any]) -> Set[str] | None:
+    """The moments of a parameter in this group; None where nobody here knows."""
+    names: Set[str] | None = _MOMENTS.get(type(optimizer), getattr(optimizer, "moment_names", None))
+    return names | _AMSGRAD if names is not None and group.get("amsgrad") else names
+
+
 def _problems(name: str, parameter: Tensor, found: dict[str, Tensor], expected: Set[str] | None) -> list[str]:
     if expected is None:  # an optimizer that is not known here knows its own moments
         return []
@@ -98,7 +107,9 @@ def _problems(name: str, parameter: Tensor, found: dict[str, Tensor], expected: 
         return [f"{name}: expected moments {sorted(expected)}, found {sorted(found)}"]
     problems = []
     for moment, value in found.items():
-        want = ((), torch.float32) if moment == "step" else (tuple(parameter.shape), parameter.dtype)
+        # The count of steps is of torch's default type, which may have been another one.
+        count_type = value.dtype if value.is_floating_point() else torch.float32
+        want = ((), count_type) if moment == "step" else (tuple(parameter.shape), parameter.dtype)
         if want != (tuple(value.shape), value.dtype):
             problems.append(f"{name}.{moment}: expected {want}, found {tuple(value.shape)}, {value.dtype}")
     return problems

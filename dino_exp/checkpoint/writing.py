@@ -10,15 +10,17 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dino_exp.checkpoint.base import Base
 from dino_exp.checkpoint.bases import BaseList
-from dino_exp.checkpoint.canonical import check_json
+from dino_exp.checkpoint.canonical import check_json, is_number
 from dino_exp.checkpoint.encoding import Encoder, Plain, order, packs_reached
 from dino_exp.checkpoint.finite import is_finite
 from dino_exp.checkpoint.layout import MAX_STEP, PackName
 from dino_exp.checkpoint.manifest import Chunk, Manifest, PackEntry, TensorEntry
+from dino_exp.checkpoint.manifest_parse import MAX_BYTES, MAX_TEXT
 from dino_exp.checkpoint.pack import Key, write_pack
 from dino_exp.checkpoint.pieces import Piece
 from dino_exp.checkpoint.storage import Storage
@@ -60,13 +62,25 @@ class SaveRequest:
     aside: Mapping[str, JSON] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (0 <= self.step <= MAX_STEP and self.epoch >= 0 and self.samples_seen >= 0):
-            raise CheckpointError(f"a save needs 0 <= step <= {MAX_STEP}, got step {self.step}, epoch {self.epoch}")
+        for name, value, most in (
+            ("step", self.step, MAX_STEP),
+            ("epoch", self.epoch, MAX_STEP),
+            ("samples_seen", self.samples_seen, MAX_BYTES),
+            ("schedule.horizon_steps", self.schedule.horizon_steps, MAX_BYTES),
+            ("schedule.steps_per_epoch", self.schedule.steps_per_epoch, MAX_BYTES),
+        ):
+            if not 0 <= value <= most:
+                raise CheckpointError(f"a save needs 0 <= {name} <= {most}, got {value}")
+        for reason in self.reasons:
+            if len(reason) > MAX_TEXT:
+                raise CheckpointError(f"a reason to save has {len(reason)} characters, expected at most {MAX_TEXT}")
         for name in ("record", "health", "aside"):
             check_json(dict(getattr(self, name)), name)
-        for name, value in self.metrics.items():
-            if type(value) not in (int, float):
-                raise CheckpointError(f"metric {name}: found {type(value).__name__}, expected a number")
+        for metric, number in self.metrics.items():
+            if not is_number(number):
+                raise CheckpointError(
+                    f"metric {metric}: found {type(number).__name__}, expected a number of a float's range"
+                )
 
     def info(self) -> CheckpointInfo:
         """What policies will see of it once it is there."""
@@ -94,6 +108,8 @@ def split_state(given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, 
         if not isinstance(name, str) or not 0 < len(name) <= 1000 or name == "__metadata__":
             raise CheckpointError(f"{str(name)[:80]!r} cannot name a part of a state")
         if isinstance(value, Tensor):
+            if value.layout != torch.strided:
+                raise CheckpointError(f"{name} is of the layout {value.layout}, and only torch.strided can be saved")
             tensors[name] = value
         else:
             check_json(value, name)

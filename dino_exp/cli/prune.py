@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
+from dino_exp.checkpoint.layout import REGISTRY
 from dino_exp.checkpoint.ledger import Ledger
 from dino_exp.checkpoint.policies import retention_to_json
 from dino_exp.checkpoint.pruning import PrunePlan, PruneRules, Shrunk
@@ -22,6 +26,8 @@ from dino_exp.cli.owning import own
 from dino_exp.cli.show import Cell, kinds_text, plain, print_json, print_table
 from dino_exp.dino.parts import COMPANIONS, THIN_PARTS
 from dino_exp.runs.events import EventLog
+from dino_exp.runs.layout import RunPaths
+from dino_exp.runs.lock import RunLock
 from dino_exp.words import count_text, size_text
 
 
@@ -111,17 +117,37 @@ def _carry_out(wanted: Named, rules: PruneRules, *, compact: bool) -> tuple[Prun
         f"nothing was dropped. It prunes itself at each save; what would go now: "
         f"dino-exp checkpoints prune {wanted.quoted} --dry-run"
     )
-    with own(paths, refusal) as lock, contextlib.closing(EventLog(paths.events, time.time)) as events:
+    with _own(paths, refusal) as lock, contextlib.closing(EventLog(paths.events, time.time)) as events:
         lock.start_heartbeat()  # thousands of packs on a slow disk take longer than another host would wait
         recorded = wanted.reader.recorded_policy()
-        ledger = Ledger(paths.checkpoints, keep=recorded, on_event=events.append)
+        ledger = Ledger(paths.checkpoints, keep=recorded, on_event=partial(_note, events))
         lock.check()
         done = ledger.prune(rules)
         shrunk = _shrink(ledger, done, lock.check, compact=compact)
         done = replace(done, freed_bytes=done.freed_bytes + shrunk.freed_bytes)
         if done.plan.drop or shrunk != Shrunk():
-            events.append("pruned", policy=retention_to_json(rules.instead_of(recorded)), freed_bytes=done.freed_bytes)
+            _note(events, "pruned", policy=retention_to_json(rules.instead_of(recorded)), freed_bytes=done.freed_bytes)
     return done, shrunk
+
+
+def _own(paths: RunPaths, refusal: str) -> RunLock:
+    """The run's lock, also where the disk is full, which is when people prune: the registry, derived, makes room."""
+    try:
+        return own(paths, refusal)
+    except OSError as problem:
+        registry = paths.checkpoints / REGISTRY
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT) or not registry.is_file():
+            raise
+        registry.unlink()
+        return own(paths, refusal)
+
+
+def _note(events: EventLog, kind: str, **fields: Any) -> None:
+    """For the record; a full disk does not keep it from being emptied."""
+    try:
+        events.append(kind, **fields)
+    except OSError as problem:
+        print(f"dino-exp: events.jsonl does not say {kind!r}: {problem.strerror}", file=sys.stderr)
 
 
 def _shrink(ledger: Ledger, done: PrunePlan, guard: Callable[[], object], *, compact: bool) -> Shrunk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, named
 from dino_exp.cli.progress import progress
 from dino_exp.cli.show import plain, print_json
 from dino_exp.config.typed import override, train_command
-from dino_exp.errors import DinoExpError, UsageError
+from dino_exp.errors import DinoExpError, NoCheckpointError, UsageError
 from dino_exp.runs.find import all_runs
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import load_record
@@ -89,7 +90,7 @@ def _verify_named(typed: str, outputs: Path, *, quiet: bool) -> Verdict:
     reader, at = wanted.reader, wanted.at
     steps = None if at is None else [reader.resolve(at)]
     with progress("verifying", quiet=quiet) as bar:
-        bar.expect(reader.num_bytes(steps))
+        bar.expect(_num_bytes(wanted.paths.directory, steps))
         verdict = _verdict(wanted.paths, reader, steps, bar.reached)
     if steps is None or verdict.places:
         return verdict
@@ -120,10 +121,10 @@ def _verify_run(run: Path, heard: Callable[[int], None]) -> Verdict:
         return Verdict(str(run), 0, [place], {}, "")
 
 
-def _num_bytes(run: Path) -> int:
+def _num_bytes(run: Path, steps: list[int] | None = None) -> int:
     """How much there is to read; 0 where that is not known before reading, which will meet and tell the problem."""
     try:
-        return CheckpointReader(RunPaths(run).checkpoints).num_bytes()
+        return CheckpointReader(RunPaths(run).checkpoints).num_bytes(steps)
     except (DinoExpError, OSError):
         return 0
 
@@ -136,8 +137,11 @@ def _verdict(
     damaged = sorted({place["step"] for place in places if place["step"] is not None})
     advice = ""
     if damaged:
-        good = [step for step in reader.steps() if step not in damaged] if steps is None else None
-        advice = _advice(paths, damaged, good)
+        advice = (
+            f"dino-exp checkpoints verify {shlex.quote(str(paths.directory))}   # the other checkpoints"
+            if steps is not None
+            else _advice(paths, damaged, _newest_good(reader, damaged))
+        )
     summaries = {step: _summary(reader, [place for place in places if place["step"] == step]) for step in damaged}
     return Verdict(str(paths.directory), found["checked"], places, summaries, advice)
 
@@ -146,27 +150,36 @@ def _summary(reader: CheckpointReader, places: list[dict[str, Any]]) -> str:
     """For example `teacher backbone.blocks.7 damaged (2 tensors); student, optimizer, loss fine`."""
     try:
         tensors = list(reader.manifest(places[0]["step"]).tensors)
-    except DinoExpError:
+    except (DinoExpError, OSError):
         tensors = []
     names = [place["tensor"] for place in places if place["tensor"] is not None]
     return summarise(names, tensors, elsewhere=len(names) < len(places))
 
 
-def _advice(paths: RunPaths, damaged: list[int], good: list[int] | None) -> str:
-    """The next command to type. `good` are the other steps of the run; None: they were not looked at."""
-    run = shlex.quote(str(paths.directory))
+def _newest_good(reader: CheckpointReader, damaged: list[int]) -> int | None:
+    """The newest that a training can go on from: of thinned ones only a part is there."""
+    for step in reversed(reader.steps()):
+        with contextlib.suppress(NoCheckpointError, FileNotFoundError):  # a training has dropped it meanwhile
+            if step not in damaged and reader.manifest(step).resumable:
+                return step
+    return None
+
+
+def _advice(paths: RunPaths, damaged: list[int], good: int | None) -> str:
+    """The next command to type. `good`: the newest checkpoint that can be gone on from."""
     if good is None:
-        return f"dino-exp checkpoints verify {run}   # the other checkpoints"
-    if not good:
-        return "none of its checkpoints is good: put them back from a copy, or start anew with run.variant=<name>"
+        return (
+            "none of its checkpoints is good and whole: put them back from a copy, or start anew with "
+            "run.variant=<name>"
+        )
     if _is_finished(paths):
-        fork = train_command(override("fork", f"{paths.directory}@{good[-1]}"))
+        fork = train_command(override("fork", f"{paths.directory}@{good}"))
         return f"{fork}   # a new run from its newest good one: it is finished"
     resume = train_command(override("resume", paths.directory))
-    if good[-1] > damaged[-1]:
-        return f"{resume}   # goes on from step {good[-1]}, the newest, which is good"
-    bad = ", ".join(str(step) for step in damaged if step > good[-1])
-    return f"{resume}   # moves {bad} to quarantine/ and goes on from step {good[-1]}"
+    if good > damaged[-1]:
+        return f"{resume}   # goes on from step {good}, the newest, which is good"
+    bad = ", ".join(str(step) for step in damaged if step > good)
+    return f"{resume}   # moves {bad} to quarantine/ and goes on from step {good}"
 
 
 def _is_finished(paths: RunPaths) -> bool:

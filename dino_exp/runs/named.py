@@ -34,8 +34,10 @@ class Named:
 def named(typed: str, outputs: Path) -> Named:
     """Find what was typed. Raises UsageError with what there is instead."""
     path = Path(typed)
-    if parse_manifest_name(path.name) is not None and path.parent.name == RunPaths(path).checkpoints.name:
-        run = path.parent.parent
-        return Named(str(run), RunPaths(run), str(path))
+    if parse_manifest_name(path.name) is not None:
+        usual = RunPaths(path).checkpoints.name
+        folder = path.parent if path.parent.name == usual else path.parent.resolve()  # typed in it, or through a link
+        if folder.name == usual:
+            return Named(str(folder.parent), RunPaths(folder.parent), str(path))
     run_typed, at = split_at(typed)
     return Named(run_typed, RunPaths(find_run(outputs, run_typed)), at)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoints import open_manager, request
+from support.disks import mount
 from support.runs import Lab, assert_same_end, manifests, record
 
 from dino_exp.checkpoint.policies import KeepAny, LatestN
@@ -46,16 +47,7 @@ class SmallDisk:
 @pytest.fixture
 def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SmallDisk]:
     folder = tmp_path / "disk"
-    folder.mkdir()
-    size = getattr(request, "param", 4 * MB)
-    try:
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=False, capture_output=True, text=True
-        )
-    except FileNotFoundError:
-        pytest.skip("there is no mount command here")
-    if done.returncode != 0:
-        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+    mount(folder, getattr(request, "param", 4 * MB))
     try:
         yield SmallDisk(folder)
     finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.checkpoints import ToyState, open_manager, quick_files, request
+from support.disks import mount, unmount
 from support.runs import RECIPE, Lab, assert_same_end, events, record, rows
 
 from dino_exp.checkpoint.policies import KeepAny, LatestN
@@ -18,25 +19,13 @@ from dino_exp.errors import SaveFailedError
 MEGABYTE = 1_000_000
 
 
-def mount(folder: Path, num_bytes: int) -> None:
-    """Skips the test where this is not allowed."""
-    folder.mkdir()
-    options = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(options, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("a small file system cannot be made here: there is no `mount`")
-    if done.returncode:
-        pytest.skip(f"a small file system cannot be made here: {done.stderr.strip()}")
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of five megabytes."""
     folder = tmp_path / "disk"
     mount(folder, 5 * MEGABYTE)
     yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    unmount(folder)
 
 
 class TwoMegabytes(ToyState):
@@ -124,4 +113,4 @@ def test_a_training_whose_disk_is_too_small(tmp_path: Path) -> None:
         lab.train("run.variant=reference")
         assert_same_end(run, next(other for other in lab.runs() if other != run))
     finally:
-        subprocess.run(["umount", "--lazy", str(lab.outputs)], check=True)
+        unmount(lab.outputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -184,6 +185,26 @@ def test_a_run_that_is_not_there_is_one_message_that_says_what_is(verb: str, run
     assert (found.code, found.out) == (2, "")
     assert found.err.startswith("dino-exp: ")
     assert run.name in found.err or "shows the runs" in found.err
+
+
+def test_a_manifest_is_known_by_its_path_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path, 1, 2)
+    (tmp_path / "link").symlink_to(run / "checkpoints")
+    for words in (run / "checkpoints" / "step-000000001.json", tmp_path / "link" / "step-000000001.json"):
+        assert cli("show", words, "--json").json["step"] == 1
+    monkeypatch.chdir(run / "checkpoints")
+    for typed in ("step-000000001.json", "./step-000000001.json"):
+        assert cli("show", typed, "--json").json["step"] == 1
+
+
+def test_a_closed_output_is_no_traceback(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 1)
+    words = [sys.executable, "-m", "dino_exp", "checkpoints", "list", str(run)]
+    done = subprocess.run(
+        ["sh", "-c", f"exec {shlex.join(words)} >&-"], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_no_verb_needs_torch_and_looking_creates_nothing(run: Path) -> None:

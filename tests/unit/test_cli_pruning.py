@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from cli_samples import KEEP, cli, contents, make_run, steps_of
 from support.checkpoints import KINDS, ToyState, flip, open_manager, pack_of, request
+from support.disks import fill, mount, unmount
 
 from dino_exp.checkpoint.manifest import manifest_to_bytes
 from dino_exp.checkpoint.pins import load_pins
@@ -220,6 +221,22 @@ def test_people_who_pin_at_once_lose_no_pin(run: Path) -> None:
         process.communicate(timeout=60)
         assert process.returncode == 0
     assert load_pins(run / "checkpoints") == {1: "", 2: ""}
+
+
+def test_a_disk_that_is_full_to_the_last_page_is_emptied(tmp_path: Path) -> None:
+    """When people prune: no room for owner.json, nor for another line of events.jsonl."""
+    mount(tmp_path / "disk", 2_000_000)
+    try:
+        run = make_run(tmp_path / "disk", 1, 2, 3)
+        (run / "events.jsonl").write_text("{}\n" * 1365 + "\n")  # a page, so that a line needs another one
+        fill(tmp_path / "disk")
+        told = cli("prune", run, "--keep-last", 1, "--keep-best", 0)
+        assert told.code == 0, told
+        assert "dropped 1 checkpoint, " in told.out
+        assert steps_of(run) == [2, 3]
+        assert not (run / "owner.json").exists()
+    finally:
+        unmount(tmp_path / "disk")
 
 
 def test_milestones_are_thinned_by_hand(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ def choose_device(asked: str, place: Place = ALONE) -> torch.device:
     if place.size == 1:
         return torch.device("cuda")
     num_devices = torch.cuda.device_count()
+    if num_devices == 1 and len(os.environ.get("CUDA_VISIBLE_DEVICES", ",").split(",")) == 1:
+        return torch.device("cuda", 0)  # the launcher shows each process its own (submitit, srun --gpus-per-task=1)
     if place.local_rank >= num_devices:
         raise ConfigError(
             f"rank {place.rank} is process {place.local_rank} of this host, which has {num_devices} CUDA devices; "

@@ -76,6 +76,7 @@ def is_done(target: Target, console: Console) -> bool:
 def carry_out(attempt: Attempt, ranks: ManyRanks | None = None) -> Outcome:
     """Record, train, and record how it ended; the exception of a failed attempt is passed on."""
     refuse_links(attempt)
+    refuse_odd_log(attempt.paths.log())
     if ranks is not None:
         from dino_exp.attempts.together import tell_to_train
 
@@ -120,9 +121,15 @@ def refuse_links(attempt: Attempt) -> None:
         paths.code_dir / "attempts",
         paths.code_dir / "attempts" / f"{attempt.number:03d}",
     ]
-    for path in (*folders, paths.log()):
-        if path.is_symlink() or (path == paths.log() and path.exists() and not path.is_file()):
-            raise RefusedError(f"{path} is a link or a special file; a run's files must lie inside it. Remove it")
+    for path in folders:
+        if path.is_symlink():
+            raise RefusedError(f"{path} is a link; a run's files must lie inside it. Remove it")
+
+
+def refuse_odd_log(path: Path) -> None:
+    """A log, of whichever rank, is a file of the run. Raises RefusedError for a link or a pipe."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise RefusedError(f"{path} is a link or a special file; a run's files must lie inside it. Remove it")
 
 
 def start_of(target: Target) -> Start:

@@ -20,7 +20,7 @@ import torch
 from dino_exp.attempts.data_files import apart_from_files
 from dino_exp.attempts.member import train_along
 from dino_exp.attempts.numerics import choose_device
-from dino_exp.attempts.run import logging_to, run_attempt
+from dino_exp.attempts.run import logging_to, refuse_odd_log, run_attempt
 from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import config_from_mapping
 from dino_exp.config.compose import touched_keys
@@ -74,7 +74,7 @@ def run_together(place: Place, find_target: Callable[[], Target], command: Comma
     config = config_from_mapping(composed)
     device = choose_device(config.runtime.device, place)
     with joined(place, device, config.runtime.timeout_secs) as ranks:
-        compare_commands(ranks, config, command)
+        compare_commands(ranks, config, command, device)
         if not place.is_first:
             with SignalFlags() as signals:
                 return follow(ranks, signals)
@@ -85,13 +85,14 @@ def run_together(place: Place, find_target: Callable[[], Target], command: Comma
         return code
 
 
-def compare_commands(ranks: ManyRanks, config: Config, command: Command) -> None:
-    """Raises RefusedError, on all ranks, unless all have been asked for the same with the same code."""
+def compare_commands(ranks: ManyRanks, config: Config, command: Command, device: torch.device) -> None:
+    """Raises RefusedError, on all ranks, unless all were asked for the same, with the same code and kind of device."""
     mine = {
         "settings": config_hash(config),
         "overrides": " ".join(command.overrides),
         "code": code_id(PACKAGE_DIR),
         "torch": torch.__version__,
+        "device": device.type,  # where `auto` found none on one host
     }
     all_ranks = ranks.council.gather("command", mine)
     for rank, theirs in enumerate(all_ranks):
@@ -99,7 +100,7 @@ def compare_commands(ranks: ManyRanks, config: Config, command: Command) -> None
             if value != all_ranks[0][name]:
                 raise RefusedError(
                     f"rank {rank} was started with {name} {value}, rank 0 with {all_ranks[0][name]}; start all "
-                    "processes with the same command, from the same code"
+                    "processes with the same command, from the same code, on machines of one kind"
                 )
 
 
@@ -143,7 +144,9 @@ def follow(ranks: ManyRanks, signals: SignalFlags) -> int:
         decision: Train | Leave = ranks.council.take(_DECISION, of=0)
         if isinstance(decision, Leave):
             return decision.exit_code
-        with logging_to(RunPaths(Path(decision.directory)).log(ranks.place.rank), None):
+        log_file = RunPaths(Path(decision.directory)).log(ranks.place.rank)
+        refuse_odd_log(log_file)
+        with logging_to(log_file, None):
             return follow_training(ranks, decision, signals)
     except OtherRankError as error:
         return error.exit_code

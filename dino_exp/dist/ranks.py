@@ -20,7 +20,7 @@ from torch import Tensor
 from dino_exp.dist.council import Council, LostRankError, OtherRankError, Statement
 from dino_exp.dist.place import ALONE, Place
 from dino_exp.dist.store import PatientStore, Store
-from dino_exp.errors import DinoExpError
+from dino_exp.errors import ConfigError, DinoExpError
 
 T = TypeVar("T")
 
@@ -221,16 +221,31 @@ def joined(place: Place, device: torch.device, timeout_secs: float) -> Iterator[
         if device.type == "cpu":  # of a broken group NCCL would wait for ranks that are not there any more
             torch.distributed.destroy_process_group()
         raise
-    torch.distributed.destroy_process_group()
+    else:
+        torch.distributed.destroy_process_group()
+    finally:
+        if council is not None:
+            council.part(min(timeout_secs / 2, _PARTING_SECS), keeps_store=_keeps_store(place))
 
 
 def _rendezvous(place: Place, time_limit: timedelta) -> Any:
     """The store where the launcher says (MASTER_ADDR, MASTER_PORT). Under torchrun its agent keeps it."""
     meet: Any = torch.distributed.rendezvous  # type: ignore[attr-defined]
-    store, _, _ = next(meet("env://", place.rank, place.size, timeout=time_limit))
+    try:
+        store, _, _ = next(meet("env://", place.rank, place.size, timeout=time_limit))
+    except ValueError as problem:  # MASTER_ADDR or MASTER_PORT is not there, or no number
+        raise ConfigError(
+            f"rank {place.rank} of {place.size} does not know where to meet the others: {problem}; start the processes "
+            "with torchrun"
+        ) from problem
     # The agent may keep it over a restart, and then it still knows the addresses of those who are gone.
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return torch.distributed.distributed_c10d.PrefixStore(f"dino_exp/restart_{restart}", store)
+
+
+def _keeps_store(place: Place) -> bool:
+    """Whether the store goes when this process does: where no agent keeps it, rank 0 does."""
+    return place.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
 
 
 def _new_session() -> str:

@@ -16,6 +16,7 @@ from dino_exp.checkpoint.policies.save import EMERGENCY
 from dino_exp.checkpoint.types import Committed, SaveContext, SaveProgress, Stateful
 from dino_exp.checkpoint.writing import SaveRequest
 from dino_exp.dino.health import Health
+from dino_exp.dist.ranks import is_of_a_lost_rank
 from dino_exp.errors import DinoExpError, SaveFailedError, TrainingError
 from dino_exp.runs.signals import SAVE_SIGNAL
 from dino_exp.training.verdict import NonFiniteError, settle
@@ -177,7 +178,8 @@ def emergency_save(t: Training, error: Exception) -> Exception:
     Returns the error to end with: that of the rank that failed.
     """
     try:
-        settle(t.state)
+        if not is_of_a_lost_rank(error):  # else the device may wait for that rank, and what is not settled is not kept
+            settle(t.state)
     except NonFiniteError as found:  # the state goes back to the last step that counts, and may be kept
         error.add_note(f"before that, unnoticed: {found}")
     except RuntimeError as second:  # the device cannot be read any more, and what is not settled is not kept

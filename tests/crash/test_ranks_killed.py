@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.runs import SMOKE, Lab, assert_same_end, ranks_of, zygote
+from support.runs import SMOKE, Lab, assert_same_end, ranks_of, without_agent, zygote
 from support.tiny_training import HORIZON
 from support.zygote import Crew
 
@@ -29,10 +29,13 @@ class Tiny:
         folder.mkdir()
         self.attempt = 0
 
-    def start(self, *, timeout_secs: float = 20, trouble: str = "", size: int | None = None) -> Crew:
+    def start(
+        self, *, timeout_secs: float = 20, trouble: str = "", size: int | None = None, agent: bool = True
+    ) -> Crew:
         self.attempt += 1
         arguments = (str(self.folder), str(self.attempt), self.parallel, str(timeout_secs), trouble)
         environments = ranks_of(size or self.size, self.lab.environment)
+        environments = environments if agent else without_agent(environments)
         call = "support.rank_checks:train_tiny"
         return zygote(self.lab.environment).start_crew(arguments, self.folder, environments, call)
 
@@ -89,8 +92,8 @@ def kill_ranks(folder: Path, *, num_kills: int, size: int, parallel: str, seed: 
 
 
 def test_ranks_killed_at_random_moments(tmp_path: Path, survived: Survived) -> None:
-    kill_ranks(tmp_path, num_kills=10, size=2, parallel="ddp", seed=0)
-    survived(KILLS, 10)
+    kill_ranks(tmp_path, num_kills=20, size=2, parallel="ddp", seed=0)
+    survived(KILLS, 20)
 
 
 @pytest.mark.crash
@@ -140,11 +143,14 @@ def test_images_that_one_rank_cannot_load_end_all_with_one_error_and_a_save(para
     assert run.end() == reference.end()
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.crash), 1])
-def test_a_rank_that_fails_within_a_step_ends_all_with_its_error(rank: int, tmp_path: Path) -> None:
+IN_CRASH = [pytest.param(0, True, marks=pytest.mark.crash), pytest.param(1, False, marks=pytest.mark.crash)]
+
+
+@pytest.mark.parametrize(("rank", "agent"), [(1, True), (0, False), *IN_CRASH])
+def test_a_rank_that_fails_within_a_step_ends_all_with_its_error(rank: int, agent: bool, tmp_path: Path) -> None:
     reference, run = Tiny(tmp_path / "reference", 2), Tiny(tmp_path / "run", 2)
     reference.finish()
-    crew = run.start(trouble=f"forward {rank} 6", timeout_secs=8)
+    crew = run.start(trouble=f"forward {rank} 6", timeout_secs=8, agent=agent)
     assert crew.wait() == [1, 1], told(crew)
     for at in (0, 1):
         assert "out of memory" in crew.output(at), told(crew)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -170,3 +172,36 @@ def test_a_share_in_parts_is_the_same_step(parallel: str, lab: Lab) -> None:
     for row, other in zip(rows(only(lab, "whole")), rows(only(lab, "parts")), strict=True):
         for name in {"loss", "grad_norm", "kl"} & row.keys():
             assert other[name] == pytest.approx(row[name], rel=1e-4), (row["step"], name)
+
+
+def test_without_an_agent_all_hear_the_last_words_of_rank_0(lab: Lab) -> None:
+    """The store of the rendezvous ends with rank 0, which says why there is nothing to do."""
+    size = 3
+    for words, code, says in (
+        ((), 0, "completed|stopped"),
+        ((), 0, "Nothing to do"),
+        (("resume=nothing",), 2, "nothing"),
+    ):
+        crew = lab.launch(size, *words, agent=False)
+        codes = crew.wait()
+        printed = [crew.output(rank) for rank in range(size)]
+        assert codes == [code] * size, printed
+        assert re.search(says, printed[0]), printed[0]
+        assert not any("rendezvous" in text or "Traceback" in text for text in printed), printed
+
+
+@pytest.mark.parametrize("what", ["link", "pipe"])
+def test_the_log_of_no_rank_leads_out_of_the_run(lab: Lab, what: str) -> None:
+    lab.train_together(2, "train.stop_after_steps=2")
+    log, victim = lab.only_run() / "train.rank1.log", lab.directory / "victim"
+    victim.write_text("precious")
+    log.unlink()
+    if what == "link":
+        log.symlink_to(victim)
+    else:
+        os.mkfifo(log)
+    printed = lab.train_together(2, "train.stop_after_steps=4", "runtime.timeout_secs=20", codes=[3, 3])
+    assert "train.rank1.log is a link or a special file" in "".join(printed)
+    assert victim.read_text() == "precious"
+    log.unlink()
+    lab.train_together(2, "train.stop_after_steps=4")

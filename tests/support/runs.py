@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -48,6 +49,14 @@ def ranks_of(size: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
         }
         for rank in range(size)
     ]  # fmt: skip
+
+
+def without_agent(environments: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The same as a launcher has them that keeps no store (srun, submitit): that of rank 0 ends with rank 0."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return [{**one, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"} for one in environments]
 
 
 _servers: list[Zygote] = []
@@ -100,9 +109,12 @@ class Lab:
         """The same command in a process that is forked from one that has imported everything."""
         return zygote(self.environment).start(self.command(*overrides)[3:], self.directory, self.environment)
 
-    def launch(self, size: int, *overrides: str, environment: Mapping[str, str] | None = None) -> Crew:
-        """The command in several processes, as torchrun starts them (`ranks_of`)."""
+    def launch(
+        self, size: int, *overrides: str, environment: Mapping[str, str] | None = None, agent: bool = True
+    ) -> Crew:
+        """The command in several processes, as torchrun starts them (`ranks_of`), or as others do (`without_agent`)."""
         environments = ranks_of(size, {**self.environment, **(environment or {})})
+        environments = environments if agent else without_agent(environments)
         return zygote(self.environment).start_crew(self.command(*overrides)[3:], self.directory, environments)
 
     def train_together(self, size: int, *overrides: str, codes: Sequence[int] = ()) -> list[str]:

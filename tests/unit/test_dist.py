@@ -19,16 +19,17 @@ from support.ensemble import each
 from torch.distributed import HashStore
 
 from dino_exp.attempts import together
-from dino_exp.attempts.numerics import choose_threads, differences
+from dino_exp.attempts.numerics import choose_device, choose_threads, differences
 from dino_exp.attempts.together import compare_commands
 from dino_exp.config.check import config_from_mapping
 from dino_exp.config.compose import compose
 from dino_exp.dist.council import Council, LostRankError, OtherRankError, Statement
 from dino_exp.dist.place import ALONE, Place, place_of, share
-from dino_exp.dist.ranks import ManyRanks, is_of_a_lost_rank
+from dino_exp.dist.ranks import ManyRanks, is_of_a_lost_rank, joined
 from dino_exp.errors import ConfigError, RefusedError
 from dino_exp.processes import ProcessId
 
+CPU = torch.device("cpu")
 RANKS = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
 
 
@@ -189,7 +190,7 @@ class Asked:
 def test_processes_started_with_different_commands_are_refused_on_all(other: tuple[str, ...]) -> None:
     asked = [Asked(), Asked(*other)]
     ranks = [ManyRanks(council.place, council) for council in councils(2)]
-    work = [lambda at=at: compare_commands(ranks[at], asked[at].config, asked[at]) for at in range(2)]  # type: ignore[misc, arg-type]
+    work = [lambda at=at: compare_commands(ranks[at], asked[at].config, asked[at], CPU) for at in range(2)]  # type: ignore[misc, arg-type]
     told = each(work)
     assert all(isinstance(one, RefusedError) and one.exit_code == 3 for one in told), told
     assert len({str(one) for one in told}) == 1
@@ -197,6 +198,70 @@ def test_processes_started_with_different_commands_are_refused_on_all(other: tup
     asked[1] = asked[0]
     ranks = [ManyRanks(council.place, council) for council in councils(2)]
     assert each(work) == [None, None]
+
+
+def test_processes_that_found_different_devices_are_refused_on_all() -> None:
+    ranks, asked = [ManyRanks(council.place, council) for council in councils(2)], Asked()
+    devices = [torch.device("cuda"), CPU]
+    told = each([lambda at=at: compare_commands(ranks[at], asked.config, asked, devices[at]) for at in range(2)])  # type: ignore[misc, arg-type]
+    assert all(isinstance(one, RefusedError) for one in told), told
+    assert "rank 1 was started with device cpu, rank 0 with cuda" in str(told[0])
+
+
+@pytest.mark.parametrize(
+    ("visible", "num", "local_rank", "chosen"), [("3", 1, 1, 0), ("0,1", 2, 1, 1), (None, 2, 1, 1), (None, 1, 0, 0)]
+)
+def test_each_process_takes_the_device_that_its_launcher_shows_it(
+    visible: str | None, num: int, local_rank: int, chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    place = Place(rank=local_rank, size=2, local_rank=local_rank, local_size=2)
+    assert choose_device("auto", place) == torch.device("cuda", chosen)
+
+
+def test_too_few_devices_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(ConfigError, match="has 1 CUDA devices"):
+        choose_device("auto", Place(rank=1, size=2, local_rank=1, local_size=2))
+
+
+@pytest.mark.parametrize("missing", ["MASTER_ADDR", "MASTER_PORT"])
+def test_a_place_without_a_meeting_point_is_one_message(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.delenv(missing)
+    with (
+        pytest.raises(ConfigError, match=f"does not know where to meet the others: .*{missing}.* torchrun"),
+        joined(Place(rank=1, size=2, local_rank=1, local_size=2), CPU, 5),
+    ):
+        pass
+
+
+def test_who_keeps_the_store_sees_the_others_off() -> None:
+    first, second, third = councils(3)
+    parted: list[int] = []
+
+    def later(council: Council) -> None:
+        time.sleep(0.1 * council.place.rank)
+        parted.append(council.place.rank)
+        council.part(5, keeps_store=False)
+
+    def see_off() -> None:
+        first.part(5, keeps_store=True)
+        parted.append(0)
+
+    each([see_off, lambda: later(second), lambda: later(third)])
+    assert parted == [1, 2, 0]
+    alone, _ = councils(2)
+    began = time.monotonic()
+    alone.part(0.3, keeps_store=True)
+    assert 0.2 < time.monotonic() - began < 5
 
 
 def test_processes_of_one_host_share_its_cores() -> None:

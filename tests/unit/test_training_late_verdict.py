@@ -10,6 +10,7 @@ import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,9 @@ from support.tiny_training import PLAN, RULE, Kick, TinyRun
 from dino_exp.checkpoint.manager import CheckpointManager
 from dino_exp.checkpoint.policies import AnyOf, KeepAny, LatestN, OnSignal
 from dino_exp.checkpoint.types import SaveContext
+from dino_exp.dist.council import LostRankError
+from dino_exp.dist.ranks import ONE_RANK
+from dino_exp.training import saving
 from dino_exp.training.loop import Training
 from dino_exp.training.verdict import NonFiniteError
 
@@ -157,3 +161,16 @@ def test_an_error_before_the_update_leaves_the_statistics_of_the_step_before(tmp
     with pytest.raises(RuntimeError, match="an event failed"):
         run.train()
     assert run.newest().state_digest == digest_of(tmp_path / "straight", 2, read_every)
+
+
+@pytest.mark.parametrize(("error", "asks"), [(LostRankError("rank 1 has ended"), False), (ValueError("of ours"), True)])
+def test_a_device_that_may_wait_for_a_lost_rank_is_not_asked(
+    error: Exception, asks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would never answer: a collective of NCCL that the lost rank has not joined lies before what is asked for."""
+    asked: list[Any] = []
+    monkeypatch.setattr(saving, "settle", asked.append)
+    state = SimpleNamespace(step=5, unread=[object()])
+    training: Any = SimpleNamespace(state=state, parallel=SimpleNamespace(ranks=ONE_RANK), manager=None)
+    assert saving.emergency_save(training, error) is error
+    assert bool(asked) is asks

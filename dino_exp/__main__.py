@@ -1,5 +1,6 @@
 """`python -m dino_exp <noun> <verb>`, the same as `dino-exp <noun> <verb>`."""
 
+import signal
 import sys
 
 
@@ -13,9 +14,13 @@ def main() -> None:
         from dino_exp import evaluate
 
         evaluate.main(sys.argv[2:])
-    from dino_exp.cli.app import run
+    try:
+        from dino_exp.cli.app import run
 
-    sys.exit(run())
+        code = run()
+    except KeyboardInterrupt:  # while it is still importing
+        code = 128 + signal.SIGINT
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from dino_exp.config.schema import Config
 from dino_exp.errors import ConfigError, DinoExpError, RefusedError, UsageError
 from dino_exp.fsio import LOCAL
 from dino_exp.runs.record import RunRecord, load_record
+from dino_exp.weights.architecture import ARCHITECTURE
 from dino_exp.weights.files import file_digest, read_weight_file
 from dino_exp.weights.fitting import Fit, MisfitError, load_into
 
@@ -78,7 +79,7 @@ def take_weights(config: Config, state: TrainState) -> dict[str, Any]:
             f"{config.init.weights_digest}. Put that one back, or start again with {PATH}= for another run"
         )
     try:
-        _check_heads(config, file.metadata.get("architecture"))
+        _check_heads(config, file.metadata.get(ARCHITECTURE))
         fit = load_into(state.student, file)
     except MisfitError as misfit:
         hint = _what_fits(misfit.dimensions, config.data, _channels(state))

@@ -59,7 +59,11 @@ def restore(target: Target, directory: Path, *, progress: Progress) -> RestoreRe
     index = _read_index(target)
     hidden = directory.with_name(f".{directory.name}.restoring")
     building = hidden / "run"  # one deeper than a run: beside other runs, nobody takes half of one for a run
-    make_dirs(building)
+    make_dirs(hidden)
+    for path in (hidden, building):  # in a folder that others may write to, such a link could lead to anything
+        if path.is_symlink():
+            raise RefusedError(f"{path}: a link, expected a folder that a restore has made; remove it")
+    LOCAL.mkdir(building)
     with only_one(hidden, "a restore to this directory"):
         made = _Restore(target, building, index, progress).run()
         _refuse_occupied(directory)
@@ -75,6 +79,16 @@ def _refuse_occupied(directory: Path) -> None:
             f"{directory}: something is there already, expected a directory that does not exist, or is empty. "
             "Nothing is written over a run: restore to another directory"
         )
+    # The run is made beside the directory and takes its place by one rename, which these two would not stand.
+    for is_so, what in (
+        (
+            directory.is_dir() and Path.cwd().is_relative_to(directory.resolve()),
+            "the current directory, or one around it",
+        ),
+        (directory.is_mount(), "where a file system is mounted"),
+    ):
+        if is_so:
+            raise RefusedError(f"{directory}: {what}; restore to a new directory, such as {directory / 'run'}")
 
 
 def _read_index(target: Target) -> Index:

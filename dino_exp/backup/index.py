@@ -114,7 +114,7 @@ class Index:
         steps = [checkpoint.step for checkpoint in self.checkpoints]
         if steps != sorted(set(steps)):
             raise ValueError("checkpoints: expected steps that ascend")
-        if any(file.path.startswith(f"{CHECKPOINTS}/") and file.path != PINS_PATH for file in self.files):
+        if any(f"{file.path}/".startswith(f"{CHECKPOINTS}/") and file.path != PINS_PATH for file in self.files):
             raise ValueError(f"files: expected those of {CHECKPOINTS}/ beside their step, except {PINS}")
         paths = _by_path(self.all_files())
         folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}

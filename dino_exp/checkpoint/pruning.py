@@ -146,6 +146,23 @@ def as_done(planned: PrunePlan, dropped: Collection[int], left: Mapping[int, Row
     return replace(planned, plan=plan, freed_bytes=freed, foreign_bytes=sum(foreign_packs(left).values()))
 
 
+def less_damaged(planned: PrunePlan, damaged: Mapping[int, str]) -> PrunePlan:
+    """The same once more was found to be damaged, while kept ones were written anew: neither kept nor dropped."""
+    plan = planned.plan
+    found = {step: why for step, why in damaged.items() if step not in plan.drop}
+    return replace(
+        planned,
+        infos=tuple(info for info in planned.infos if info.step not in found),
+        plan=RetentionPlan(
+            keep=tuple(step for step in plan.keep if step not in found),
+            drop=plan.drop,
+            reasons={step: why for step, why in plan.reasons.items() if step not in found},
+            thin={step: parts for step, parts in plan.thin.items() if step not in found},
+        ),
+        damaged={**planned.damaged, **found},
+    )
+
+
 def without(rows: Mapping[int, Row], steps: Collection[int]) -> dict[int, Row]:
     """The rows that are left."""
     return {step: row for step, row in rows.items() if step not in steps}

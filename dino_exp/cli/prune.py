@@ -18,7 +18,7 @@ from rich.text import Text
 from dino_exp.checkpoint.layout import REGISTRY
 from dino_exp.checkpoint.ledger import Ledger
 from dino_exp.checkpoint.policies import retention_to_json
-from dino_exp.checkpoint.pruning import PrunePlan, PruneRules, Shrunk
+from dino_exp.checkpoint.pruning import PrunePlan, PruneRules, Shrunk, less_damaged
 from dino_exp.checkpoint.storage import Storage
 from dino_exp.checkpoint.types import Schedule
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, Named, OutputsOption, RunArgument, named_run
@@ -124,7 +124,7 @@ def _carry_out(wanted: Named, rules: PruneRules, *, compact: bool) -> tuple[Prun
         lock.check()
         done = ledger.prune(rules)
         shrunk = _shrink(ledger, done, lock.check, compact=compact)
-        done = replace(done, freed_bytes=done.freed_bytes + shrunk.freed_bytes)
+        done = less_damaged(replace(done, freed_bytes=done.freed_bytes + shrunk.freed_bytes), ledger.damaged)
         if done.plan.drop or shrunk != Shrunk():
             _note(events, "pruned", policy=retention_to_json(rules.instead_of(recorded)), freed_bytes=done.freed_bytes)
     return done, shrunk

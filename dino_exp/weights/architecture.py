@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
+FACTS, ARCHITECTURE = "dino_exp", "architecture"  # where exports say what they hold
+
 _SETTINGS = {
     "image_size": "data", "patch_size": "data", "embed_dim": "model", "depth": "model", "num_heads": "model",
     "mlp_ratio": "model",
@@ -153,7 +155,7 @@ def build_backbone(architecture: Architecture, tensors: Mapping[str, Tensor], wh
     """The model of these tensors (official names), in evaluation mode, on their device, in float32.
 
     Raises CorruptCheckpointError where a name is missing or unexpected, or a shape is another, or values are of a type
-    that is not floating.
+    that is not floating, or no finite numbers.
     """
     import torch
 
@@ -174,5 +176,11 @@ def build_backbone(architecture: Architecture, tensors: Mapping[str, Tensor], wh
     problem = types_problem(tensors, live)
     if problem is not None:
         raise CorruptCheckpointError(f"{where}: {problem}")
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    in_float32 = {name: tensor.float() for name, tensor in tensors.items()}
+    bad = next((name for name, tensor in in_float32.items() if not torch.isfinite(tensor).all()), None)
+    if bad is not None:
+        raise CorruptCheckpointError(
+            f"{where}: {bad[:100]} holds values that are no numbers in float32 (NaN or infinite)"
+        )
+    model.load_state_dict(in_float32, assign=True)
     return model.eval()

@@ -9,7 +9,7 @@ from dino_exp.config.typed import override, train_command
 from dino_exp.errors import CorruptCheckpointError, UsageError
 from dino_exp.fsio import parse_json
 from dino_exp.runs.named import named
-from dino_exp.weights.architecture import Architecture, build_backbone, check_shapes
+from dino_exp.weights.architecture import ARCHITECTURE, Architecture, build_backbone, check_shapes
 from dino_exp.weights.files import WeightFile, read_weight_file
 from dino_exp.weights.formats import SUFFIXES
 from dino_exp.weights.names import PARTS, Part
@@ -47,7 +47,7 @@ def recorded_architecture(file: WeightFile) -> Architecture:
 
     Raises UsageError for a file that was not exported here, CorruptCheckpointError for one that was changed.
     """
-    text = file.metadata.get("architecture")
+    text = file.metadata.get(ARCHITECTURE)
     if text is None:
         raise UsageError(
             f"{file.path}: does not say which model it is of, as exports do (dino-exp checkpoints export); to begin a "

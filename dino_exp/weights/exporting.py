@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_exp.weights.architecture import Architecture
+from dino_exp.weights.architecture import ARCHITECTURE, Architecture
 from dino_exp.weights.formats import (
     Format,
     hub_files,
@@ -79,7 +79,8 @@ def _official(weights: CheckpointWeights, part: Part | None) -> Export:
         weights.require(name)
         models[name] = weights.tensors(f"{name}.")
     center_1K = weights.tensors(CENTER).get("")
-    made = official_checkpoint(models, center_1K, weights.manifest.epoch, facts)
+    said = {**facts, ARCHITECTURE: architecture.as_json()}
+    made = official_checkpoint(models, center_1K, weights.manifest.epoch, said)
     return Export(
         form="pth",
         parts=tuple(parts),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dino_exp.errors import RefusedError, UsageError
 from dino_exp.fsio import DamagedFileError, parse_json
+from dino_exp.weights.architecture import ARCHITECTURE, FACTS
 from dino_exp.weights.names import WRAPPERS, ModelTensors, is_hub, split_model
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ DIGEST_SCHEME = "sha256:"
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _TORCH_ZIP = b"PK\x03\x04"
 _MOST_NAMED = 3
+_MOST = 1 << 31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,9 @@ def read_weight_file(path: Path, part: str | None = None) -> WeightFile:
     digest = DIGEST_SCHEME + hashlib.sha256(data).hexdigest()
     metadata: dict[str, str] = {}
     if data.startswith(_TORCH_ZIP):
-        name, found = _choose(_load_torch(data, path), part, path)
+        loaded = _load_torch(data, path)
+        name, found = _choose(loaded, part, path)
+        metadata = _said_in(loaded)
     elif len(data) > 8 and data[8:9] == b"{":
         found, metadata = _load_safetensors(data, path)
         name = metadata.get("part")
@@ -99,6 +104,17 @@ def read_weight_file(path: Path, part: str | None = None) -> WeightFile:
     )
 
 
+def _said_in(loaded: Mapping[Any, Any]) -> dict[str, str]:
+    """The architecture that an export of ours says, as in a safetensors file; nothing of what is not plain."""
+    facts = loaded.get(FACTS)
+    said = facts.get(ARCHITECTURE) if isinstance(facts, Mapping) else None
+    if not isinstance(said, Mapping) or not all(
+        isinstance(name, str) and type(value) in (int, float) and abs(value) < _MOST for name, value in said.items()
+    ):
+        return {}
+    return {ARCHITECTURE: json.dumps(dict(said), sort_keys=True)}
+
+
 def _load_safetensors(data: bytes, path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     import safetensors.torch
 
@@ -109,7 +125,7 @@ def _load_safetensors(data: bytes, path: Path) -> tuple[Mapping[str, Any], dict[
     num = int.from_bytes(data[:8], "little")  # the library has checked that the header is there, and its size
     assert num <= _MAX_HEADER_BYTES
     header = parse_json(data[8 : 8 + num], str(path), max_depth=8)
-    return tensors, dict(header.get("__metadata__", {}))
+    return tensors, dict(header.get("__metadata__") or {})
 
 
 class _Ignored:
@@ -190,7 +206,8 @@ def _checked(found: Mapping[Any, Any], num_bytes: int, path: Path) -> dict[str, 
     if not tensors:
         raise RefusedError(f"{path}: holds no tensors; expected those of a vision transformer by name")
     for name, tensor in tensors.items():
-        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        whole = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
+        plain = whole and tensor.device.type == "cpu"
         if not isinstance(name, str) or not plain or tensor.numel() * tensor.element_size() > num_bytes:
             raise DamagedFileError(f"{path}: {str(name)[:80]!r} is not a plain tensor of this file")
     return {str(name): tensor.detach() for name, tensor in tensors.items()}

@@ -139,7 +139,7 @@ def load_into(model: nn.Module, file: WeightFile) -> Fit:
     problem = types_problem({name: given[name] for name in fit.loaded}, live)
     if problem is not None:
         raise MisfitError(problem, None)
-    bad = [name for name in fit.loaded if not torch.isfinite(given[name]).all()]
+    bad = [name for name in fit.loaded if not torch.isfinite(given[name].to(live[name].dtype)).all()]
     if bad:
         raise MisfitError(f"{_some(bad)}: holds values that are no numbers (NaN or infinite)", None)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from dino_exp.weights.architecture import Architecture
+from dino_exp.weights.architecture import ARCHITECTURE, FACTS, Architecture
 from dino_exp.weights.names import to_hub
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def metadata_of(facts: Mapping[str, Any], part: str, architecture: Architecture)
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
     known = {name: text for name, text in texts.items() if text != "null"}
     shown = json.dumps(architecture.as_json(), sort_keys=True)
-    return {"format": "pt", "producer": "dino_exp", **known, "part": part, "architecture": shown}
+    return {"format": "pt", "producer": "dino_exp", **known, "part": part, ARCHITECTURE: shown}
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -83,7 +83,7 @@ def hub_config(architecture: Architecture, metadata: Mapping[str, str]) -> dict[
         "patch_size": architecture.patch_size,
         "num_channels": architecture.in_channels,
         "qkv_bias": True,
-        "dino_exp": {name: text for name, text in sorted(metadata.items()) if name not in ("format", "architecture")},
+        FACTS: {name: text for name, text in sorted(metadata.items()) if name not in ("format", ARCHITECTURE)},
     }
 
 
@@ -127,7 +127,7 @@ def official_checkpoint(
         made[part] = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
     if center_1K is not None:
         made["dino_loss"] = {"center": center_1K}
-    return {**made, "epoch": epoch, "dino_exp": dict(facts)}
+    return {**made, "epoch": epoch, FACTS: dict(facts)}
 
 
 def torch_bytes(value: Mapping[str, Any]) -> bytes:

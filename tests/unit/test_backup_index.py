@@ -79,8 +79,8 @@ def changed(change: Any) -> bytes:
     [
         "../run.json", "/etc/passwd", "a/../../b", "..", ".", "", "a//b", "a/", "lock", "owner.json", "lock/x", "a\\b",
         "a\nb", "a\x00b", "a\ud800", "x" * 201, "/".join("a" * 17), ".run.json.tmp", "code/.git.json.tmp",
-        "checkpoints/registry.json", "checkpoints/../../x", "checkpoints/quarantine/x", "checkpoints/packs/x",
-        "checkpoints/step-000000003.json",
+        "checkpoints", "checkpoints/registry.json", "checkpoints/../../x", "checkpoints/quarantine/x",
+        "checkpoints/packs/x", "checkpoints/step-000000003.json",
     ],
 )  # fmt: skip
 def test_a_path_that_leads_elsewhere_is_refused(path: str) -> None:

@@ -14,6 +14,7 @@ from cli_samples import KEEP, cli, make_run
 from runs_samples import sample_record
 from support.backups import fetch, send, target_of
 from support.checkpoints import flip, save_steps
+from support.disks import mount, unmount
 
 from dino_exp.backup.plan import Remote
 from dino_exp.errors import RefusedError
@@ -140,3 +141,33 @@ def test_a_run_without_its_rows_goes_on_as_a_new_one(tmp_path: Path) -> None:
 def test_a_run_without_its_settings_is_only_looked_at(tmp_path: Path) -> None:
     _, line = restored(tmp_path, "stopped", "config.*.yaml")
     assert line.startswith("next: dino-exp checkpoints list ")
+
+
+def test_a_restore_refuses_at_once_where_it_could_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    send(make_run(tmp_path, 1, 2), tmp_path / "there")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    told = cli("restore", tmp_path / "there", ".")
+    assert (told.code, "the current directory" in told.err, "/here/run" in told.err) == (3, True, True)
+    mount(tmp_path / "disk", 4_000_000)
+    try:
+        told = cli("restore", tmp_path / "there", tmp_path / "disk")
+        assert (told.code, "a file system is mounted" in told.err) == (3, True)
+        assert cli("restore", tmp_path / "there", tmp_path / "disk" / "run").code == 0
+    finally:
+        unmount(tmp_path / "disk")
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("link", ["run", ""])
+def test_a_restore_follows_no_link_that_somebody_has_laid(tmp_path: Path, link: str) -> None:
+    send(make_run(tmp_path, 1, 2), tmp_path / "there")
+    victim, hidden = tmp_path / "victim", tmp_path / ".back.restoring"
+    (victim / "run").mkdir(parents=True)
+    (victim / "precious").write_text("mine")
+    if link:
+        hidden.mkdir()
+    (hidden / link).symlink_to(victim)
+    assert cli("restore", tmp_path / "there", tmp_path / "back").code == 3
+    assert [path.name for path in sorted(victim.iterdir())] == ["precious", "run"]
+    assert not (tmp_path / "back").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -258,6 +259,21 @@ def test_milestones_are_thinned_by_hand(tmp_path: Path) -> None:
     assert "yes, thinned" in cli("list", run).out
     assert cli("verify", run).code == 0
     assert {event["kind"] for event in events(run)} == {"dropped", "thinned", "pruned"}
+
+
+def test_damage_that_is_found_while_thinning_is_neither_kept_nor_dropped(tmp_path: Path) -> None:
+    run = make_coded_run(tmp_path, "zstd")
+    pack = pack_of(run / "checkpoints", 2)
+    flip(pack, pack.stat().st_size // 2)
+    flip(pack)
+    words = ("--keep-last", 1, "--keep-best", 0, "--thin", "teacher")
+    shown = cli("prune", shutil.copytree(run, tmp_path / "runs" / f"{run.name}-copy"), *words).out
+    assert re.search(r"^ +2 .* damaged ", shown, re.MULTILINE)
+    assert "dino-exp checkpoints verify" in shown
+    done = cli("prune", run, *words, "--json")
+    assert done.code == 0
+    assert (done.json["thinned"], done.json["kept"], done.json["damaged"].keys()) == ([], [6], {"2"})
+    assert "2" not in done.json["reasons"]
 
 
 def test_what_others_build_on_is_said_and_freed_by_hand(tmp_path: Path) -> None:

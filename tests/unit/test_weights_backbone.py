@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 from cli_samples import cli
 from weights_samples import COLOUR, GREY, images, make_weights_run, teacher_of, trained_state
@@ -107,6 +109,17 @@ def test_a_file_that_does_not_say_its_model_is_sent_to_training(tmp_path: Path, 
     (tmp_path / name).write_bytes(b"PK")
     with pytest.raises(UsageError, match=rf"expected a run or a \.safetensors file .* init\.weights=\S+/{name}$"):
         dino_exp.load_backbone(tmp_path / name)
+
+
+def test_values_that_are_no_numbers_in_float32_are_refused(run: Path, tmp_path: Path) -> None:
+    assert cli("export", run, "--to", tmp_path / "t.safetensors").code == 0
+    data = (tmp_path / "t.safetensors").read_bytes()
+    with safetensors.safe_open(tmp_path / "t.safetensors", "pt") as opened:
+        metadata = opened.metadata()
+    tensors = safetensors.torch.load(data) | {"norm.weight": torch.full((16,), 1e300, dtype=torch.float64)}
+    (tmp_path / "wide.safetensors").write_bytes(safetensors.torch.save(tensors, metadata))
+    with pytest.raises(CorruptCheckpointError, match=r"norm\.weight holds values that are no numbers in float32"):
+        dino_exp.load_backbone(tmp_path / "wide.safetensors")
 
 
 def test_what_is_not_there(run: Path, tmp_path: Path) -> None:

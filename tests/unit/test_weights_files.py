@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -168,6 +169,9 @@ CASES: dict[str, tuple[Callable[[], bytes], type[DinoExpError], str]] = {
     ),
     "sparse": (lambda: saved({"a": torch.eye(3).to_sparse()}), DamagedFileError, "not a plain tensor"),
     "meta": (lambda: saved({"a": torch.zeros(3, device="meta")}), DamagedFileError, "not a plain tensor"),
+    "nested": (
+        lambda: saved({"a": nested()}), DamagedFileError, "not a plain tensor",
+    ),
     "a storage that claims more": (
         lambda: zipped(TEN, replaced_in_pickle(b"K\nt", b"Kdt")), DamagedFileError, "torch cannot read it",
     ),
@@ -191,8 +195,15 @@ CASES: dict[str, tuple[Callable[[], bytes], type[DinoExpError], str]] = {
     "safetensors, an unknown type": (
         lambda: header({"a": {"dtype": "F1", "shape": [], "data_offsets": [0, 0]}}), DamagedFileError, "safetensors",
     ),
+    "safetensors without metadata": (lambda: header({"__metadata__": None}), RefusedError, "holds no tensors"),
     "safetensors of nothing": (lambda: header({}), RefusedError, "holds no tensors"),
 }  # fmt: skip
+
+
+def nested() -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that they may change
+        return torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
 
 
 def header(members: dict[str, Any]) -> bytes:

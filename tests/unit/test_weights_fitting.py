@@ -168,9 +168,11 @@ def test_a_resized_table_gives_the_features_that_the_old_model_has_at_that_size(
         torch.testing.assert_close(small(pixels), old(pixels), rtol=0, atol=1e-6)
 
 
-def test_values_that_are_no_numbers_change_nothing() -> None:
+@pytest.mark.parametrize("value", [torch.tensor(float("nan")), torch.tensor(1e300, dtype=torch.float64)], ids=str)
+def test_values_that_are_no_numbers_change_nothing(value: torch.Tensor) -> None:
+    """Nor those that are none in the model's type."""
     file, target = weights_of(trained_state()), trained_state()
-    bad = dict(file.model.backbone) | {"norm.weight": torch.full((16,), float("nan"))}
+    bad = dict(file.model.backbone) | {"norm.weight": value.repeat(16)}
     before = {name: tensor.clone() for name, tensor in target.student.state_dict().items()}
     with pytest.raises(MisfitError, match=r"backbone\.norm\.weight: holds values that are no numbers"):
         load_into(target.student, replace(file, model=ModelTensors(backbone=bad, head={})))

@@ -208,10 +208,11 @@ def test_parts_of_one_tensor_of_different_types_are_not_put_together(tmp_path: P
         take_weights(chosen, fresh(chosen))
 
 
-def test_an_export_of_other_heads_is_refused_although_its_shapes_fit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("form", "name"), [("safetensors", "t.safetensors"), ("pth", "t.pth")])
+def test_an_export_of_other_heads_is_refused_although_its_shapes_fit(tmp_path: Path, form: str, name: str) -> None:
     run = make_weights_run(tmp_path, STATE)
-    assert cli("export", run, "--to", tmp_path / "t.safetensors").code == 0
-    chosen = settings(tmp_path / "t.safetensors", "model.num_heads=4")
+    assert cli("export", run, "--format", form, "--to", tmp_path / name).code == 0
+    chosen = settings(tmp_path / name, "model.num_heads=4")
     with pytest.raises(ConfigError, match=r"it has 2 heads, model\.num_heads is 4"):
         take_weights(chosen, fresh(chosen))
 

@@ -10,7 +10,6 @@ W pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dino_exp.data import threads
-from dino_exp.data.blur import blur_, gaussian_kernels
+from dino_exp.data.blur import blur_, gaussian_kernels, kernel_reach
 from dino_exp.data.colour import brightness_, contrast_, grey_, hue_, saturation_, solarise_
 from dino_exp.data.crops import (
     BOX_DRAWS,
@@ -49,7 +48,6 @@ _FLIP, _JITTER, _GREY, _BLUR, _RADIUS, _SOLARISE = range(BOX_DRAWS, BOX_DRAWS + 
 _FACTORS = slice(BOX_DRAWS + 6, BOX_DRAWS + 10)
 _ORDER = slice(BOX_DRAWS + 10, BOX_DRAWS + 14)
 _DRAWS = BOX_DRAWS + 14
-_KERNEL_STDS = 3  # the Gaussian is cut off there
 _PART_PIXELS = 224**2  # of crops that are coloured together: they and what is computed of them stay in a core's cache
 
 
@@ -180,7 +178,7 @@ class DinoAugment:
             grey=draws_ND[:, _GREY] < self.grey_probability,
             blurred=draws_ND[:, _BLUR] < blur_probabilities,
             sigma=sigma,
-            kernels=gaussian_kernels(sigma, math.ceil(_KERNEL_STDS * self.blur_radius[1])),
+            kernels=gaussian_kernels(sigma, kernel_reach(self.blur_radius[1])),
             solarised=(views_N == 1) & (draws_ND[:, _SOLARISE] < self.solarise_probability),
         )
 

@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from support.pictures import encoded, picture
 
 from dino_exp.data.files.decode import MAX_PIXELS, UnreadableImageError, decode, decoder_name, stored_size
@@ -144,6 +144,60 @@ def test_of_an_animation_the_first_picture_is_taken() -> None:
     first, second = picture(7), picture(8)
     data = encoded(first, "WEBP", save_all=True, append_images=[second], lossless=True)
     assert (decode(data, SIDE) == seen(first)).all()
+
+
+def test_of_a_jpeg_with_further_pictures_the_first_is_taken() -> None:
+    """As cameras write them; Pillow calls it MPO."""
+    first = picture(7)
+    data = encoded(first, "MPO", save_all=True, append_images=[picture(8)], quality=95)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.format == "MPO"
+    assert (decode(data, SIDE) == decode(encoded(first, "JPEG", quality=95), SIDE)).all()
+
+
+def test_every_flipped_bit_of_a_png_is_noticed() -> None:
+    """Also those that leave as many bytes of pixels as there should be."""
+    image = Image.new("RGB", (60, 40), "white")
+    ImageDraw.Draw(image).line((0, 0, 59, 39), "black", 3)
+    data = encoded(image, "PNG")
+    good = decode(data, SIDE)
+    for at in range(len(data)):
+        for bit in range(8):
+            flipped = bytearray(data)
+            flipped[at] ^= 1 << bit
+            with pytest.raises(UnreadableImageError):
+                decode(bytes(flipped), SIDE)
+    for num in (1, 4, 11, 12, 13, 20):
+        with pytest.raises(UnreadableImageError):
+            decode(data[:-num], SIDE)
+    assert (decode(data + b"more", SIDE) == good).all()
+
+
+def png(depth: int, colour: int, transparent: bytes, line: bytes) -> bytes:
+    """Two pixels side by side."""
+    head = struct.pack(">IIBBBBB", 2, 1, depth, colour, 0, 0, 0)
+    parts = {b"IHDR": head, b"tRNS": transparent, b"IDAT": zlib.compress(b"\0" + line), b"IEND": b""}
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "transparent", "line", "second"),
+    [
+        (1, 0, b"\0\0", b"\x40", 255), (2, 0, b"\0\1", b"\x60", 170), (4, 0, b"\0\5", b"\x53", 51),
+        (8, 0, b"\0\5", b"\5\7", 7), (16, 0, b"\x10\0", b"\x10\0\x20\0", 32),
+        (8, 2, b"\0\1\0\2\0\3", b"\1\2\3\7\7\7", 7),
+        (16, 2, b"\x10\0\x10\0\x10\0", b"\x10\0" * 3 + b"\x20\0" * 3, 32),
+    ],
+)  # fmt: skip
+def test_a_transparent_colour_of_any_depth(
+    depth: int, colour: int, transparent: bytes, line: bytes, second: int
+) -> None:
+    pixels = decode(png(depth, colour, transparent, line), SIDE)
+    assert pixels.tolist() == [[[255, second]]] * 3
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

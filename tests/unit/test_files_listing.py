@@ -180,6 +180,9 @@ def test_a_file_that_changes_after_the_listing_is_told(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match=r"a\.jpg: cannot be read \(No such file or directory\)"):
         listing.read(0)
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"a\.jpg: is no file any more"):
+        listing.read(0)
 
 
 @pytest.mark.parametrize("content_bytes", [0, 1 << 20])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import zlib
 
 import numpy as np
 import PIL
@@ -18,12 +19,14 @@ from dino_exp.errors import DataError
 MAX_PIXELS = {"JPEG": 178_956_970, "PNG": 89_478_485, "WEBP": 89_478_485}
 """Of more pixels a file of kilobytes fills the memory. Where Pillow sees an attack; half of it for the kinds that can
 only be decoded as a whole, which takes up to 24 bytes a pixel."""
-DECODER_VERSION = 1  # of the pixels: part of a data set's fingerprint
-REFUSALS_VERSION = 1  # of what is unreadable: another one makes lists and caches anew
+DECODER_VERSION = 2  # of the pixels: part of a data set's fingerprint
+REFUSALS_VERSION = 2  # of what is unreadable: another one makes lists and caches anew
 _PAPER = (255, 255, 255)  # what shows through transparent pixels, as in a browser
 _GAP = 2.0  # averages whole pixels down to twice the wanted size first, where an image is far larger
 
 _ORIENTATION = 0x0112  # of EXIF
+_PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+_PNG_DEPTH = 24  # where the first chunk says the bits of a sample
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -59,7 +62,11 @@ def decode(data: bytes, side: int) -> Pixels:
         warnings.simplefilter("ignore")  # Pillow warns of what it copes with: strange EXIF, large images
         try:
             with Image.open(io.BytesIO(data), formats=tuple(MAX_PIXELS)) as image:
-                _refuse_too_large(image)
+                kind = _kind_of(image)
+                _refuse_too_large(image, kind)
+                if kind == "PNG":
+                    _check_png(data)
+                    _scale_transparent_colour(image, data)
                 return _pixels(image, side)
         except Image.DecompressionBombError as problem:  # of Pillow's own limit, before it says which kind it is
             raise UnreadableImageError(
@@ -89,13 +96,45 @@ def stored_size(data: bytes, side: int) -> tuple[int, int]:
             raise UnreadableImageError(str(problem)[:300]) from problem
 
 
-def _refuse_too_large(image: Image.Image) -> None:
-    num, most = image.size[0] * image.size[1], MAX_PIXELS[str(image.format)]
+def _kind_of(image: Image.Image) -> str:
+    """One of the three; a JPEG with further pictures in it, as cameras write them, has a name of its own."""
+    return "JPEG" if image.format == "MPO" else str(image.format)
+
+
+def _refuse_too_large(image: Image.Image, kind: str) -> None:
+    num, most = image.size[0] * image.size[1], MAX_PIXELS[kind]
     if num > most:
         raise UnreadableImageError(
-            f"it has {num / 1e6:.0f} million pixels, expected at most {most / 1e6:.0f} million in a {image.format}: "
-            "reduce it"
+            f"it has {num / 1e6:.0f} million pixels, expected at most {most / 1e6:.0f} million in a {kind}: reduce it"
         )
+
+
+def _check_png(data: bytes) -> None:
+    """Compare the checksums of a PNG's chunks, which Pillow does not do with those of the pixels.
+
+    Source: PNG specification, third edition, 5.3: length, type, content, CRC of type and content.
+    """
+    at, kind = len(_PNG_HEAD), b""
+    while kind != b"IEND":
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        end = at + 8 + length
+        if end + 4 > len(data):
+            raise UnreadableImageError("it is cut off")
+        if zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise UnreadableImageError(f"it is damaged: the checksum of its {kind!r} does not fit")
+        at = end + 4
+
+
+def _scale_transparent_colour(image: Image.Image, data: bytes) -> None:
+    """The colour that a PNG calls transparent, in levels of a byte, as Pillow has the pixels and not the colour.
+
+    Of 16 bits the upper ones: all colours that look alike are transparent. Grey of 16 bits is left as it is.
+    """
+    colour, depth = image.info.get("transparency"), data[_PNG_DEPTH]
+    if isinstance(colour, int) and image.mode == "L" and depth < 8:
+        image.info["transparency"] = colour * 255 // (2**depth - 1)
+    if isinstance(colour, tuple) and depth == 16:
+        image.info["transparency"] = tuple(level >> 8 for level in colour)
 
 
 def _wanted(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -135,7 +174,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         levels = np.asarray(image)
         if levels.dtype.itemsize > 2:
             levels = levels.clip(0, 65535)
-        return Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
+        shown = (levels >> 8).astype(np.uint8)
+        shown[levels == image.info.get("transparency", -1)] = _PAPER[0]
+        return Image.fromarray(shown).convert("RGB")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         picture = _in(image, "RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (*_PAPER, 255)), picture).convert("RGB")

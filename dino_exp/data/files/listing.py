@@ -77,7 +77,10 @@ class Listing:
         """All of an image's file. Raises DataError where it is not what was listed."""
         path = self.full_path(number)
         try:
-            with open(path, "rb") as file:  # noqa: PTH123 (bytes)
+            # At once: a pipe that nobody writes to would keep one waiting for ever.
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise DataError(f"{shown(path)}: is no file any more; it was one at the start")
                 data = file.read(int(self.sizes_N[number]) + 1)  # not all of what it may have become
                 size = max(len(data), os.fstat(file.fileno()).st_size)
         except OSError as problem:

@@ -110,10 +110,12 @@ class Checkpoints(OwnedFolder):
         good = self.good()
         if at == "best":
             best = self.model.ranking(good & self.known())
-            self.restore("best", best[0] if best else None)
-        elif self.listed():
-            step = sorted(self.listed())[int(at) % len(self.listed())]
-            self.restore(step, step if step in good & self.known() else None)
+            restored = self.restore("best", best[0] if best else None)
+        else:
+            step = sorted(self.listed())[int(at) % len(self.listed())] if self.listed() else 0
+            restored = self.restore(step, step if step in good & self.known() else None)
+        if restored:  # it would not save beside what is newer; a process that does not know of it may
+            self.open()
         assert self.good() == good
         for other in self.model.facts.keys() - self.listed():
             self.forget(other)

@@ -23,7 +23,7 @@ setup: $(STAMP)  ## create .venv and install, pinned by constraints.txt
 train: setup  ## train DINO on real images (about a minute on two cores); again: continues, or says finished
 	$(BIN)/python -m dino_exp.train
 
-test: setup  ## the test suite (at most 10 minutes on two cores)
+test: setup  ## the test suite (up to 14 minutes on two slow cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist load --maxschedchunk 2
 
 lint: setup  ## ruff, strict types, import rules

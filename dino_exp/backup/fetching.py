@@ -80,15 +80,9 @@ def _refuse_occupied(directory: Path) -> None:
             "Nothing is written over a run: restore to another directory"
         )
     # The run is made beside the directory and takes its place by one rename, which these two would not stand.
-    for is_so, what in (
-        (
-            directory.is_dir() and Path.cwd().is_relative_to(directory.resolve()),
-            "the current directory, or one around it",
-        ),
-        (directory.is_mount(), "where a file system is mounted"),
-    ):
-        if is_so:
-            raise RefusedError(f"{directory}: {what}; restore to a new directory, such as {directory / 'run'}")
+    if directory.is_mount() or (directory.is_dir() and Path.cwd().is_relative_to(directory.resolve())):
+        what = "where a file system is mounted" if directory.is_mount() else "the current directory, or one around it"
+        raise RefusedError(f"{directory}: {what}; restore to a new directory, such as {directory / 'run'}")
 
 
 def _read_index(target: Target) -> Index:

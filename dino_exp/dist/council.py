@@ -180,7 +180,7 @@ class Council:
                 statement = Statement(rank=self.place.rank, text=text, exit_code=exit_code, is_cause=True, keeps=None)
                 self.post(key, statement)
 
-    def part(self, secs: float, *, keeps_store: bool) -> None:
+    def leave(self, secs: float, *, keeps_store: bool) -> None:
         """The last that a rank does: say that it has heard all it needs to.
 
         With `keeps_store` the store ends with this process, so it waits for the others, up to `secs` for those that
@@ -188,13 +188,13 @@ class Council:
         """
         with contextlib.suppress(LostRankError):  # the store is gone: nobody hears anything any more
             if not keeps_store:
-                self.post(_parted(self.place.rank), None)
+                self.post(_left(self.place.rank), None)
                 return
             end = self._clock() + secs
-            left = [rank for rank in range(self.place.size) if rank != self.place.rank]
-            while left and self._clock() < end:
-                left = [rank for rank in left if not (self._is_gone(rank) or self.has(_parted(rank)))]
-                self._sleep(_LONGEST_SECS if left else 0)
+            others = [rank for rank in range(self.place.size) if rank != self.place.rank]
+            while others and self._clock() < end:
+                others = [rank for rank in others if not (self._is_gone(rank) or self.has(_left(rank)))]
+                self._sleep(_LONGEST_SECS if others else 0)
 
     def settle(self, mine: Statement, *, secs: float) -> Verdict:
         """Hear within `secs` why the others end, and agree on one verdict. The first rank to know it fixes it for all.
@@ -276,8 +276,8 @@ def _sign_of(rank: int) -> str:
     return f"sign/{rank}"
 
 
-def _parted(rank: int) -> str:
-    return f"parted/{rank}"
+def _left(rank: int) -> str:
+    return f"left/{rank}"
 
 
 def _failure_of(rank: int) -> str:

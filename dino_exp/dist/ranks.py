@@ -225,7 +225,7 @@ def joined(place: Place, device: torch.device, timeout_secs: float) -> Iterator[
         torch.distributed.destroy_process_group()
     finally:
         if council is not None:
-            council.part(min(timeout_secs / 2, _PARTING_SECS), keeps_store=_keeps_store(place))
+            council.leave(min(timeout_secs / 2, _PARTING_SECS), keeps_store=_keeps_store(place))
 
 
 def _rendezvous(place: Place, time_limit: timedelta) -> Any:

@@ -250,17 +250,17 @@ def test_who_keeps_the_store_sees_the_others_off() -> None:
     def later(council: Council) -> None:
         time.sleep(0.1 * council.place.rank)
         parted.append(council.place.rank)
-        council.part(5, keeps_store=False)
+        council.leave(5, keeps_store=False)
 
     def see_off() -> None:
-        first.part(5, keeps_store=True)
+        first.leave(5, keeps_store=True)
         parted.append(0)
 
     each([see_off, lambda: later(second), lambda: later(third)])
     assert parted == [1, 2, 0]
     alone, _ = councils(2)
     began = time.monotonic()
-    alone.part(0.3, keeps_store=True)
+    alone.leave(0.3, keeps_store=True)
     assert 0.2 < time.monotonic() - began < 5
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 
 from dino_exp.checkpoint.canonical import seal, unseal
-from dino_exp.checkpoint.layout import MAX_STEP, PACKS, PINS, manifest_name, parse_pack_name
+from dino_exp.checkpoint.layout import MAX_STEP, PACKS, PINS, is_pack_name, manifest_name
 from dino_exp.checkpoint.manifest_parse import MAX_BYTES
 from dino_exp.checkpoint.store import Identity
 from dino_exp.checkpoint.types import UnsupportedFormatError
@@ -215,7 +215,7 @@ def _by_path(files: Iterable[StoredFile]) -> dict[str, str]:
 
 
 def _is_pack(path: str) -> bool:
-    return path == pack_path(name := path.rpartition("/")[2]) and parse_pack_name(name) is not None
+    return path == pack_path(name := path.rpartition("/")[2]) and is_pack_name(name)
 
 
 _FILE = record_of(StoredFile, {"path": text, "bytes": whole, "sha256": text, "stamp": text})

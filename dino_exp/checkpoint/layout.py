@@ -23,7 +23,9 @@ QUARANTINE = "quarantine"
 
 MAX_STEP = 10**9 - 1
 _MANIFEST = re.compile(r"step-(\d{9})\.json", re.ASCII)
-_PACK = re.compile(r"step-(\d{9})\.a(\d{3,6})\.r(\d{5})(?:\.g(\d{3,6}))?\.safetensors", re.ASCII)
+_PACK = re.compile(  # one name for one pack: no more leading zeros than its width asks for, and `.g000` is none
+    r"step-(\d{9})\.a(\d{3}|[1-9]\d{3,5})\.r(\d{5})(?:\.g((?!000)\d{3}|[1-9]\d{3,5}))?\.safetensors", re.ASCII
+)
 _LEFTOVER = re.compile(r"\.(?:step-\d{9}\.json|registry\.json|pins\.json)\.tmp|\.trash-step-\d{9}\.json", re.ASCII)
 
 
@@ -53,11 +55,15 @@ def parse_manifest_name(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def is_pack_name(name: str) -> bool:
+    """Whether a pack is called so; no such name leads out of the folder."""
+    return _PACK.fullmatch(name) is not None
+
+
 def parse_pack_name(name: str) -> PackName | None:
-    """The parts of a pack's file name; None for any other name, so that none leads out of the folder."""
+    """The parts of a pack's file name; None for any other name."""
     found = _PACK.fullmatch(name)
-    parts = PackName(*map(int, found.groups("0"))) if found else None
-    return parts if str(parts) == name else None  # one name for one pack: `.g000` is none
+    return PackName(*map(int, found.groups("0"))) if found else None
 
 
 def pack_step(name: str) -> int | None:

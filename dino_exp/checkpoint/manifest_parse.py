@@ -17,7 +17,7 @@ from itertools import combinations
 from dino_exp.checkpoint.canonical import metrics_from_json, parse_around, parse_object, sealed_text
 from dino_exp.checkpoint.codec_names import RAW
 from dino_exp.checkpoint.dtypes import DTYPES
-from dino_exp.checkpoint.layout import MAX_STEP, parse_pack_name
+from dino_exp.checkpoint.layout import MAX_STEP, is_pack_name
 from dino_exp.checkpoint.manifest import (
     BASES_KEY,
     FORMAT_VERSION,
@@ -229,7 +229,7 @@ def _overlap(one: Chunk, other: Chunk) -> bool:
 
 def _pack(given: JSON, what: str) -> PackEntry:
     name = _text(given, "name", what)
-    _need(parse_pack_name(name) is not None, what, f"{name[:80]!r} is not the name of a pack")
+    _need(is_pack_name(name), what, f"{name[:80]!r} is not the name of a pack")
     pack = PackEntry(
         name=name,
         bytes=_whole(given, "bytes", what),

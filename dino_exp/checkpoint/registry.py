@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dino_exp.checkpoint.canonical import metrics_from_json, metrics_to_json, seal, unseal
-from dino_exp.checkpoint.layout import REGISTRY, parse_pack_name
+from dino_exp.checkpoint.layout import REGISTRY, is_pack_name
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.manifest_parse import parse_schedule
 from dino_exp.checkpoint.policies import KeepAny, retention_from_json
@@ -191,7 +191,7 @@ def _row_from_json(given: JSON, group: JSON) -> Row:
     facts = {name: _typed(given[name], kind) for name, kind in _ROW_TYPES.items()}
     num_bytes, digest = given["manifest"]
     packs = {name: _typed(size, int) for name, size in _typed(given["packs"], dict).items()}
-    if not all(parse_pack_name(name) for name in packs):
+    if not all(map(is_pack_name, packs)):
         raise ValueError("not the name of a pack")
     return Row(
         info=CheckpointInfo(

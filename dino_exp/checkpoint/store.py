@@ -16,6 +16,7 @@ from dino_exp.checkpoint.layout import (
     PACKS,
     QUARANTINE,
     is_leftover,
+    is_pack_name,
     manifest_name,
     parse_manifest_name,
     parse_pack_name,
@@ -215,7 +216,7 @@ class Store:
 
     def packs(self) -> list[str]:
         """Packs on disk, whether a manifest names them or not."""
-        return [name for name in self.files.listdir(self.packs_folder) if parse_pack_name(name) is not None]
+        return [name for name in self.files.listdir(self.packs_folder) if is_pack_name(name)]
 
     def packs_of_step(self, step: int) -> list[str]:
         """Those that were written for a step."""

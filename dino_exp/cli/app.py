@@ -6,6 +6,8 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +18,58 @@ import dino_exp
 from dino_exp.cli.show import plain
 from dino_exp.errors import DinoExpError
 
-NOUNS = ("checkpoints", "runs", "sweeps")  # each a module of this package
+
+@dataclass(frozen=True)
+class Noun:
+    """What commands are about; for each verb "module.function" of this package, imported when it is typed."""
+
+    help: str
+    verbs: Mapping[str, str]
+
+
+NOUNS = {
+    "checkpoints": Noun(
+        "Look after the checkpoints of a run.",
+        {
+            "list": "checkpoint_list.list_all",
+            "show": "details.show",
+            "verify": "verify.verify",
+            "pin": "pins.pin",
+            "unpin": "pins.unpin",
+            "prune": "prune.prune",
+            "compare": "analysis.compare",
+            "evolution": "analysis.evolution",
+            "timeline": "analysis.timeline",
+            "report": "report.report",
+            "backup": "backup.backup",
+            "restore": "backup.restore",
+            "export": "export.export",
+        },
+    ),
+    "runs": Noun(
+        "Look across runs.",
+        {
+            "list": "runs.list_all",
+            "best": "runs.best",
+            "rebuild": "runs.rebuild",
+            "doctor": "runs.doctor",
+            "show": "run_details.show",
+            "diff": "run_diff.diff",
+            "compare": "run_curves.compare",
+            "reproduce": "reproduce.reproduce",
+            "deliver": "deliver.deliver",
+        },
+    ),
+    "sweeps": Noun(
+        "Look after sweeps (`python -m dino_exp.train --multirun ...`).",
+        {
+            "list": "sweeps.list_all",
+            "show": "sweeps.show",
+            "resume": "sweeps.resume",
+            "report": "sweeps.report",
+        },
+    ),
+}
 
 
 def train(context: typer.Context) -> None:
@@ -47,10 +100,10 @@ def root(
     """Options that stand before the noun."""
 
 
-def application(asked: str | None) -> typer.Typer:
-    """The commands of the noun that was typed; of every noun where it is none of them, for help and completion.
+def application(words: Sequence[str]) -> typer.Typer:
+    """What was typed, noun and verb; every noun, and every verb, where it is none of them: for help and completion.
 
-    Each noun takes its time to import.
+    Each verb takes its time to import.
     """
     app = typer.Typer(
         name="dino-exp",
@@ -62,8 +115,17 @@ def application(asked: str | None) -> typer.Typer:
     passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
     for name, program in (("train", train), ("evaluate", evaluate)):
         app.command(name, context_settings=passed_on)(program)
-    for noun in (asked,) if asked in NOUNS else NOUNS:
-        app.add_typer(import_module(f"dino_exp.cli.{noun}").app, name=noun)
+    noun, verb = (*words, "", "")[:2]
+    for name in (noun,) if noun in NOUNS else NOUNS:
+        app.add_typer(_verbs(NOUNS[name], verb), name=name)
+    return app
+
+
+def _verbs(noun: Noun, asked: str) -> typer.Typer:
+    app = typer.Typer(no_args_is_help=True, help=noun.help)
+    for verb in (asked,) if asked in noun.verbs else noun.verbs:
+        module, _, function = noun.verbs[verb].partition(".")
+        app.command(verb)(getattr(import_module(f"dino_exp.cli.{module}"), function))
     return app
 
 
@@ -75,7 +137,7 @@ def run() -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # half a character in a file's text is no traceback
     try:
-        application(next(iter(sys.argv[1:]), None))()
+        application(sys.argv[1:])()
     except DinoExpError as error:
         text = "\n".join([str(error), *getattr(error, "__notes__", ())])
         print(f"dino-exp: {plain(text, keep=chr(10))}", file=sys.stderr)

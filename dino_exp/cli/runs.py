@@ -1,4 +1,4 @@
-"""`dino-exp runs list|show|best|diff|compare|...`: across the runs below an outputs folder."""
+"""`dino-exp runs list|best|...`: across the runs below an outputs folder."""
 
 from __future__ import annotations
 
@@ -19,11 +19,6 @@ from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.catalogue.database import View
 from dino_exp.catalogue.query import Filter, best_groups, best_runs, count_runs, list_runs, natural_mode, problems
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
-from dino_exp.cli.deliver import deliver
-from dino_exp.cli.reproduce import reproduce
-from dino_exp.cli.run_curves import compare
-from dino_exp.cli.run_details import show
-from dino_exp.cli.run_diff import diff
 from dino_exp.cli.show import plain, print_json, print_table
 from dino_exp.errors import UsageError
 from dino_exp.words import age_text, count_text
@@ -46,10 +41,7 @@ LimitOption = Annotated[
     int | None, typer.Option("--limit", min=0, help=f"At most so many; 0: all. Tables show {_SHOWN}, JSON all.")
 ]
 
-app = typer.Typer(no_args_is_help=True, help="Look across runs.")
 
-
-@app.command("list")
 def list_all(
     where: WhereOption = [],  # noqa: B006  # typer wants a list, and makes a new one each time
     state: StateOption = [],  # noqa: B006
@@ -92,7 +84,6 @@ def list_all(
     _tell_unread(unread)
 
 
-@app.command()
 def best(
     metric: Annotated[str, typer.Option("--metric", help="What is compared.")] = "knn_top1",
     mode: Annotated[str | None, typer.Option("--mode", help="max or min; by default min for losses, else max.")] = None,
@@ -132,7 +123,6 @@ def best(
     _tell_unread(unread)
 
 
-@app.command()
 def rebuild(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> None:
     """Write the catalogue anew from the runs. Needed only to make the other commands fast again.
 
@@ -161,7 +151,6 @@ def rebuild(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> No
     _tell_unread(unread)
 
 
-@app.command()
 def doctor(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> None:
     """Look for what is wrong: versions, git, disk, index, damaged or half-written runs. Exit 1 if there is a problem.
 
@@ -186,13 +175,6 @@ def doctor(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> Non
         print_table(("", "what", "says", "to mend it"), lines)
     if any(one.level == "problem" for one in found):
         raise typer.Exit(1)
-
-
-app.command()(show)
-app.command()(diff)
-app.command()(compare)
-app.command()(reproduce)
-app.command()(deliver)
 
 
 @contextlib.contextmanager

@@ -26,10 +26,7 @@ from dino_exp.words import age_text, count_text
 
 SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's name, its beginning, or `last`.")]
 
-app = typer.Typer(no_args_is_help=True, help="Look after sweeps (`python -m dino_exp.train --multirun ...`).")
 
-
-@app.command("list")
 def list_all(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> None:
     """List sweeps, the one that was started last first, with what became of their jobs.
 
@@ -55,7 +52,6 @@ def list_all(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> N
     print_table(("sweep", "jobs", "states", "started"), lines, right=("jobs", "started"))
 
 
-@app.command()
 def show(sweep: SweepArgument, outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> None:
     """Show the jobs of a sweep: run, state, best value, the first line of an error.
 
@@ -77,7 +73,6 @@ def show(sweep: SweepArgument, outputs: OutputsOption = OUTPUTS, as_json: JsonOp
             print(f"job {number} again: {plain(one.command)}{where}")
 
 
-@app.command()
 def resume(
     sweep: SweepArgument,
     failed: Annotated[bool, typer.Option("--failed", help="Only the jobs that failed, one after the other.")] = False,
@@ -106,7 +101,6 @@ def resume(
     raise typer.Exit(stopped or int(num_well < len(codes)))
 
 
-@app.command()
 def report(
     sweep: SweepArgument,
     metric: Annotated[str, typer.Option("--metric", help="What the jobs are compared by.")] = "knn_top1",

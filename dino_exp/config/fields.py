@@ -96,16 +96,23 @@ class Section:
             raise ConfigError("\n".join(problems))
 
 
+_entries: dict[type[Section], tuple[Entry, ...]] = {}  # reading the hints of all sections takes longer than using them
+
+
 def entries(cls: type[Section]) -> tuple[Entry, ...]:
     """The fields of a section in the order in which they are written."""
+    if cls not in _entries:
+        _entries[cls] = tuple(_read_entries(cls))
+    return _entries[cls]
+
+
+def _read_entries(cls: type[Section]) -> Iterator[Entry]:
     hints = typing.get_type_hints(cls)
-    found = []
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         classes = [one for one in _alternatives(hint) if isinstance(one, type)]
         sections = tuple(one for one in classes if issubclass(one, Section))
-        found.append(Entry(field.name, hint, field.metadata.get("setting"), sections))
-    return tuple(found)
+        yield Entry(field.name, hint, field.metadata.get("setting"), sections)
 
 
 def walk_values(section: Section, prefix: str = "") -> Iterator[tuple[str, Entry, Any]]:

@@ -6,6 +6,7 @@ other.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,13 +197,28 @@ def fork(order: Mapping[str, Any], environment: Mapping[str, str], log: str) -> 
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        if order["call"]:
-            module, _, function = order["call"].partition(":")
-            sys.exit(getattr(importlib.import_module(module), function)(*order["arguments"]))
-        from dino_exp import train
+        try:
+            if order["call"]:
+                module, _, function = order["call"].partition(":")
+                sys.exit(getattr(importlib.import_module(module), function)(*order["arguments"]))
+            from dino_exp import train
 
-        train.main(order["arguments"])
+            train.main(order["arguments"])
+        except SystemExit as leaving:
+            leave(leaving)
     return pid
+
+
+def leave(leaving: SystemExit) -> None:
+    """End as an interpreter does, but for taking apart all that the server has imported: a quarter of an attempt."""
+    if not isinstance(leaving.code, int | None):
+        raise leaving
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    gc.collect()  # what nobody has closed is told now
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(leaving.code or 0)
 
 
 if __name__ == "__main__":

@@ -275,10 +275,11 @@ def test_metrics_go_through_json(metrics: dict[str, float]) -> None:
     assert all(again[name] == value or math.isnan(value) for name, value in metrics.items())
 
 
-@given(st.integers(0, 10**9 - 1), st.integers(0, 10**6 - 1), st.integers(0, 10**5 - 1))
-def test_names_go_both_ways(step: int, attempt: int, rank: int) -> None:
+@given(st.builds(PackName, *(st.integers(0, 10**digits - 1) for digits in (9, 6, 5, 6))))
+def test_names_go_both_ways(pack: PackName) -> None:
+    step = pack.step
     assert parse_manifest_name(manifest_name(step)) == step
-    assert parse_pack_name(str(PackName(step, attempt, rank))) == PackName(step, attempt, rank)
+    assert parse_pack_name(str(pack)) == pack
     assert is_leftover(temporary_name(manifest_name(step)))
     assert is_leftover(trash_name(step))
     assert not is_leftover(manifest_name(step))
@@ -286,7 +287,12 @@ def test_names_go_both_ways(step: int, attempt: int, rank: int) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["old-step-000000005.json.bak", "step-5.json", "step-000000005.json\n", "step-٠٠٠٠٠٠٠٠٥.json", "tmp", "", "../a"],
+    [
+        *("old-step-000000005.json.bak", "step-5.json", "step-000000005.json\n", "step-٠٠٠٠٠٠٠٠٥.json"),
+        *("step-000000005.a0003.r00000.safetensors", "step-000000005.a003.r000000.safetensors"),
+        *("step-000000005.a003.r00000.g000.safetensors", "step-000000005.a003.r00000.g0001.safetensors"),
+        *("tmp", "", "../a"),
+    ],
 )
 def test_other_names_are_not_ours(name: str) -> None:
     assert parse_manifest_name(name) is None

@@ -173,13 +173,6 @@ def test_a_manifest_can_be_named_by_its_path(run: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_each_explains_itself_with_examples(verb: str) -> None:
-    found = cli(verb, "--help")
-    assert found.code == 0
-    assert re.search(rf"Examples:\s+dino-exp checkpoints {verb} ", found.out)
-
-
-@pytest.mark.parametrize("verb", VERBS)
 def test_a_run_that_is_not_there_is_one_message_that_says_what_is(verb: str, run: Path, tmp_path: Path) -> None:
     found = cli(verb, f"{run.name[:-2]}zz@best" if verb not in ("prune",) else "zz", "--outputs", tmp_path)
     assert (found.code, found.out) == (2, "")

@@ -1,4 +1,4 @@
-"""`dino-exp checkpoints list|show|verify|pin|unpin|prune|...`: look after a run's checkpoints."""
+"""`dino-exp checkpoints list`: the checkpoints of a run, what they are and what they take."""
 
 from __future__ import annotations
 
@@ -6,30 +6,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import typer
-
 from dino_exp.checkpoint.policies import BestN, KeepAny
-from dino_exp.cli.analysis import compare, evolution, timeline
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, Named, OutputsOption, RunAtArgument, named
-from dino_exp.cli.backup import backup, restore
-from dino_exp.cli.details import show
-from dino_exp.cli.export import export
-from dino_exp.cli.pins import pin, unpin
-from dino_exp.cli.prune import prune
-from dino_exp.cli.report import report
 from dino_exp.cli.show import Cell, console, kinds_text, metric_text, plain, print_json, print_table
-from dino_exp.cli.verify import verify
 from dino_exp.words import age_text, count_text, size_text
 
 _WIDE = 100  # characters of a terminal in which all columns fit
 
 _SIZES = ("size", "stored", "alone")
 
-app = typer.Typer(no_args_is_help=True, help="Look after the checkpoints of a run.")
 
-
-@app.command("list")
-def list_checkpoints(run: RunAtArgument, outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> None:
+def list_all(run: RunAtArgument, outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> None:
     """List the checkpoints of a run, oldest first.
 
     `size` is that of the state, `stored` what it takes on the disk with all
@@ -91,17 +78,3 @@ def _line(row: dict[str, Any], metrics: Sequence[str], now_secs: float) -> tuple
         ("yes" if row["verified"] else "no") + ("" if row["resumable"] else ", thinned"),
         (row["state_digest"] or "")[:11],
     )
-
-
-app.command()(show)
-app.command()(verify)
-app.command()(pin)
-app.command()(unpin)
-app.command()(prune)
-app.command()(compare)
-app.command()(evolution)
-app.command()(timeline)
-app.command()(report)
-app.command()(backup)
-app.command()(restore)
-app.command()(export)

@@ -151,12 +151,18 @@ class Zygote:
             self._folder.cleanup()
 
 
+def asked_mode(hydra: Any, config_name: str | None, overrides: Sequence[str]) -> None:
+    """What `Hydra.get_mode` finds, which composes everything to look whether `hydra.mode` is set: here it never is."""
+    assert not any("hydra.mode" in word for word in overrides)
+
+
 def serve() -> None:
     import git  # noqa: F401
     import sklearn.datasets
     import sklearn.model_selection  # noqa: F401
     import torch
     import torch._dynamo  # an optimizer's first use imports it
+    from hydra._internal.hydra import Hydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.plugins import Plugins
 
@@ -170,6 +176,7 @@ def serve() -> None:
     import dino_exp.training.profiling
     import dino_exp.training.sharded  # noqa: F401
 
+    Hydra.get_mode = asked_mode  # type: ignore[method-assign]
     Plugins.instance()  # imports Hydra's launchers
     OverridesParser.create().parse_overrides(TYPED)  # a parser learns its grammar as it meets it
     with torch.device("meta"):

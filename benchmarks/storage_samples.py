@@ -17,6 +17,7 @@ import zstandard
 
 from dino_exp.build import build_keep_policy
 from dino_exp.checkpoint.manager import CheckpointManager
+from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.policies import AnyOf, BestN, KeepAny, LatestN, Milestones, milestone_steps, rank_best
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.checkpoint.storage import Storage
@@ -143,3 +144,42 @@ def zstd_bytes(state: Flat) -> int:
 
 def array_of(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def least_share(state: Flat, stored: Manifest) -> float:
+    """What a state takes at least, of its raw size, if the lower bits of mantissas are noise.
+
+    Signs, exponents and three bits more of a tensor count by their order-0 entropy, the rest as it is; the teacher,
+    which resembles the student beside it, counts as `stored` has it, and so do tensors of other types.
+    """
+    least_bytes = 0.0
+    for name, tensor in state.tensors.items():
+        if tensor.dtype == torch.float32 and not name.startswith("teacher."):
+            least_bytes += tensor.numel() * (_NOISE_BITS + _entropy_bits(_words(tensor) >> _NOISE_BITS)) / 8
+        else:
+            least_bytes += sum(chunk.stored_bytes for chunk in stored.tensors[name].chunks)
+    return least_bytes / stored.content_bytes
+
+
+def mantissa_share(state: Flat) -> float:
+    """What zstd-19 makes of the lower two bytes of student and moments, of their size."""
+    words = [
+        _words(tensor) for name, tensor in state.tensors.items()
+        if tensor.dtype == torch.float32 and tensor.numel() > 1 and not name.startswith("teacher.")
+    ]  # fmt: skip
+    low = np.concatenate(words).view(np.uint8).reshape(-1, 4)[:, :2]
+    compressor = zstandard.ZstdCompressor(level=19)
+    return sum(len(compressor.compress(low[:, at].tobytes())) for at in range(2)) / low.size
+
+
+_NOISE_BITS = 20
+
+
+def _words(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    return array_of(tensor).view("<u4")
+
+
+def _entropy_bits(values: np.ndarray[Any, np.dtype[Any]]) -> float:
+    counts = np.unique(values, return_counts=True)[1]
+    shares = counts / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
@@ -29,9 +30,11 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run with `arguments` (the process's own where None) and leave with its exit code."""
-    if arguments is not None:
-        sys.argv = [sys.argv[0], *arguments]
-    sys.exit(hydra_main(train, sweep_teller))
+    from dino_exp.attempts.own_choices import with_own_choices
+
+    words, own = with_own_choices(sys.argv[1:] if arguments is None else arguments)
+    sys.argv = [sys.argv[0], *words]
+    sys.exit(hydra_main(partial(train, own=own), sweep_teller))
 
 
 def sweep_teller() -> SweepTeller:
@@ -48,15 +51,16 @@ def sweep_teller() -> SweepTeller:
     )
 
 
-def train(composed: Mapping[str, Any], overrides: Sequence[str]) -> JobEnd:
-    """One command: `composed` is what Hydra made of conf/ and `overrides`."""
+def train(composed: Mapping[str, Any], overrides: Sequence[str], own: Sequence[str] = ()) -> JobEnd:
+    """One command: `composed` is what Hydra made of conf/ and `overrides`, of which nobody has typed those in `own`."""
     from dino_exp.attempts.attempt import Command
     from dino_exp.attempts.run import is_done, run_attempt
     from dino_exp.loggers.console import SteadyConsole
     from dino_exp.runs.record import load_record
 
+    overrides = [word for word in overrides if word not in own]
     if composed["plan"] is True:
-        return plan_only(lambda: find_target(composed, overrides))
+        return plan_only(lambda: find_target(composed, overrides, own))
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         place_of(os.environ).refuse_sweep()
         target = find_target(composed, overrides)
@@ -73,8 +77,8 @@ def train(composed: Mapping[str, Any], overrides: Sequence[str]) -> JobEnd:
         if place.size > 1:
             from dino_exp.attempts.together import run_together
 
-            return JobEnd(run_together(place, lambda: find_target(composed, overrides), command, console))
-        return JobEnd(run_attempt(lambda: find_target(composed, overrides), command, console))
+            return JobEnd(run_together(place, lambda: find_target(composed, overrides, own), command, console))
+        return JobEnd(run_attempt(lambda: find_target(composed, overrides, own), command, console))
     except KeyboardInterrupt:
         sys.stderr.write("aborted by a second interrupt; the last checkpoint stands\n")
         return JobEnd(128 + signal.SIGINT)
@@ -103,15 +107,18 @@ def plan_only(find: Callable[[], Target]) -> JobEnd:
     return JobEnd(0)
 
 
-def find_target(composed: Mapping[str, Any], overrides: Sequence[str]) -> Target:
-    """The run that the command leads to: a given one, the child of one, or that of these settings and this code."""
+def find_target(composed: Mapping[str, Any], overrides: Sequence[str], own: Sequence[str] = ()) -> Target:
+    """The run that the command leads to: a given one, the child of one, or that of these settings and this code.
+
+    `own` are the choices of a given run beside which the command was composed (`with_own_choices`).
+    """
     from dino_exp.attempts.fork import fork_target
     from dino_exp.attempts.target import resume_target, start_target
 
     if composed["resume"] is not None:
-        return resume_target(composed, touched_keys(overrides))
+        return resume_target(composed, touched_keys(overrides, own))
     if composed["fork"] is not None:
-        return fork_target(composed, touched_keys(overrides))
+        return fork_target(composed, touched_keys(overrides, own))
     return start_target(composed)
 
 

@@ -20,10 +20,11 @@ from dino_exp.attempts.target import (
     stored_settings,
     without_stop,
 )
-from dino_exp.attempts.whole import check_whole
+from dino_exp.attempts.whole import check_whole, nearest, whole_steps
 from dino_exp.checkpoint.reader import CheckpointReader
+from dino_exp.checkpoint.types import Schedule
 from dino_exp.config.canonical import config_hash
-from dino_exp.config.check import config_from_mapping
+from dino_exp.config.check import asked_from_mapping
 from dino_exp.config.compare import overlay, values_by_key
 from dino_exp.config.schema import Config
 from dino_exp.config.typed import override
@@ -31,7 +32,7 @@ from dino_exp.errors import ConfigError, NoCheckpointError, RefusedError, UsageE
 from dino_exp.runs.code_identity import PACKAGE_DIR, code_id
 from dino_exp.runs.find import find_run, split_at
 from dino_exp.runs.layout import RunPaths
-from dino_exp.runs.record import load_record
+from dino_exp.runs.record import RunRecord, load_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def fork_target(composed: Mapping[str, Any], touched: Collection[str]) -> Target
     """
     outputs = Path(composed["paths"]["outputs"])
     composed, of_files = apart_from_files(composed, touched)
-    asked_config = config_from_mapping(composed)
+    asked_config = asked_from_mapping(composed)
 
     def settings_of(directory: Path) -> Config:
         parents = with_files_at(without_stop(stored_settings(directory)), of_files)
@@ -91,11 +92,39 @@ def _check_fit(was: Config, now: Config, parent: Parent, directory: Path) -> Non
             "fork: the state of the parent is made for other settings:\n" + "\n".join(lines) + "\n"
             "keep them, or start a new run without `fork=`"
         )
+    if was.data == now.data:  # other images may give other epochs: `check_schedule` knows once they are there
+        _check_horizon(parent.step, now.train.epochs * _parent_record(directory).schedule.steps_per_epoch)
+
+
+def check_schedule(target: Target, schedule: Schedule) -> None:
+    """Refuse a child that would begin where its schedule has ended, or inside an epoch of its parent that it cuts anew.
+
+    Steps go on counting, so what was trained before stays whole epochs. Raises ConfigError, with what would do.
+    """
+    if target.record is not None or target.parent is None or target.parent_directory is None:
+        return
+    step, directory = int(target.parent["step"]), target.parent_directory
+    theirs = _parent_record(directory).schedule.steps_per_epoch
+    if theirs != schedule.steps_per_epoch and step % theirs:
+        reader = CheckpointReader(RunPaths(directory).checkpoints)
+        ends = [one for one in whole_steps(reader) if one % theirs == 0]
+        instead = " or ".join(f"`{override('fork', f'{directory}@{one}')}`" for one in nearest(ends, step))
+        raise ConfigError(
+            f"fork: step {step} lies inside an epoch of the parent, which has {theirs} steps an epoch; with these data "
+            f"there are {schedule.steps_per_epoch}, so it has to begin at the end of one: {instead or 'none is left'}"
+        )
+    _check_horizon(step, schedule.horizon_steps)
+
+
+def _parent_record(directory: Path) -> RunRecord:
     record = load_record(RunPaths(directory).run_json)
     assert record is not None
-    horizon = now.train.epochs * record.schedule.steps_per_epoch
-    if parent.step >= horizon:
-        raise ConfigError(f"fork: it would begin at step {parent.step} of {horizon}; extend it: train.epochs=<more>")
+    return record
+
+
+def _check_horizon(step: int, horizon: int) -> None:
+    if step >= horizon:
+        raise ConfigError(f"fork: it would begin at step {step} of {horizon}; extend it: train.epochs=<more>")
 
 
 def _resolve(directory: Path, config: Config, at: str | None, asked: str) -> Parent:

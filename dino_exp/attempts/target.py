@@ -17,7 +17,7 @@ from dino_exp.attempts.initial import touched_with_digest, with_weights, with_we
 from dino_exp.attempts.whole import nearest, whole_steps
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.config.canonical import config_hash
-from dino_exp.config.check import config_from_mapping
+from dino_exp.config.check import asked_from_mapping, config_from_mapping
 from dino_exp.config.compare import Change, compare, overlay, roles_by_key
 from dino_exp.config.schema import Config
 from dino_exp.config.stored import load_stored
@@ -118,12 +118,13 @@ def resume_target(composed: Mapping[str, Any], touched: Collection[str]) -> Targ
         raise UsageError(f"{directory}: no run.json, so no run began here; `python -m dino_exp.train` starts one")
     stored = without_stop(settings_of_record(paths, record))
     composed, of_files = apart_from_files(composed, touched)
-    asked, touched = with_weights(config_from_mapping(composed)), touched_with_digest(touched)
+    asked, touched = with_weights(asked_from_mapping(composed)), touched_with_digest(touched)
     asked = with_files(asked) if CHOICE in touched else asked
     moved, others = with_files_at(stored, of_files), touched - of_files.keys()
     changes = (*compare(stored, moved, of_files), *compare(moved, asked, others))
     refuse_identity_changes(paths, changes)
     config = overlay(moved, asked, others)
+    assert not any(change.verdict == "refused" for change in compare(moved, config, roles_by_key()))
     if "paths.cache" in touched:
         config = replace(config, paths=replace(config.paths, cache=asked.paths.cache))
     key = RunKey(

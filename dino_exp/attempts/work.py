@@ -24,7 +24,7 @@ from dino_exp.attempts.beginning import (
     set_generators,
     signals_of,
 )
-from dino_exp.attempts.fork import parent_checkpoints
+from dino_exp.attempts.fork import check_schedule, parent_checkpoints
 from dino_exp.attempts.initial import take_weights
 from dino_exp.attempts.live_report import LiveReport, begin_sweep_page
 from dino_exp.attempts.numerics import apply_numerics, differences
@@ -85,6 +85,7 @@ class Work:
         self.attempt.lock.beat()
         fingerprint = ranks.from_first(self.data.train.fingerprint())
         plan = build.build_plan(self.config, len(self.data.train))
+        check_schedule(self.attempt.target, plan.schedule)
         self.state = state = build.build_state(self.config, self.data.train.channels, self.device)
         # Before run.json: what does not fit leaves settings and a log, and no run.
         self.weights = self.take_weights(state)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dino_exp.config.fields import REQUIRED, Entry, Section, convert, entries, value_problem, walk_schema
-from dino_exp.config.schema import Config
+from dino_exp.config.schema import AskedConfig, Config
 from dino_exp.errors import ConfigError
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -23,6 +23,11 @@ def config_from_mapping(mapping: Mapping[str, Any]) -> Config:
     bounds; when there is none of these, with one line for each impossible combination.
     """
     return section_from_mapping(Config, mapping)
+
+
+def asked_from_mapping(mapping: Mapping[str, Any]) -> AskedConfig:
+    """The same of a command that goes on from a run; what goes together is left to `compare.overlay`."""
+    return section_from_mapping(AskedConfig, mapping)
 
 
 def section_from_mapping(

@@ -44,6 +44,8 @@ def compare(was: Config, now: Config, touched: Collection[str]) -> list[Change]:
     changes = []
     for key, role in roles_by_key().items():
         old, new = before.get(key, ABSENT), after.get(key, ABSENT)
+        if key == "runtime.threads" and new is None:
+            continue  # those of the first attempt are kept
         if key in touched and old != new and not is_place(key):
             changes.append(Change(key=key, was=old, now=new, role=role, verdict=VERDICTS[role]))
     return changes
@@ -52,16 +54,18 @@ def compare(was: Config, now: Config, touched: Collection[str]) -> list[Change]:
 def overlay(was: Config, now: Config, touched: Collection[str]) -> Config:
     """The settings of a run with the touched ones of a command: what a resume or a fork goes on with.
 
-    A section whose choice is touched (`optimizer=sgd`) is taken over whole. Raises ConfigError where the two
-    together are impossible.
+    A section is taken over whole where another kind of it was chosen (`optimizer=sgd` after `adamw`), which has other
+    settings. Raises ConfigError where the two together are impossible.
     """
     merged, asked = as_mapping(was), as_mapping(now)
+    replaced = {
+        name for name in merged
+        if f"{name}.name" in touched and type(getattr(was, name)) is not type(getattr(now, name))
+    }  # fmt: skip
+    merged |= {name: asked[name] for name in replaced}
     for key, value in values_by_key(now).items():
-        if key not in touched or is_place(key):
-            continue
         *sections, name = key.split(".")
-        if name == "name":
-            merged[sections[0]] = asked[sections[0]]
+        if key not in touched or is_place(key) or replaced & set(sections):
             continue
         inner = merged
         for section in sections:

@@ -267,8 +267,8 @@ def plain_settings(composed: DictConfig, schema: type[Section] = Config) -> dict
     return {str(key): value for key, value in resolved.items()}
 
 
-def touched_keys(overrides: Sequence[str]) -> frozenset[str]:
-    """The dotted keys that a list of overrides sets.
+def touched_keys(overrides: Sequence[str], beside: Sequence[str] = ()) -> frozenset[str]:
+    """The dotted keys that a list of overrides sets, when it is composed with those in `beside`, which touch nothing.
 
     A value override sets its key (or all keys below it), a group override all keys of its section (`logger=` only those
     that its choices switch); an experiment or debug choice sets what its file states, and whatever comes out
@@ -280,7 +280,7 @@ def touched_keys(overrides: Sequence[str]) -> frozenset[str]:
         if override.is_hydra_override():
             continue
         if key in PRESETS:
-            touched |= _preset_keys(key, override.value(), line, overrides)
+            touched |= _preset_keys(key, override.value(), line, [*beside, *overrides])
         else:
             touched |= _group_keys(key) if key == "logger" else _keys_of(key)
     return frozenset(touched)

@@ -153,3 +153,15 @@ class Config(Section):
         problems = rule_problems(self)
         if problems:
             raise ConfigError("\n".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedConfig(Config):
+    """What a command says that goes on from a run.
+
+    All that it leaves out is of today's defaults and not of the run, so nothing is said here about what goes together:
+    that is known once the run's own settings take their place (`compare.overlay`).
+    """
+
+    def __post_init__(self) -> None:
+        Section.__post_init__(self)

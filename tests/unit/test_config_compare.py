@@ -1,7 +1,7 @@
 import pytest
-from config_examples import config
+from config_examples import config, mapping
 
-from dino_exp.config.check import known_keys
+from dino_exp.config.check import asked_from_mapping, known_keys
 from dino_exp.config.compare import ABSENT, as_mapping, compare, overlay, roles_by_key
 from dino_exp.errors import ConfigError
 
@@ -61,6 +61,43 @@ def test_overlay_takes_a_section_over_whole_when_its_choice_is_touched():
     now = config("optimizer=sgd")
     merged = overlay(config("optimizer.eps=1e-4"), now, {"optimizer.name", "optimizer.momentum"})
     assert as_mapping(merged)["optimizer"] == as_mapping(now)["optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("of_run", "label"),
+    [
+        (["loss.teacher_temp=0.06", "loss.warmup_teacher_temp=0.06"], "loss.name=mine"),
+        (["checkpoint=every_epoch"], "checkpoint.name=mine"),
+        (["model=vit_t"], "model.name=mine"),
+        (["optimizer=sgd", "optimizer.momentum=0.5"], "optimizer.name=sgd"),
+    ],
+)
+def test_a_label_alone_changes_nothing_else_of_its_section(of_run, label):
+    key, _, value = label.partition("=")
+    kind = [word for word in of_run if word.startswith("optimizer=")]
+    merged = overlay(config(*of_run), config(*kind, label), {key})
+    section, _, name = key.partition(".")
+    expected = as_mapping(config(*of_run))
+    expected[section][name] = value
+    assert as_mapping(merged) == expected
+
+
+def test_threads_that_are_not_given_stay_as_they_were():
+    assert compare(config("runtime.threads=1"), config(), known_keys()) == []
+    assert [c.verdict for c in compare(config(), config("runtime.threads=1"), known_keys())] == ["warned"]
+
+
+def test_what_a_command_leaves_out_is_not_checked_against_defaults():
+    words = ("scheduler.warmup_epochs=60",)
+    with pytest.raises(ConfigError, match="longer than"):
+        config(*words)
+    asked = asked_from_mapping(mapping(*words))
+    long = config("train.epochs=100")
+    assert overlay(long, asked, {"scheduler.warmup_epochs"}).scheduler.warmup_epochs == 60
+    with pytest.raises(ConfigError, match=r"scheduler\.warmup_epochs=60 is longer than train\.epochs=50"):
+        overlay(config("train.epochs=50"), asked, {"scheduler.warmup_epochs"})
+    with pytest.raises(ConfigError, match="expected a whole number"):
+        asked_from_mapping(mapping("scheduler.warmup_epochs=soon"))
 
 
 def test_overlay_refuses_what_is_impossible_together():

@@ -12,16 +12,19 @@ from config_examples import config, mapping
 from runs_samples import sample_record
 from support.checkpoints import KINDS, CodedState, open_manager, request
 
-from dino_exp.attempts.fork import fork_target, parent_checkpoints
+from dino_exp.attempts.fork import check_schedule, fork_target, parent_checkpoints
 from dino_exp.attempts.reproduction import Span, choose_span, compare_replay
 from dino_exp.attempts.target import Target, refuse_identity_changes, refuse_older
 from dino_exp.checkpoint.manifest import Manifest, manifest_to_bytes
 from dino_exp.checkpoint.policies import KeepAny, LatestN
 from dino_exp.checkpoint.reader import CheckpointReader
+from dino_exp.checkpoint.types import Schedule
 from dino_exp.config.compare import Change
 from dino_exp.config.stored import write_stored
-from dino_exp.errors import NoCheckpointError, RefusedError
+from dino_exp.errors import ConfigError, NoCheckpointError, RefusedError
 from dino_exp.runs.layout import RunPaths
+from dino_exp.runs.record import Schedule as RecordSchedule
+from dino_exp.runs.record import save_record
 
 FILE = {"path": "/w.pth"}
 ALL = KeepAny((LatestN(9),))
@@ -119,6 +122,19 @@ def test_a_child_whose_origin_was_thinned_before_it_began_is_told_so(paths: RunP
     parent = {**dict(target.parent or {}), "step": THINNED, "state_digest": thin.full_state_digest}
     with pytest.raises(NoCheckpointError, match="only a part of the checkpoint of step 2"):
         parent_checkpoints(replace(target, parent=parent))
+
+
+def test_a_child_of_other_epochs_begins_where_one_of_its_parent_ends(paths: RunPaths) -> None:
+    save_record(paths.run_json, sample_record(schedule=RecordSchedule(horizon_steps=100, steps_per_epoch=2)))
+    check_schedule(fork(paths, 3), Schedule(198, 2))
+    check_schedule(fork(paths, 4), Schedule(693, 7))
+    with pytest.raises(ConfigError, match=r"step 3 .* 2 steps an epoch; .* there are 7, .*: `fork=\S+@4`$"):
+        check_schedule(fork(paths, 3), Schedule(693, 7))
+    with pytest.raises(ConfigError, match=r"at step 4 of 4; extend it: train\.epochs=<more>"):
+        check_schedule(fork(paths, 4), Schedule(4, 1))
+    save_record(paths.run_json, sample_record(schedule=RecordSchedule(horizon_steps=100, steps_per_epoch=5)))
+    with pytest.raises(ConfigError, match="none is left"):
+        check_schedule(fork(paths, 3), Schedule(693, 7))
 
 
 @pytest.mark.parametrize(

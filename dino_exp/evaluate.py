@@ -19,6 +19,7 @@ from dino_exp.config.compose import EVALUATE, JobEnd, hydra_main
 from dino_exp.config.evaluate import EvaluateConfig
 from dino_exp.dist.place import place_of
 from dino_exp.errors import UsageError
+from dino_exp.streams import steady_streams
 
 if TYPE_CHECKING:
     from dino_exp.examination.kinds import Findings
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run with `arguments` (the process's own where None) and leave with its exit code."""
+    steady_streams()
     if arguments is not None:
         sys.argv = [sys.argv[0], *arguments]
     sys.exit(hydra_main(evaluate, program=EVALUATE))

@@ -20,6 +20,7 @@ from dino_exp.config.compose import JobEnd, LauncherLeavesError, compose, hydra_
 from dino_exp.config.multirun import options_of
 from dino_exp.dist.place import place_of
 from dino_exp.errors import UsageError
+from dino_exp.streams import steady_streams
 
 if TYPE_CHECKING:
     from dino_exp.attempts.target import Target
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run with `arguments` (the process's own where None) and leave with its exit code."""
     from dino_exp.attempts.own_choices import with_own_choices
 
+    steady_streams()
     words, own = with_own_choices(sys.argv[1:] if arguments is None else arguments)
     sys.argv = [sys.argv[0], *words]
     sys.exit(hydra_main(partial(train, own=own), sweep_teller))

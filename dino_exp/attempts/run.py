@@ -9,6 +9,7 @@ import contextlib
 import gc
 import logging
 import os
+import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -186,7 +187,7 @@ def tell_nothing_to_do(target: Target, start: Start, console: Console) -> None:
     assert record is not None
     best = "none" if record.best is None else f"{record.best.metric} {record.best.value:.4f} at step {record.best.step}"
     rows = [("run", record.run_key), ("directory", str(target.paths.directory)), ("best", best)]
-    rows += [("checkpoints", f"dino-exp checkpoints list {target.paths.directory}")]
+    rows += [("checkpoints", f"dino-exp checkpoints list {shlex.quote(str(target.paths.directory))}")]
     print_facts(console, f"Nothing to do: {start.reason}. Nothing was touched.", rows)
 
 

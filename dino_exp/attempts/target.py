@@ -92,7 +92,7 @@ def existing_or_new(config: Config) -> Target:
             "back, or set `run.variant=<name>` for a directory of its own"
         )
     changes = [] if record is None else compare(settings_of_record(paths, record), config, roles_by_key())
-    refuse_identity_changes(paths, changes)
+    refuse_identity_changes(paths, changes, is_given=bool(given))
     return Target(
         paths=paths,
         key=key,
@@ -161,18 +161,22 @@ def without_stop(config: Config) -> Config:
     return replace(config, train=replace(config.train, stop_after_steps=None, stop_after_epochs=None))
 
 
-def refuse_identity_changes(paths: RunPaths, changes: Collection[Change]) -> None:
-    """Raise RefusedError, with a table, when the settings are those of another run than the one that is there."""
+def refuse_identity_changes(paths: RunPaths, changes: Collection[Change], *, is_given: bool = False) -> None:
+    """Raise RefusedError, with a table, when the settings are those of another run than the one that is there.
+
+    `is_given`: the directory is that of DINO_EXP_RUN_DIR, where nothing else can begin.
+    """
     if not any(change.verdict == "refused" for change in changes):
         return
     refused = {change.key for change in changes if change.verdict == "refused"}
     # A fork begins with the state of its parent: not with a file of weights, nor with what that state does not fit.
     forkable = not any(key in KEPT or key.startswith("init.") for key in refused)
     fork = f"from it (`{override('fork', paths.directory)}`) or " if forkable else ""
+    aside = f"unset {RUN_DIR_VARIABLE} or give it another folder, and " if is_given else ""
     raise RefusedError(
         f"these settings make another run than {paths.directory}:\n{changes_text(changes)}\n"
-        f"leave them out to continue this run, or make a new one {fork}from nothing (`run.variant=<name>`), with the "
-        "same overrides"
+        f"leave them out to continue this run, or {aside}make a new one {fork}from nothing "
+        "(`run.variant=<name>`), with the same overrides"
     )
 
 

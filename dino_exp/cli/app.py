@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +15,7 @@ import typer
 import dino_exp
 from dino_exp.cli.show import plain
 from dino_exp.errors import DinoExpError
+from dino_exp.streams import steady_streams
 
 
 @dataclass(frozen=True)
@@ -131,11 +130,7 @@ def _verbs(noun: Noun, asked: str) -> typer.Typer:
 
 def run() -> int:
     """Run the command line; the exit code. An error of the user's or the disk's is one message, no traceback."""
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 (None: whoever started us has closed it)
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # half a character in a file's text is no traceback
+    steady_streams()
     try:
         application(sys.argv[1:])()
     except DinoExpError as error:

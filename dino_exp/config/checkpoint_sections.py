@@ -49,7 +49,7 @@ class KeepConfig(Section):
     )
     milestones: tuple[str, ...] = setting(
         role="runtime",
-        pattern=r"(100|[1-9][0-9]?(\.[0-9]+)?)%|[1-9][0-9]{0,8}",
+        pattern=r"(?!0+(\.0+)?%)(100(\.0{1,9})?|[1-9]?[0-9](\.[0-9]{1,9})?)%|[1-9][0-9]{0,8}",
         help='kept for ever: "25%" of the horizon, or an epoch',
     )
     thin: str | None = setting(

@@ -158,7 +158,8 @@ class _Jobs:
         except ValueError as error:
             if self.num_started:
                 raise
-            raise ConfigError(explain(error, self.schema)) from error  # options of Hydra that exclude each other
+            # Options of Hydra that exclude each other, or a group that was given what is no name.
+            raise ConfigError(explain(error, self.schema, sys.argv[1:])) from error
         return 0
 
 
@@ -246,7 +247,7 @@ def compose(overrides: Sequence[str] = (), program: Program = TRAIN) -> dict[str
         with _initialised():
             return plain_settings(hydra.compose(config_name=program.primary, overrides=list(overrides)), program.schema)
     except (*HYDRA_ERRORS, ValueError) as error:  # ValueError: a group override by null or by a dictionary
-        raise ConfigError(explain(error, program.schema)) from error
+        raise ConfigError(explain(error, program.schema, overrides)) from error
 
 
 def plain_settings(composed: DictConfig, schema: type[Section] = Config) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.errors import (
@@ -36,12 +36,14 @@ def group_choices(schema: type[Section] = Config) -> dict[str, list[str]]:
     return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in ours}
 
 
-def explain(error: Exception, schema: type[Section] = Config) -> str:
+def explain(error: Exception, schema: type[Section] = Config, overrides: Sequence[str] = ()) -> str:
     """An error of Hydra or OmegaConf in one message: what was found, what is expected, what may be meant.
 
-    `schema` is that of the program that was started.
+    `schema` is that of the program that was started, `overrides` what it was given, as far as that is known.
     """
     text = str(error).strip()
+    if text.startswith("Config group override must be"):
+        return _explain_no_choice(overrides, group_choices(schema))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _explain_missing(error.missing_cfg_file, error.options or [], schema)
     if isinstance(error, OverrideParseException):
@@ -69,8 +71,21 @@ def _explain_missing(config_file: str, options: Sequence[str], schema: type[Sect
     return f"configuration: {group}={choice}: there is no such choice{known}{did_you_mean(choice, options)}"
 
 
+def _explain_no_choice(overrides: Sequence[str], choices: Mapping[str, Sequence[str]]) -> str:
+    """A group was given null, a number or a dictionary."""
+    lines = []
+    for word in overrides:
+        group, _, choice = word.lstrip("+").partition("=")
+        if group in choices and choice.partition(",")[0] not in choices[group]:
+            lines.append(f"{word}: expected one of {', '.join(choices[group])}")
+    return "configuration: " + ("; ".join(lines) or "a group takes the name of one of its choices")
+
+
 def _why_unknown(key: str, schema: type[Section]) -> str:
     """Why Hydra does not take an override of this key."""
+    choices = group_choices(schema)
+    if key in choices:
+        return f"expected one of {', '.join(choices[key])}"
     if key in known_keys(schema):
         section = key.partition(".")[0]
         return f"does not apply to this choice of {section}; the settings of each are in docs/settings.md"

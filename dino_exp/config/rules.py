@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dino_exp.config.schema import Config
 
 DIGITS_TRAINING_IMAGES = 1437  # the fixed split of scikit-learn's 1,797 digits
+MAX_WIDTH = 10**6  # of a hidden layer
 CIFAR_TRAINING_IMAGES = 50_000  # of CIFAR-10 and of CIFAR-100
 
 
@@ -37,6 +38,12 @@ def _model_rules(config: Config) -> Iterator[str]:
         yield (
             f"model.num_heads={model.num_heads} does not divide model.embed_dim={model.embed_dim}: "
             "choose a divisor, so that every head has the same width"
+        )
+    hidden = model.embed_dim * model.mlp_ratio
+    if not 1 <= hidden <= MAX_WIDTH:
+        yield (
+            f"model.mlp_ratio={model.mlp_ratio:g} with model.embed_dim={model.embed_dim} makes hidden layers of "
+            f"{hidden:g} units: choose one that makes them 1 to {MAX_WIDTH:,} wide (usual: 4)"
         )
 
 

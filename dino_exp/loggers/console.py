@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -14,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dino_exp.words import duration_text
+
+log = logging.getLogger(__name__)
 
 PLAIN_LINE_SECS = 15.0  # at least so far apart are plain lines that carry no evaluation
 
@@ -35,7 +38,15 @@ def row_text(row: Mapping[str, Any]) -> str:
 
 
 class SteadyConsole(Console):
-    """A console whose reader may go away (`| head`): it falls silent, and the training goes on."""
+    """A console whose reader may go away (`| head`), or whose disk be full: it falls silent; the training goes on."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """The same as of any console, but for output that takes no more: that is said once, in the log."""
+        try:
+            super().print(*objects, **options)
+        except OSError as problem:
+            self.on_broken_pipe()
+            log.warning("standard output: %s; nothing more is printed there", problem.strerror or problem)
 
     def on_broken_pipe(self) -> None:
         """Print nothing from now on."""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import shlex
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -93,7 +94,7 @@ class RunLock:
             raise LockedError(
                 f"{self._paths.directory}: this process (pid {self.owner.pid}) lost the run while it was not "
                 f"heard of; owner: {who}. Nothing was committed; "
-                f"`dino-exp checkpoints list {self._paths.directory}` shows what is there"
+                f"`dino-exp checkpoints list {shlex.quote(str(self._paths.directory))}` shows what is there"
             )
 
     def release(self) -> None:

@@ -135,12 +135,16 @@ def wait_for_rows(lab: Lab, num: int) -> None:
 
 
 def test_a_directory_of_ones_own(lab: Lab) -> None:
-    lab.environment["DINO_EXP_RUN_DIR"] = str(lab.directory / "mine")
+    mine = lab.directory / "of my own"
+    lab.environment["DINO_EXP_RUN_DIR"] = str(mine)
     lab.train("train.stop_after_steps=2")
     lab.train("train.stop_after_steps=4")
-    assert record(lab.directory / "mine")["step"] == 4
+    assert record(mine)["step"] == 4
     assert not lab.outputs.exists()
-    assert "optimizer.lr" in lab.train("train.stop_after_steps=4", "optimizer.lr=1", code=3)
+    refused = lab.train("train.stop_after_steps=4", "optimizer.lr=1", code=3)
+    assert "optimizer.lr" in refused
+    assert "unset DINO_EXP_RUN_DIR or give it another folder, and make a new one from it" in refused
+    assert f"dino-exp checkpoints list '{mine}'" in lab.train("train.stop_after_steps=4")
 
 
 def test_a_bug_leaves_its_traceback_and_an_emergency_checkpoint(lab: Lab) -> None:

@@ -1,12 +1,18 @@
 import dataclasses
 import math
+import re
 
 import pytest
 from config_examples import changed, config, mapping
+from hypothesis import given
+from hypothesis import strategies as st
 
+from dino_exp.checkpoint.policies import milestone_from_text
 from dino_exp.config.check import config_from_mapping, did_you_mean, known_keys, suggest_keys
+from dino_exp.config.fields import walk_schema
 from dino_exp.config.image_sections import DinoAugmentConfig
 from dino_exp.config.learning_sections import AdamWConfig, LarsConfig, SgdConfig
+from dino_exp.config.schema import Config
 from dino_exp.errors import ConfigError
 
 
@@ -118,10 +124,43 @@ def test_a_key_like_no_other_lists_its_section_and_an_absurd_one_nothing():
     assert did_you_mean("a", []) == ""
 
 
+@given(st.data())
+def test_every_milestone_that_a_configuration_takes_is_one(data: st.DataObject) -> None:
+    (entry,) = (entry for key, entry in walk_schema(Config) if key == "checkpoint.keep.milestones")
+    assert entry.setting is not None
+    assert entry.setting.pattern is not None
+    milestone_from_text(data.draw(st.from_regex(re.compile(entry.setting.pattern, re.ASCII), fullmatch=True)))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("0.5%", 1),
+        ("100.0%", 1),
+        ("12.123456789%", 1),
+        ("33.3333333333%", 0),
+        ("0%", 0),
+        ("0.0%", 0),
+        ("100.1%", 0),
+        ("0", 0),
+        ("7", 1),
+        ("%", 0),
+    ],
+)
+def test_milestones_over_nothing_and_up_to_the_end(text: str, is_one: int) -> None:
+    values = changed(checkpoint__keep__milestones=[text])
+    if is_one:
+        assert config_from_mapping(values).checkpoint.keep.milestones == (text,)
+    else:
+        assert "checkpoint.keep.milestones" in refusal(values)
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
         ({"model__num_heads": 5}, "model.num_heads=5 does not divide model.embed_dim=64"),
+        ({"model__mlp_ratio": 0.001}, "hidden layers of 0.064 units: choose one that makes them 1 to 1,000,000 wide"),
+        ({"model__mlp_ratio": 1e308}, "makes hidden layers of inf units"),
         ({"data__patch_size": 3}, "data.image_size=16 is not a multiple of data.patch_size=3"),
         ({"data__local_size": 20}, "data.local_size=20 is larger than data.image_size=16"),
         ({"data__num_classes": 3}, "data.num_classes=3 applies to data=synthetic only"),

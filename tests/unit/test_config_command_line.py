@@ -100,6 +100,7 @@ def test_a_job_gets_its_settings_and_overrides(command):
         (["lrr=1"], "configuration: lrr: there is no such setting; did you mean optimizer.lr?\n"),
         (["model.num_heads=5"], "configuration: model.num_heads=5 does not divide model.embed_dim=64"),
         (["model=vit_x"], "configuration: model=vit_x: there is no such choice; there are vit_b"),
+        (["model=null", "seed=1"], "configuration: model=null: expected one of vit_b, vit_l, vit_nano, vit_s, vit_t\n"),
         (["seed=0,1"], "--multirun"),
         (["--multirun", "--cfg", "job"], "Only one of --run, --multirun"),
         (["--help", "lrr=1"], "configuration: lrr: there is no such setting; did you mean optimizer.lr?\n"),

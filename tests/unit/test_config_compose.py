@@ -153,7 +153,9 @@ def _has(plain: object, key: str) -> bool:
         ("optimizer.lr=[", "cannot read the override 'optimizer.lr=['"),
         ("train.epochs", "cannot read the override 'train.epochs'"),
         ("seed=0,1", "add --multirun to your command line"),
-        ("experiment=null", "Config group override must be a string or a list"),
+        ("experiment=null", "configuration: experiment=null: expected one of cifar10_vit_t, digits, "),
+        ("+model=3", "configuration: +model=3: expected one of vit_b, vit_l, vit_nano, vit_s, vit_t"),
+        ("model={a: 1}", "configuration: model: expected one of vit_b, vit_l, vit_nano, vit_s, vit_t"),
         ("optimizer.lr=${no.such}", "optimizer.lr"),
     ],
 )

@@ -226,17 +226,20 @@ def _holder(directory: Path) -> tuple[str, str] | None:
 
 
 def _begun_by_this_job(runs: Path, key: RunKey) -> Path | None:
-    """The run of these settings that this job began before its scheduler restarted it, whatever its code."""
+    """The run of these settings that this job began before its scheduler restarted it, whatever its code.
+
+    That of its newest attempt: all jobs of a torchrun without `--rdzv-id` have one name.
+    """
     job = job_of(os.environ)
     if job is None or not job.restarted:
         return None
+    found: list[tuple[str, Path]] = []
     for path in sorted(runs.glob("*/run.json")):
         record = readable_record(path)
         if record is None or (record.config_hash, record.variant) != (key.config_hash, key.variant):
             continue
-        if any(attempt.job == job.name for attempt in record.attempts):
-            return path.parent
-    return None
+        found += [(attempt.started_at, path.parent) for attempt in record.attempts if attempt.job == job.name]
+    return max(found)[1] if found else None
 
 
 def _other_code(runs: Path, key: RunKey) -> tuple[Path, ...]:

@@ -25,7 +25,7 @@ from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.checkpoint.types import Schedule
 from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import asked_from_mapping
-from dino_exp.config.compare import overlay, values_by_key
+from dino_exp.config.compare import compare, overlay, roles_by_key, values_by_key
 from dino_exp.config.schema import Config
 from dino_exp.config.typed import override
 from dino_exp.errors import ConfigError, NoCheckpointError, RefusedError, UsageError
@@ -165,18 +165,30 @@ def _is_parent(given: Mapping[str, Any]) -> bool:
     return all(isinstance(text, str) for text in texts) and Path(key).name == key and "\0" not in key
 
 
-def parent_checkpoints(target: Target) -> tuple[CheckpointReader, int] | None:
-    """Where a child without a checkpoint of its own takes its first state from; None for a run that is no child.
-
-    Raises NoCheckpointError where the parent cannot be found, or is not whole any more.
-    """
+def _parent(target: Target) -> Mapping[str, Any] | None:
+    """What a child records of its parent; None for a run that is no child. Raises RefusedError."""
     recorded: Any = None if target.record is None else target.record.parent
     parent = target.parent or recorded
     if not isinstance(parent, Mapping):
         return None
     if not _is_parent(parent):
         raise RefusedError(f"{target.paths.run_json}: parent is {str(parent)[:80]!r}, which no fork has written")
-    directory = target.parent_directory or target.paths.directory.parent / parent["run_key"]
+    return parent
+
+
+def _parent_directory(target: Target, parent: Mapping[str, Any]) -> Path:
+    return target.parent_directory or target.paths.directory.parent / str(parent["run_key"])
+
+
+def parent_checkpoints(target: Target) -> tuple[CheckpointReader, int] | None:
+    """Where a child without a checkpoint of its own takes its first state from; None for a run that is no child.
+
+    Raises NoCheckpointError where the parent cannot be found, or is not whole any more.
+    """
+    parent = _parent(target)
+    if parent is None:
+        return None
+    directory = _parent_directory(target, parent)
     checkpoints = RunPaths(directory).checkpoints
     if not checkpoints.is_dir():
         raise NoCheckpointError(
@@ -191,3 +203,11 @@ def parent_checkpoints(target: Target) -> tuple[CheckpointReader, int] | None:
             f"{directory}: its step {parent['step']} is not the state that {target.paths.directory} began with"
         )
     return reader, int(parent["step"])
+
+
+def has_other_data(target: Target) -> bool:
+    """Whether a child trains on other data than its parent, so that what was measured there is no measure here."""
+    parent = _parent(target)
+    assert parent is not None
+    changes = compare(stored_settings(_parent_directory(target, parent)), target.config, roles_by_key())
+    return any(change.key.startswith("data.") and change.role == "identity" for change in changes)

@@ -114,5 +114,5 @@ def _restore(ranks: ManyRanks, member: Member, state: TrainState) -> Manifest | 
         return None
     restored = member.restore(state, optional=OPTIONAL, is_own=resumes)
     if forks:
-        state.collapse_rows, state.healthy = 0, True
+        state.begin_as_fork(elsewhere=ranks.from_first(False))
     return None if restored is None else restored.manifest

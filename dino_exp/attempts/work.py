@@ -24,7 +24,7 @@ from dino_exp.attempts.beginning import (
     set_generators,
     signals_of,
 )
-from dino_exp.attempts.fork import check_schedule, parent_checkpoints
+from dino_exp.attempts.fork import check_schedule, has_other_data, parent_checkpoints
 from dino_exp.attempts.initial import take_weights
 from dino_exp.attempts.live_report import LiveReport, begin_sweep_page
 from dino_exp.attempts.numerics import apply_numerics, differences
@@ -206,8 +206,9 @@ class Work:
                 return None
             reader, step = found
             manifest, reasons = reader.restore(state, step, optional=OPTIONAL, writers=self.writers), []
-            self.forked_metrics = dict(manifest.metrics)
-            state.collapse_rows, state.healthy = 0, True  # other settings get the full patience of the alarm
+            elsewhere = self.ranks.from_first(has_other_data(self.attempt.target))
+            self.forked_metrics = {} if elsewhere else dict(manifest.metrics)
+            state.begin_as_fork(elsewhere=elsewhere)
             self.events.append("forked", step=state.step)
         self.attempt.resumed(state.step, reasons)
         log.info("resumed at step=%d", state.step)

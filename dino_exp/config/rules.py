@@ -25,11 +25,17 @@ def rule_problems(config: Config) -> list[str]:
         _augment_rules,
         _batch_rules,
         _schedule_rules,
+        _origin_rules,
         _start_and_stop_rules,
         _deadline_rules,
         _best_rules,
     )
     return [problem for rule in rules for problem in rule(config)]
+
+
+def asked_problems(config: Config) -> list[str]:
+    """What is impossible in a command by itself, whatever run it goes on from."""
+    return list(_origin_rules(config))
 
 
 def _model_rules(config: Config) -> Iterator[str]:
@@ -128,14 +134,17 @@ def _schedule_rules(config: Config) -> Iterator[str]:
             yield f"{key}={epochs} is longer than train.epochs={config.train.epochs}: shorten the warm-up"
 
 
-def _start_and_stop_rules(config: Config) -> Iterator[str]:
-    train = config.train
-    if train.stop_after_steps is not None and train.stop_after_epochs is not None:
-        yield "train.stop_after_steps and train.stop_after_epochs are both set: set one of them to null"
+def _origin_rules(config: Config) -> Iterator[str]:
     if config.resume is not None and config.fork is not None:
         yield "resume and fork are both set: resume continues a run, fork starts a new one from it"
     if config.fork is not None and config.init.weights is not None:
         yield "fork and init.weights are both set: a fork begins with its parent's state; leave one of them out"
+
+
+def _start_and_stop_rules(config: Config) -> Iterator[str]:
+    train = config.train
+    if train.stop_after_steps is not None and train.stop_after_epochs is not None:
+        yield "train.stop_after_steps and train.stop_after_epochs are both set: set one of them to null"
     if config.init.weights_digest is not None and config.init.weights is None:
         yield "init.weights_digest is set by init.weights=<file>: give the file"
 

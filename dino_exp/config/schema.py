@@ -23,7 +23,7 @@ from dino_exp.config.learning_sections import (
     SgdConfig,
     TrainConfig,
 )
-from dino_exp.config.rules import rule_problems
+from dino_exp.config.rules import asked_problems, rule_problems
 from dino_exp.errors import ConfigError
 
 MAX_SEED = 2**53 - 1  # the largest whole number that JSON numbers carry exactly (RFC 8785)
@@ -150,18 +150,21 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        problems = rule_problems(self)
+        problems = self._impossible()
         if problems:
             raise ConfigError("\n".join(problems))
+
+    def _impossible(self) -> list[str]:
+        return rule_problems(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AskedConfig(Config):
     """What a command says that goes on from a run.
 
-    All that it leaves out is of today's defaults and not of the run, so nothing is said here about what goes together:
+    All that it leaves out is of today's defaults and not of the run, so little is said here about what goes together:
     that is known once the run's own settings take their place (`compare.overlay`).
     """
 
-    def __post_init__(self) -> None:
-        Section.__post_init__(self)
+    def _impossible(self) -> list[str]:
+        return asked_problems(self)

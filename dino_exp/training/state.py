@@ -64,6 +64,15 @@ class TrainState:
     torn: bool = field(default=False, init=False)
     unread: list[Unread] = field(default_factory=list, init=False)
 
+    def begin_as_fork(self, *, elsewhere: bool) -> None:
+        """After another run's state was loaded: other settings get the full patience of the alarm.
+
+        `elsewhere`: that run had other data, so that its best value is none of this one.
+        """
+        self.collapse_rows, self.healthy = 0, True
+        if elsewhere:
+            self.best = None
+
     def state_dict(self) -> dict[str, Any]:
         """The flat state: names to tensors (live, not copied) and to JSON values."""
         flat: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.pictures import encoded, picture, small_tree, write
-from support.runs import Lab, assert_same_end, record, rows
+from support.runs import Lab, assert_same_end, manifests, record, rows
 
 from dino_exp.attempts.reproduction import Span, compare_replay, prepare_copy, what_images_need
 from dino_exp.data.files.decode import decoder_name
@@ -90,16 +90,22 @@ def test_other_images_in_their_place_are_refused(lab: Lab, images: Path) -> None
 
 
 def test_a_fork_keeps_the_images_or_takes_others(lab: Lab, images: Path) -> None:
-    lab.train("train.stop_after_steps=1")
+    small_tree(images, 30)
+    lab.train("evaluation.every_epochs=1", "train.stop_after_epochs=1")
     parent = lab.only_run()
+    forked = record(parent)["best"]["step"]
     lab.settings = ()
-    lab.train(f"fork={parent}", "optimizer.lr=1e-3", "train.stop_after_steps=2")
+    lab.train(f"fork={parent}", "optimizer.lr=1e-3", f"train.stop_after_steps={forked + 1}")
     (child,) = [run for run in lab.runs() if run != parent]
     assert data_of(child) == data_of(parent)
-    small_tree(lab.directory / "others", 15)
-    lab.train(f"fork={parent}", "data.root=others", "train.stop_after_steps=2")
+    assert manifests(child)[forked]["metrics"] == manifests(parent)[forked]["metrics"]
+    assert manifests(child)[forked + 1]["state"]["best"] == manifests(parent)[forked]["state"]["best"]
+    small_tree(lab.directory / "others", 45)
+    lab.train(f"fork={parent}", "data.root=others", f"train.stop_after_steps={forked + 1}")
     (other,) = [run for run in lab.runs() if run not in (parent, child)]
     assert data_of(other)["digest"] != data_of(parent)["digest"]
+    assert "knn_top1" not in manifests(other)[forked]["metrics"], "what was measured on the parent's images"
+    assert manifests(other)[forked + 1]["state"]["best"] is None
 
 
 def test_an_unreadable_image_ends_the_training_by_its_name(lab: Lab, images: Path) -> None:

@@ -9,6 +9,7 @@ Shapes: N training and T test images, D features, K neighbours, L classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from dino_exp.rng import Stream
 
 TEMPERATURE = 0.07
 FEW_SHOT_DRAWS = 10
+_LARGEST_EXPONENT = 88.0  # a sum of exponentials beyond e to this is infinite in float32
 _CHUNK = 256  # test images at once; fixed, so that few of them are as welcome as many
 _MOST_AT_ONCE = 1 << 25  # similarities at once, which take 1.3 GB with all that is made of them
 
@@ -63,7 +65,11 @@ def _chunk(num_train: int) -> int:
 
 
 def _vote(similarity_TN: Tensor, nearest_TK: Tensor, labels_N: Tensor, num_classes: int, temperature: float) -> Tensor:
-    weights_TK = (similarity_TN.gather(1, nearest_TK) / temperature).exp()
+    near_TK = similarity_TN.gather(1, nearest_TK)
+    if 1 / temperature + math.log(near_TK.shape[1]) > _LARGEST_EXPONENT:
+        # Only the ratios of weights count. At other temperatures nothing is subtracted: it would change bits.
+        near_TK = (near_TK - near_TK[:, :1]).double()
+    weights_TK = (near_TK / temperature).exp()
     votes_TKL = functional.one_hot(labels_N[nearest_TK], num_classes).to(weights_TK.dtype)
     # A sum over one-hot rows instead of scatter_add, whose order of additions is undefined on a GPU.
     return (weights_TK[..., None] * votes_TKL).sum(dim=1).argmax(dim=1)

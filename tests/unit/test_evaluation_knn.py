@@ -29,7 +29,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return *pixels(load_digits_split("train")), *pixels(load_digits_split("val"))
 
 
-def plain_knn(train: Tensor, labels: Tensor, test: Tensor, k: int) -> list[int]:
+def plain_knn(train: Tensor, labels: Tensor, test: Tensor, k: int, temperature: float = 0.07) -> list[int]:
     """The definition, one image after the other, in float64."""
     train, test = (np.asarray(x.double() / x.double().norm(dim=1, keepdim=True)) for x in (train, test))
     predicted = []
@@ -37,7 +37,7 @@ def plain_knn(train: Tensor, labels: Tensor, test: Tensor, k: int) -> list[int]:
         similarity = train @ image
         votes = np.zeros(int(labels.max()) + 1)
         for neighbour in np.argsort(-similarity, kind="stable")[:k]:
-            votes[labels[neighbour]] += np.exp(similarity[neighbour] / 0.07)
+            votes[labels[neighbour]] += np.exp((similarity[neighbour] - similarity.max()) / temperature)
         predicted.append(int(votes.argmax()))
     return predicted
 
@@ -47,6 +47,15 @@ def test_it_is_the_weighted_vote_of_the_nearest(k: int) -> None:
     train, test = normal("train", 200, 8), normal("test", 300, 8)
     labels = torch.arange(200) % 7
     assert knn_predict(train, labels, test, k=k).tolist() == plain_knn(train, labels, test, k)
+
+
+@pytest.mark.parametrize("temperature", [0.012, 0.0113, 0.011, 0.001, 1e-6, 1e-60])
+def test_the_votes_of_a_low_temperature_are_neither_infinite_nor_all_zero(temperature: float) -> None:
+    train = normal("train", 200, 8)
+    test = train[:100] + 0.05 * normal("test", 100, 8)
+    labels = torch.arange(200) % 7
+    found = knn_predict(train, labels, test, k=20, temperature=temperature).tolist()
+    assert found == plain_knn(train, labels, test, 20, temperature)
 
 
 def test_several_numbers_of_neighbours_are_each_as_alone(digits: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:

@@ -24,6 +24,7 @@ from dino_exp.runs.jsonl import read_lines
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.lock import probe
 from dino_exp.runs.record import RunRecord, load_record, shown_state
+from dino_exp.runs.rows import last_step
 
 Progress = Callable[[int], None]
 DEFAULT_METRIC = "knn_top1"
@@ -110,11 +111,12 @@ class CheckpointAnalyzer:
         )
 
     def timeline(self) -> Timeline:
-        """What happened to the run."""
+        """What happened to the run. Raises OSError."""
         events: list[dict[str, Any]] = []
         problem = None
         try:
             events.extend(read_lines(self.paths.events))
         except DamagedFileError as damage:
             problem = str(damage)
-        return make_timeline(self.record, self.state, events, self.listing, problem)
+        rows_end = last_step(self.paths.metrics)
+        return make_timeline(self.record, self.state, events, self.listing, last_row=rows_end, problem=problem)

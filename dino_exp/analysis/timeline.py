@@ -10,7 +10,11 @@ from dino_exp.checkpoint.reader import Listing
 from dino_exp.checkpoint.types import JSON
 from dino_exp.runs.record import AttemptRecord, RunRecord
 
-_OF_ATTEMPTS = ("attempt_started", "attempt_ended", "resumed")
+_OF_ATTEMPTS = ("attempt_started", "attempt_ended", "resumed", "began_again")
+_OF_TRAINING = (
+    "resumed", "began_again", "forked", "weights_loaded", "saved", "save_failed", "skipped", "profiled", "reported",
+    "trouble",
+)  # fmt: skip  # what only an attempt itself tells: others come from commands, too, when it is dead
 _OF_SAVES = ("saved", "dropped")
 _QUIET = ("swept", "reported")  # housekeeping
 
@@ -19,7 +23,8 @@ _QUIET = ("swept", "reported")  # housekeeping
 class Span:
     """One attempt. `begin` and `end` are steps; `end` is the last one that is known of it.
 
-    `was_killed`: it never said how it ended. `rolled_back`: so many steps of the attempt before were done again.
+    `was_killed`: it never said how it ended; then `last_heard_at` is when it told the last thing, None where it told
+    nothing. `rolled_back`: so many steps of the attempts before were done again.
     """
 
     number: int
@@ -30,6 +35,7 @@ class Span:
     was_killed: bool = False
     rolled_back: int = 0
     ended_at: str | None = None
+    last_heard_at: str | None = None
     exact: bool = True
     error: str | None = None
 
@@ -80,17 +86,24 @@ class Timeline:
 
 
 def make_timeline(
-    record: RunRecord, state: str, events: Sequence[Mapping[str, Any]], listing: Listing, problem: str | None = None
+    record: RunRecord,
+    state: str,
+    events: Sequence[Mapping[str, Any]],
+    listing: Listing,
+    *,
+    last_row: int | None = None,
+    problem: str | None = None,
 ) -> Timeline:
-    """Put together what the record, the events and the checkpoints say. `state` is the run's, as it is to be shown.
+    """Put together what the record, the events and the checkpoints say.
 
-    Events of a stranger's file are taken as they come: what has not the expected form is passed over.
+    `state` is the run's, as it is to be shown, `last_row` the step of the last row of its metrics. Events of a
+    stranger's file are taken as they come: what has not the expected form is passed over.
     """
     told = [event for event in events if isinstance(event.get("kind"), str)]
     return Timeline(
         horizon_steps=record.schedule.horizon_steps,
         steps_per_epoch=record.schedule.steps_per_epoch,
-        spans=tuple(_spans(record, state, told)),
+        spans=tuple(_spans(record, state, told, last_row)),
         saves=tuple(_saves(told, listing)),
         incidents=tuple(_incidents(told)),
         problem=problem,
@@ -98,28 +111,60 @@ def make_timeline(
     )
 
 
-def _spans(record: RunRecord, state: str, events: Sequence[Mapping[str, Any]]) -> Iterable[Span]:
+def _spans(
+    record: RunRecord, state: str, events: Sequence[Mapping[str, Any]], last_row: int | None
+) -> Iterable[Span]:
     by_attempt = _by_attempt(events)
+    rows = _rows_reached(by_attempt, len(record.attempts), last_row)
     reached = 0
     for attempt in record.attempts:
         known = by_attempt.get(attempt.number, [])
         steps = [step for event in known if event["kind"] in ("saved", "save_failed") if (step := _step(event))]
         begin = attempt.resumed_from or 0
         is_last = attempt.number == len(record.attempts)
-        end = max([begin, *steps, *([record.step] if is_last else [])])
+        end = max([begin, *steps, rows.get(attempt.number, 0), *([record.step] if is_last else [])])
+        has_trained = end > begin or attempt.resumed_from is not None
         yield Span(
             number=attempt.number,
             started_at=attempt.started_at,
             ended_at=attempt.ended_at,
+            last_heard_at=_last_heard(known),
             begin=begin,
             end=end,
             outcome=attempt.outcome or state,
             was_killed=_was_killed(attempt, known, state),
-            rolled_back=max(reached - begin, 0),
+            rolled_back=max(reached - begin, 0) if has_trained else 0,
             exact=attempt.exact,
             error=attempt.error,
         )
         reached = max(reached, end)
+
+
+def _rows_reached(
+    by_attempt: Mapping[int, Sequence[Mapping[str, Any]]], num_attempts: int, last_row: int | None
+) -> dict[int, int]:
+    """The step of the last row that each attempt wrote, as far as it is known.
+
+    An attempt cuts the rows where it goes on, and tells how far they went. They are those of the last attempt before
+    it that came so far as to cut them, too: one that was killed earlier wrote none.
+    """
+    found: dict[int, int] = {}
+    writer = 1
+    for number in range(2, num_attempts + 1):
+        for event in by_attempt.get(number, ()):
+            if event["kind"] in ("resumed", "began_again", "saved"):
+                reached = event.get("reached")
+                if type(reached) is int and number > writer:
+                    found[writer] = reached
+                writer = number
+    if last_row is not None:
+        found[writer] = last_row
+    return found
+
+
+def _last_heard(events: Sequence[Mapping[str, Any]]) -> str | None:
+    times = [time for event in events if event["kind"] in _OF_TRAINING and isinstance(time := event.get("time"), str)]
+    return times[-1] if times else None
 
 
 def _was_killed(attempt: AttemptRecord, events: Sequence[Mapping[str, Any]], state: str) -> bool:

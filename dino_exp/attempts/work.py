@@ -192,11 +192,13 @@ class Work:
             assert manager is not None
             restored = manager.restore(state, optional=OPTIONAL, check=self.check_origin)
             rows.open_at(*position_of(restored.manifest))
-            self.events.append("resumed", step=state.step, lost_steps=restored.lost_steps)
+            self.events.append("resumed", step=state.step, lost_steps=restored.lost_steps, reached=rows.reached)
             manifest, reasons = restored.manifest, self.inherited_reasons(restored.manifest)
         else:
             self.check_nothing_lost()
             rows.open_at(0, 0)
+            if self.attempt.number > 1:
+                self.events.append("began_again", reached=rows.reached)
             found = parent_checkpoints(self.attempt.target)
             self.ranks.from_first(found is not None)
             if found is None:

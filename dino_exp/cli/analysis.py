@@ -248,7 +248,7 @@ def timeline(
     if as_json:
         print_json(spell(made.as_json()))
         return
-    print_table(("time, UTC", "step", "what", ""), sorted(_timeline_lines(made, everything)), right=("step",))
+    print_table(("time, UTC", "step", "what", ""), _timeline_lines(made, everything), right=("step",))
     gone = [save for save in made.saves if not save.is_here]
     here = [save for save in made.saves if save.is_here]
     size = size_text(sum(save.alone_bytes for save in here))
@@ -260,28 +260,32 @@ def timeline(
 
 
 def _timeline_lines(made: Timeline, everything: bool) -> list[tuple[str, ...]]:
-    lines: list[tuple[str, ...]] = []
+    """In the order in which it happened; of one moment by steps, and an attempt ends after all that it did."""
+    found: list[tuple[tuple[str, int, int], tuple[str, ...]]] = []
+
+    def add(order: int, moment: str, step: int | None, what: str, told: str = "", *, shown: str | None = None) -> None:
+        key = (moment.rstrip("Z"), -1 if step is None else step, order)  # with Z the whole second came after its parts
+        where = "–" if step is None else str(step)
+        found.append((key, (moment_text(moment) if shown is None else shown, where, what, told)))
+
     for span in made.spans:
         told = [f"{span.rolled_back} steps done again"] * bool(span.rolled_back) + ["not exact"] * (not span.exact)
-        began = f"attempt {span.number} begins"
-        lines.append((moment_text(span.started_at), str(span.begin), began, ", ".join(told)))
+        add(0, span.started_at, span.begin, f"attempt {span.number} begins", ", ".join(told))
         if span.was_killed:
-            lines.append(
-                (moment_text(span.ended_at or span.started_at), str(span.end), f"attempt {span.number} killed", "")
-            )
+            heard = span.last_heard_at
+            what, about = f"attempt {span.number} killed", "" if heard is None else "last heard of then"
+            add(3, heard or span.started_at, span.end, what, about, shown="–" if heard is None else None)
         elif span.ended_at is not None:
-            what = f"attempt {span.number} {span.outcome}"
-            lines.append((moment_text(span.ended_at), str(span.end), what, span.error or ""))
+            add(3, span.ended_at, span.end, f"attempt {span.number} {span.outcome}", span.error or "")
     for save in made.saves:
         if save.is_here:
             kinds = f" [{', '.join(save.kinds)}]" if save.kinds else ""
-            lines.append((moment_text(save.saved_at), str(save.step), f"saved{kinds}", "; ".join(save.reasons)))
+            add(1, save.saved_at, save.step, f"saved{kinds}", "; ".join(save.reasons))
         elif everything:
-            lines.append((moment_text(save.saved_at), str(save.step), "saved, dropped", save.dropped_because or ""))
+            add(1, save.saved_at, save.step, "saved, dropped", save.dropped_because or "")
     for incident in made.incidents:
-        where = "–" if incident.step is None else str(incident.step)
-        lines.append((moment_text(incident.time), where, incident.text, ""))
-    return lines
+        add(2, incident.time, incident.step, incident.text)
+    return [line for _, line in sorted(found)]
 
 
 def _tell_picture(picture: Path | None) -> None:

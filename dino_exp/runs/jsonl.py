@@ -72,6 +72,21 @@ def whole_lines_bytes(path: Path) -> int:
     return 0
 
 
+def last_line(path: Path) -> bytes | None:
+    """The last whole line, without its line feed; None where there is none, or one that is too long. Raises OSError."""
+    start, tail = whole_lines_bytes(path) - 1, b""
+    if start < 0:
+        return None
+    with LOCAL.open_read(path) as handle:
+        while start > 0 and len(tail) <= _MAX_LINE_BYTES:
+            end, start = start, max(0, start - _BLOCK_BYTES)
+            _, found, line = _read(handle, start, end).rpartition(b"\n")
+            tail = line + tail
+            if found:
+                return tail
+    return tail if start == 0 else None
+
+
 def count_lines(path: Path, num_bytes: int) -> tuple[int, bool]:
     """Line feeds in the first `num_bytes` of a file that is as long, and whether the last byte is one."""
     num_lines, last = 0, b"\n"

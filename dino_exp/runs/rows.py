@@ -13,7 +13,7 @@ from typing import Protocol
 
 from dino_exp.config.typed import override, train_command
 from dino_exp.fsio import LOCAL, DamagedFileError
-from dino_exp.runs.jsonl import JsonLines, count_lines
+from dino_exp.runs.jsonl import JsonLines, count_lines, last_line, parse_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,18 @@ class Rows(Protocol):
         """Return the position once every row up to it is on the disk."""
 
 
+def last_step(path: Path) -> int | None:
+    """The step of the last whole row of a file; None where there is none, or none that can be read. Raises OSError."""
+    line = last_line(path)
+    if line is None:
+        return None
+    try:
+        step = parse_line(line, str(path)).get("step")
+    except DamagedFileError:  # of interest to those who show rows, who say so
+        return None
+    return step if type(step) is int and step >= 0 else None
+
+
 class RowCount:
     """Rows that rank 0 writes, counted by another one, which goes by the same number."""
 
@@ -70,10 +82,14 @@ class RowCount:
 
 
 class RowWriter:
-    """Writes rows. Nothing is opened before `open_at`."""
+    """Writes rows. Nothing is opened before `open_at`.
+
+    `reached`: the step of the last row that was there then, cut or not; None where none was.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.reached: int | None = None
         self._num_rows = 0
         self._lines: JsonLines | None = None
 
@@ -85,6 +101,7 @@ class RowWriter:
         position = RowPosition(num_rows=num_rows, num_bytes=num_bytes)
         self._check(position)
         self.close()
+        self.reached = last_step(self.path)
         self._num_rows = position.num_rows
         self._lines = JsonLines(self.path, position.num_bytes)
 

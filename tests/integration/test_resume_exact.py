@@ -265,6 +265,7 @@ def test_damaged_newest_checkpoint_falls_back_aloud(lab: Lab) -> None:
     assert events(run, "quarantined")[0]["step"] == newest
     assert list((run / "checkpoints" / "quarantine").iterdir())
     assert record(run)["attempts"][-1]["resumed_from"] < newest
+    assert events(run, "resumed")[-1]["reached"] == newest  # by the rows, before they were cut
 
 
 def test_no_loadable_checkpoint_is_exit_4(lab: Lab) -> None:

@@ -268,6 +268,7 @@ def test_nothing_saved_is_said_and_a_stop_is_a_stop(lab: Lab) -> None:
     assert record(run)["step"] == 2
     assert "Nothing to do" in lab.train("checkpoint=none", "train.stop_after_steps=2")
     assert "begins again where it began" in lab.train("checkpoint=none", "train.stop_after_steps=3")
+    assert [event["reached"] for event in events(lab.only_run(), "began_again")] == [2]
     assert [row["step"] for row in rows(run)] == [0, 1, 2, 3]
 
 

@@ -51,6 +51,45 @@ def test_attempts_kills_and_steps_done_again(run: CheckpointAnalyzer) -> None:
     assert (second.begin, second.end, second.was_killed, second.rolled_back) == (20, 40, False, 10)
 
 
+KILLED_TWICE = [
+    event(0, "attempt_started", attempt=1, pid=1, host="a"),
+    event(1, "saved", step=10, reasons=["epoch 1"], bytes=10),
+    event(9, "attempt_started", attempt=2, pid=2, host="a"),  # killed while it imported
+    event(10, "pruned", freed_bytes=1),
+    event(11, "attempt_started", attempt=3, pid=3, host="a"),
+    event(12, "resumed", step=10, lost_steps=0, reached=17),
+]
+
+
+def test_rows_that_a_resume_cut_away_were_steps_too(tmp_path: Path) -> None:
+    attempts = (
+        sample_attempt(1, started_at=T.format(0), outcome="interrupted"),
+        sample_attempt(2, started_at=T.format(9), outcome="interrupted"),
+        sample_attempt(3, started_at=T.format(11), resumed_from=10),
+    )
+    rows = [row(step, loss=1.0) for step in range(13)]
+    paths = make_run(tmp_path / "run", events=KILLED_TWICE, attempts=attempts, rows=rows, state="running", step=10)
+    with paths.metrics.open("a") as metrics:
+        metrics.write('{"step": 13, "lo')  # a torn row is none
+    first, second, third = CheckpointAnalyzer(paths.directory).timeline().spans
+    assert (first.begin, first.end, first.was_killed, first.last_heard_at) == (0, 17, True, T.format(1))
+    assert (second.end, second.was_killed, second.rolled_back, second.last_heard_at) == (0, True, 0, None)
+    assert (third.begin, third.end, third.rolled_back, third.last_heard_at) == (10, 12, 7, T.format(12))
+
+
+def test_an_attempt_that_began_again_did_all_steps_again(tmp_path: Path) -> None:
+    told = [
+        event(0, "attempt_started", attempt=1),
+        event(1, "attempt_started", attempt=2),
+        event(2, "began_again", reached=8),
+    ]
+    attempts = (sample_attempt(1, outcome="interrupted"), sample_attempt(2))
+    paths = make_run(tmp_path / "run", events=told, attempts=attempts, rows=[row(3, loss=1.0)], step=0)
+    made = CheckpointAnalyzer(paths.directory).timeline()
+    assert [(span.end, span.rolled_back) for span in made.spans] == [(8, 0), (3, 8)]
+    assert made.incidents == ()
+
+
 def test_what_was_saved_is_here_or_says_why_it_went(run: CheckpointAnalyzer) -> None:
     saves = {save.step: save for save in run.timeline().saves}
     assert sorted(saves) == [10, 20, 30, 40]

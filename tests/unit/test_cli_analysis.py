@@ -106,6 +106,35 @@ def test_timeline_tells_what_is_here_and_what_went(run: RunPaths, tmp_path: Path
     assert (tmp_path / "t.svg").exists()
 
 
+def test_timeline_is_in_the_order_in_which_it_happened(tmp_path: Path) -> None:
+    at = "2026-01-01T00:00:05.{:06d}Z".format
+    attempts = (
+        sample_attempt(1, started_at="2026-01-01T00:00:05Z", outcome="interrupted"),
+        sample_attempt(2, started_at=at(300), outcome="interrupted", resumed_from=8),
+        sample_attempt(3, started_at=at(400), outcome="completed", ended_at=at(900), resumed_from=8),
+    )
+    events = [
+        {"time": at(1), "kind": "attempt_started", "attempt": 1},
+        {"time": at(2), "kind": "saved", "step": 8, "reasons": ["every"]},
+        {"time": at(3), "kind": "attempt_started", "attempt": 2},
+        {"time": at(4), "kind": "attempt_started", "attempt": 3},
+        {"time": at(5), "kind": "resumed", "step": 8, "lost_steps": 0, "reached": 13},
+        {"time": at(800), "kind": "saved", "step": 44, "reasons": ["end"]},
+    ]
+    paths = make_run(tmp_path / "run", events=events, attempts=attempts, step=44)
+    lines = [" ".join(line.split()) for line in cli("timeline", paths.directory, "--all").lines[1:-1]]
+    assert [line.removeprefix("2026-01-01 00:00:05 ") for line in lines] == [
+        "0 attempt 1 begins",
+        "8 saved, dropped",
+        "13 attempt 1 killed last heard of then",
+        "8 attempt 2 begins 5 steps done again",
+        "– 8 attempt 2 killed",
+        "8 attempt 3 begins 5 steps done again",
+        "44 saved, dropped",
+        "44 attempt 3 completed",
+    ]
+
+
 def test_report_as_a_page_and_as_markdown(run: RunPaths, tmp_path: Path) -> None:
     told = cli("report", run.directory, "--no-model")
     assert told.code == 0

@@ -8,7 +8,7 @@ import pytest
 from dino_exp.fsio import DamagedFileError
 from dino_exp.runs.events import EventLog
 from dino_exp.runs.jsonl import JsonLines, read_lines
-from dino_exp.runs.rows import START, RowPosition, RowWriter
+from dino_exp.runs.rows import START, RowPosition, RowWriter, last_step
 
 
 def test_events_are_whole_lines_with_time_and_kind(tmp_path):
@@ -45,6 +45,30 @@ def test_a_log_of_one_torn_line_only_starts_anew(tmp_path):
     path.write_bytes(b'{"kind"')
     EventLog(path, clock=lambda: 0.0).close()
     assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("long", [0, 70_000, 200_000])
+def test_the_step_of_the_last_whole_row(tmp_path, long):
+    path = tmp_path / "metrics.jsonl"
+    assert last_step(path) is None
+    path.write_bytes(b'{"step": 9')
+    assert last_step(path) is None
+    rows = [json.dumps({"step": step, "text": "x" * long}) + "\n" for step in (1, 2)]
+    path.write_text(rows[0])
+    assert last_step(path) == 1
+    path.write_text("".join(rows) + '{"step": 3')
+    assert last_step(path) == 2
+    writer = RowWriter(path)
+    writer.open_at(1, len(rows[0]))
+    assert (writer.reached, last_step(path)) == (2, 1)
+    writer.close()
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"step": "x"}', '{"step": -1}', "{}", "{"])
+def test_a_last_row_that_says_no_step(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + line + "\n")
+    assert last_step(path) is None
 
 
 def test_a_damaged_line_is_named(tmp_path):

@@ -225,17 +225,12 @@ def _resume(run: CheckpointAnalyzer) -> str:
 
 
 def _working_secs(run: CheckpointAnalyzer, now_secs: float) -> float:
-    """Of all attempts; of one that was killed, up to the last save that is known."""
+    """Of all attempts; of one that was killed, up to the last thing that it told."""
     total = 0.0
-    saved = [row["created_at"] for row in run.listing.rows]
-    for number, attempt in enumerate(run.record.attempts, 1):
-        begin = _secs(attempt.started_at)
-        is_last = number == len(run.record.attempts)
-        until = [attempt.ended_at] if attempt.ended_at else [moment for moment in saved if moment > attempt.started_at]
-        if attempt.ended_at is None and not is_last:
-            until = [moment for moment in until if moment < run.record.attempts[number].started_at]
-        end = now_secs if is_last and run.state in GOING_ON else max((_secs(moment) for moment in until), default=begin)
-        total += max(end - begin, 0.0)
+    for span in run.timeline().spans:
+        is_going_on = span.number == len(run.record.attempts) and run.state in GOING_ON
+        end = now_secs if is_going_on else _secs(span.ended_at or span.last_heard_at or span.started_at)
+        total += max(end - _secs(span.started_at), 0.0)
     return total
 
 

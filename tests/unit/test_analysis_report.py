@@ -108,6 +108,23 @@ def test_a_run_that_is_still_going_refreshes(tmp_path: Path, monkeypatch: pytest
     assert report(paths).refresh_secs == 20
 
 
+def test_the_time_of_killed_attempts_counts_though_their_checkpoints_went(tmp_path: Path) -> None:
+    at = "2026-01-01T00:{:02d}:00.000000Z".format
+    attempts = (
+        sample_attempt(1, started_at=at(0), outcome="interrupted"),
+        sample_attempt(2, started_at=at(30), ended_at=at(35), outcome="completed", resumed_from=10),
+    )
+    events = [
+        {"time": at(0), "kind": "attempt_started", "attempt": 1},
+        {"time": at(20), "kind": "saved", "step": 10, "reasons": []},
+        {"time": at(25), "kind": "pruned", "freed_bytes": 1},
+        {"time": at(30), "kind": "attempt_started", "attempt": 2},
+        {"time": at(34), "kind": "dropped", "step": 10, "reason": "drop: old"},
+    ]
+    paths = make_run(tmp_path / "run", {40: tiny_state(1.0)}, attempts=attempts, events=events)
+    assert tiles(report(paths))["time"] == "25m 00s"
+
+
 def test_a_damaged_checkpoint_is_shown_as_such(tmp_path: Path) -> None:
     states = {step: tiny_state(float(step)) for step in (10, 20, 30)}
     paths = make_run(tmp_path / "run", states, config=config())

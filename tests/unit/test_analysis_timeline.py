@@ -145,6 +145,15 @@ def test_a_picture_of_little(tmp_path: Path, states: dict) -> None:
     assert "knn_top1 was not measured yet" in picture.svg()
 
 
+def test_the_picture_reaches_to_the_last_metric(tmp_path: Path) -> None:
+    rows = [row(10, knn_top1=0.5), row(90, knn_top1=0.75)]
+    paths = make_run(tmp_path / "run", {10: tiny_state(1.0)}, rows=rows, attempts=(), step=10)
+    paths.metrics.write_text(paths.metrics.read_text() + "{}\n")  # damaged: no last row, but what is before it is drawn
+    analyzer = CheckpointAnalyzer(paths.directory)
+    picture = draw_timeline(analyzer.timeline(), "knn_top1", analyzer.history.series("knn_top1"), None)
+    assert picture.figure.axes[0].get_xlim()[1] > 9
+
+
 def test_history_reads_numbers_and_words_for_numbers(tmp_path: Path) -> None:
     paths = make_run(tmp_path / "run", rows=[row(10, loss=1.5, knn_top1="nan"), row(20, loss="inf", name="text")])
     found = read_history(paths.metrics)

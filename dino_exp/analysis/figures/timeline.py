@@ -50,7 +50,9 @@ def draw_timeline(timeline: Timeline, metric: str, series: Series, best: Best | 
         _draw_metric(above, series, metric, per_epoch, best)
         _draw_lanes(middle, timeline, used)
         _draw_bytes(below, timeline)
-        last = max([save.step for save in timeline.saves] + [span.end for span in timeline.spans] + [per_epoch])
+        measured = series.finite.steps[-1:].tolist()
+        saved, reached = [save.step for save in timeline.saves], [span.end for span in timeline.spans]
+        last = max([*saved, *reached, *measured, per_epoch])
         below.set_xlim(-0.015 * last / per_epoch, 1.02 * last / per_epoch)
         below.set_xlabel("epoch")
     return Picture(name="timeline", title="Timeline", alt=_alt(timeline), figure=figure)

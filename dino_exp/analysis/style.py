@@ -161,14 +161,6 @@ def framed_figure(
     return figure
 
 
-def label_line(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
-    """Name a line at its end, in its colour, so that no legend is needed."""
-    axes.annotate(
-        text, (x, y), xytext=(4, 0), textcoords="offset points", color=colour, va="center", fontsize=9,
-        annotation_clip=False,
-    )  # fmt: skip
-
-
 def bare(axes: Axes) -> None:
     """No lines around or within: for maps, whose cells are lines enough."""
     axes.grid(visible=False)

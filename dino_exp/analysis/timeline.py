@@ -111,9 +111,7 @@ def make_timeline(
     )
 
 
-def _spans(
-    record: RunRecord, state: str, events: Sequence[Mapping[str, Any]], last_row: int | None
-) -> Iterable[Span]:
+def _spans(record: RunRecord, state: str, events: Sequence[Mapping[str, Any]], last_row: int | None) -> Iterable[Span]:
     by_attempt = _by_attempt(events)
     rows = _rows_reached(by_attempt, len(record.attempts), last_row)
     reached = 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dino_exp.analysis.figures.labels import label_ends
 from dino_exp.analysis.history import History, Series
 from dino_exp.analysis.style import (
     ALARM,
@@ -20,7 +20,6 @@ from dino_exp.analysis.style import (
     Picture,
     framed_figure,
     house,
-    label_line,
     note,
 )
 from dino_exp.dino.collapse import MAX_DIVERGENCE, UNIFORM_RATIO
@@ -61,10 +60,12 @@ def draw_accuracy(history: History, per_epoch: int, best: Best | None) -> Pictur
         else:
             _draw(axes, lines, per_epoch, with_markers=True, levels=_baselines(history))
             if best is not None and best.metric == "knn_top1":
-                axes.plot(best.step / per_epoch, 100 * best.value, "o", color=BEST, markersize=8, zorder=5)
+                x, y = best.step / per_epoch, 100 * best.value
+                axes.plot(x, y, "o", color=BEST, markersize=8, zorder=5)
+                at_end = x > 0.9 / _ROOM * axes.get_xlim()[1]  # where the names of the lines begin
                 axes.annotate(
-                    f"best {100 * best.value:.1f}", (best.step / per_epoch, 100 * best.value), xytext=(0, 7),
-                    textcoords="offset points", color=BEST, ha="center", fontsize=9,
+                    f"best {y:.1f}", (x, y), xytext=(0, 7), textcoords="offset points", color=BEST, fontsize=9,
+                    ha="right" if at_end else "center",
                 )  # fmt: skip
             axes.set_ylabel("k-NN accuracy, %")
     latest = history.latest("knn_top1")
@@ -173,19 +174,7 @@ def _draw(
     axes.margins(y=0.12)
     axes.set_xlabel("epoch")
     axes.set_xlim(0, last * _ROOM)
-    for (x, _, name, colour), y in zip(ends, spread_out([y for _, y, _, _ in ends], axes), strict=True):
-        label_line(axes, x, y, name, colour)
-
-
-def spread_out(heights: Sequence[float], axes: Axes) -> list[float]:
-    """The same heights, moved apart where names at them would overlap."""
-    low, high = axes.get_ylim()
-    least = 0.075 * (high - low)
-    order = sorted(range(len(heights)), key=lambda place: heights[place])
-    moved = list(heights)
-    for earlier, later in itertools.pairwise(order):
-        moved[later] = max(moved[later], moved[earlier] + least)
-    return moved
+    label_ends(axes, ends)
 
 
 def _panel(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dino_exp.analysis.evolution import Measures, Moment
-from dino_exp.analysis.figures.curves import spread_out
+from dino_exp.analysis.figures.labels import label_ends
 from dino_exp.analysis.names import place_in_network, short_name
 from dino_exp.analysis.style import (
     HEAT,
@@ -20,7 +20,6 @@ from dino_exp.analysis.style import (
     bare,
     framed_figure,
     house,
-    label_line,
     note,
     percent,
 )
@@ -96,9 +95,7 @@ def _curves(axes: Axes, moments: Sequence[Moment], title: str, curves: Sequence[
         note(axes, "not in these checkpoints")
         return
     axes.margins(y=0.15)
-    for (x, _, name, colour), y in zip(ends, spread_out([end[1] for end in ends], axes), strict=True):
-        if name:
-            label_line(axes, x, y, name, colour)
+    label_ends(axes, [end for end in ends if end[2]])
 
 
 def _changes(figure: Figure, axes: Axes, moments: Sequence[Moment]) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dino_exp.analysis.figures.curves import MOST_POINTS, spread_out
+from dino_exp.analysis.figures.curves import MOST_POINTS
+from dino_exp.analysis.figures.labels import label_ends
 from dino_exp.analysis.history import Series
-from dino_exp.analysis.style import QUIET, SERIES, Picture, house, label_line, new_figure, note
+from dino_exp.analysis.style import QUIET, SERIES, Picture, framed_figure, house, note
 
 _STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)))
 MOST_NAMED = len(SERIES) * len(_STYLES)  # of more lines than these only the best few are named
 _BEST_NAMED = 6
 _MOST_CHARS = 32
+_CHAR_INCHES = 0.075  # of a name, beside the axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,8 @@ def draw_runs(curves: Sequence[RunCurve], metric: str, *, less_is_better: bool) 
     )
     named = shown if len(shown) <= MOST_NAMED else ranked[:_BEST_NAMED]
     with house():
-        figure = new_figure(3.4 if len(named) <= 8 else 4.6)
+        longest = max((len(_short(curve.name)) for curve in named), default=0)
+        figure = framed_figure(3.4 if len(named) <= 8 else 4.6, left=0.8, right=0.2 + _CHAR_INCHES * longest)
         axes = figure.subplots()
         ends = []
         for curve in sorted(shown, key=lambda curve: curve in named):
@@ -46,7 +49,7 @@ def draw_runs(curves: Sequence[RunCurve], metric: str, *, less_is_better: bool) 
             axes.plot(epochs, series.values, linestyle=style, color=colour, marker=few, markersize=3,
                       alpha=1.0 if curve in named else 0.35, linewidth=1.6 if curve in named else 0.9)  # fmt: skip
             if curve in named:
-                ends.append((float(epochs[-1]), float(series.values[-1]), _short(curve.name), colour))
+                ends.append((float(series.values[-1]), _short(curve.name), colour))
         if not shown:
             note(axes, f"none of these runs has {metric} yet")
         else:
@@ -54,8 +57,7 @@ def draw_runs(curves: Sequence[RunCurve], metric: str, *, less_is_better: bool) 
             axes.set_ylabel(metric)
             axes.margins(y=0.1)
             last = max(float(curve.series.finite.steps[-1]) / curve.per_epoch for curve in shown)
-            for (_, _, name, colour), y in zip(ends, spread_out([end[1] for end in ends], axes), strict=True):
-                label_line(axes, last, y, name, colour)
+            label_ends(axes, [(last, *end) for end in ends])
     return Picture(name="runs", title=f"{metric} of {len(curves)} runs", alt=_alt(ranked, metric), figure=figure)
 
 

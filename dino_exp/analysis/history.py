@@ -19,7 +19,7 @@ from dino_exp.runs.jsontext import number
 Values = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Series:
     """One metric: the steps at which it was written, and its values there, which may be NaN or infinite."""
 

@@ -39,7 +39,7 @@ def compare(
 ) -> None:
     """Compare a metric of several runs: the best first, and in a picture their curves.
 
-    Runs are named by the settings in which they differ.
+    Runs are named by the first three settings in which they differ.
 
     \b
     Examples:
@@ -50,8 +50,11 @@ def compare(
 
     if picture is not None:
         check_suffix(picture, "--picture")
-    directories = list(dict.fromkeys(find_run(outputs, run) for run in runs))
-    found = [CheckpointAnalyzer(directory) for directory in directories]
+    directories: dict[Path, Path] = {}
+    for run in runs:
+        directory = find_run(outputs, run)
+        directories.setdefault(directory.resolve(), directory)  # one run may be spelled in several ways
+    found = [CheckpointAnalyzer(directory) for directory in directories.values()]
     curves = list(map(_curve, found, _names(found), [metric] * len(found)))
     if not any(len(curve.series) for curve in curves):
         known = sorted({name for run in found for name in run.history.columns})
@@ -84,16 +87,20 @@ def _curve(run: CheckpointAnalyzer, name: str, metric: str) -> RunCurve:
 
 
 def _names(runs: Sequence[CheckpointAnalyzer]) -> list[str]:
-    """By the settings in which they differ, or else by their keys."""
+    """By the settings in which they differ, or else by their directories."""
     settings = [stored_values(run.directory) for run in runs]
     keys = dict.fromkeys(key for one in settings for key in one)
     differing = [key for key in keys if len({str(one.get(key)) for one in settings}) > 1 and key not in _NOT_NAMES]
+    more = f" and {len(differing) - _MOST_SETTINGS} more" if len(differing) > _MOST_SETTINGS else ""
     names = [
-        ", ".join(f"{key.rpartition('.')[2]} {one.get(key, '–')}" for key in differing[:_MOST_SETTINGS])
+        ", ".join(f"{key.rpartition('.')[2]} {one.get(key, '–')}" for key in differing[:_MOST_SETTINGS]) + more
         for one in settings
     ]
     if len(set(names)) < len(runs) or not differing:
-        names = [f"{name} {run.directory.name}".strip() for name, run in zip(names, runs, strict=True)]
+        places = [run.directory.name for run in runs]
+        if len(set(places)) < len(runs):  # copies of a run
+            places = [str(run.directory) for run in runs]
+        names = [f"{name} {place}".strip() for name, place in zip(names, places, strict=True)]
     return names
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,23 @@ def test_runs_compare_names_runs_by_what_differs(run: RunPaths, tmp_path: Path) 
     wrong = cli("compare", run.directory, "--metric", "speed", noun="runs")
     assert (wrong.code, "there are epoch, knn_top1, loss" in wrong.err) == (2, True)
     assert json.loads(cli("compare", run.directory, run.directory, "--json", noun="runs").out)[0]["name"] == KEY
+
+
+def test_runs_compare_tells_copies_apart_and_takes_a_run_once(run: RunPaths, tmp_path: Path) -> None:
+    copy = tmp_path / "copy" / KEY
+    shutil.copytree(run.directory, copy)
+    again = run.directory / ".." / KEY
+    picture = tmp_path / "copies.svg"
+    told = cli("compare", run.directory, copy, again, "--json", "--picture", picture, noun="runs")
+    assert [one["name"] for one in told.json] == [str(run.directory), str(copy)]
+    assert picture.exists()
+
+
+def test_runs_compare_names_three_settings_and_says_how_many_more(run: RunPaths, tmp_path: Path) -> None:
+    changes = ("optimizer.lr=1e-3", "seed=5", "train.batch_size=8", "loss.center_momentum=0.8")
+    other = make_run(tmp_path / "other", rows=ROWS, config=config(*changes))
+    names = [one["name"] for one in cli("compare", run.directory, other.directory, "--json", noun="runs").json]
+    assert all(name.count(",") == 2 and name.endswith(" and 1 more") for name in names)
 
 
 def test_timeline_says_that_an_attempt_was_not_exact(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Names at the ends of lines, in their colours, so that no legend is needed: none over another, none beside the axes."""
+"""Names at the ends of lines, in their colours, so that no legend is needed: none over another, none outside."""
 
 from __future__ import annotations
 

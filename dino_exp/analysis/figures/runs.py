@@ -17,7 +17,7 @@ _MOST_CHARS = 32
 _CHAR_INCHES = 0.075  # of a name, beside the axes
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RunCurve:
     """One run: its name in the picture, its curve, and its best value, None where it has none."""
 
@@ -62,7 +62,9 @@ def draw_runs(curves: Sequence[RunCurve], metric: str, *, less_is_better: bool) 
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= _MOST_CHARS else name[: _MOST_CHARS - 1] + "…"
+    """Both ends: paths differ in the one, settings in the other."""
+    half = _MOST_CHARS // 2
+    return name if len(name) <= _MOST_CHARS else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _look(place: int) -> tuple[str, str | tuple[float, tuple[float, ...]]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dino_exp.analysis.measures import Sums, on_one_core, sums_of
-from dino_exp.analysis.names import block_of, part_of, place_in_network
+from dino_exp.analysis.names import block_of, is_statistic, part_of, place_in_network
 from dino_exp.checkpoint.arrays import OpenCheckpoint
 from dino_exp.checkpoint.canonical import metrics_to_json
 from dino_exp.checkpoint.manifest import Manifest
@@ -55,6 +55,10 @@ class TensorDifference:
         """`student`, `teacher`, `optimizer`, `loss`."""
         return part_of(self.name)
 
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {**vars(self), "shape": list(self.shape)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -78,7 +82,7 @@ class Comparison:
             "a": self.a,
             "b": self.b,
             "equal": self.is_equal,
-            "tensors": [{**vars(one), "shape": list(one.shape)} for one in self.tensors],
+            "tensors": [one.as_json() for one in self.tensors],
             "metrics": list(self.metrics),
             "settings": list(self.settings),
             "origin": list(self.origin),
@@ -149,15 +153,15 @@ def largest_first(tensors: Sequence[TensorDifference], by: str = "relative") -> 
 def relative_by_layer(tensors: Sequence[TensorDifference], part: str) -> dict[tuple[str, str], float | None]:
     """The relative change of a part's layers, by block and kind (`backbone.blocks.3`, `attn.qkv`), through the network.
 
-    Weight and bias of a layer count together; None where A is zero.
+    Weight and bias of a layer count together, statistics of batch norm do not, as in `evolution`; None where A is zero.
     """
     cells: dict[tuple[str, str], Sums] = {}
     for one in sorted(tensors, key=lambda one: place_in_network(one.name)):
-        if one.part != part or one.is_counter or one.change is None or one.norm_a is None:
+        if one.part != part or is_statistic(one.name) or one.change is None or one.norm_a is None:
             continue
         block = block_of(one.name)
         kind = one.name.removeprefix(f"{part}.{block}").strip(".")
-        kind = re.sub(r"(^|\.)(weight|bias|weight_g|weight_v|running_mean|running_var)$", "", kind)
+        kind = re.sub(r"(^|\.)(weight|bias|weight_g|weight_v)$", "", kind)
         cells[block, kind] = cells.get((block, kind), Sums()) + Sums(a=one.norm_a**2, difference=one.change**2)
     return {place: sums.relative for place, sums in cells.items()}
 

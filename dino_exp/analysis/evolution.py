@@ -23,7 +23,7 @@ from dino_exp.analysis.measures import (
     spectrum_of,
     square_sum,
 )
-from dino_exp.analysis.names import block_of, place_in_network
+from dino_exp.analysis.names import block_of, is_statistic, place_in_network
 from dino_exp.checkpoint.arrays import Array, OpenCheckpoint
 from dino_exp.checkpoint.store import Store
 from dino_exp.errors import DinoExpError
@@ -34,7 +34,6 @@ TOTAL = "total"
 _FIRST, _SECOND = (".exp_avg", ".momentum_buffer", ".mu"), ".exp_avg_sq"
 _BEFORE = "before."
 _MOMENTS = (*_FIRST, _SECOND)
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _KEPT_BYTES = 64 << 20  # of a student that is kept for the next checkpoint instead of being read again
 
 Progress = Callable[[int], None]  # hears of bytes of tensors, as they are read
@@ -132,7 +131,7 @@ def _look_at(
 def parameters_of(names: Iterable[str]) -> list[str]:
     """What student and teacher learn, without its part: `backbone.norm.weight`; batch-norm statistics are left out."""
     bare = (name.partition(".")[2] for name in names if name.startswith((STUDENT, TEACHER)))
-    return list(dict.fromkeys(name for name in bare if name.rpartition(".")[2] not in _BUFFERS))
+    return list(dict.fromkeys(name for name in bare if not is_statistic(name)))
 
 
 def chosen_weights(names: Sequence[str]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _BLOCK_NUMBER = re.compile(r"(?:.*\.)?blocks\.(\d+)")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _EARLY = ("cls_token", "pos_embed", "patch_embed")
 
 
@@ -21,6 +22,11 @@ def block_of(tensor: str) -> str:
     _, *names = tensor.split(".")
     numbers = [index for index, name in enumerate(names) if name.isdecimal()]
     return ".".join(names[: numbers[0] + 1 if numbers else 2]) or tensor
+
+
+def is_statistic(tensor: str) -> bool:
+    """Whether it is a statistic of batch norm, which follows the data: no weight, and nobody learns it."""
+    return tensor.rpartition(".")[2] in _STATISTICS
 
 
 def place_in_network(name: str) -> tuple[int, int, str]:

@@ -143,7 +143,7 @@ def compare(
     by: Annotated[ByChoice, typer.Option("--by", help="What is largest: relative or absolute change, or angle.")] = (
         ByChoice.RELATIVE
     ),
-    limit: Annotated[int, typer.Option("--limit", min=0, help="At most so many tensors; 0: all.")] = _SHOWN,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="At most so many lines in the table; 0: all.")] = _SHOWN,
     picture: PictureOption = None,
     outputs: OutputsOption = OUTPUTS,
     as_json: JsonOption = False,
@@ -162,7 +162,11 @@ def compare(
     from dino_exp.analysis.comparison import largest_first
 
     if picture is not None:
+        from dino_exp.analysis.figures.comparison import PARTS, draw_comparison
+
         check_suffix(picture, "--picture")
+        if part not in (None, *PARTS):
+            raise UsageError(f"--part {part}: a picture shows the layers of {' or '.join(PARTS)}; leave out --picture")
     one, other = named(a, outputs), named(b, outputs)
     first, second = CheckpointAnalyzer(one.paths.directory), CheckpointAnalyzer(other.paths.directory)
     with progress("reading", quiet=as_json) as bar:
@@ -179,11 +183,10 @@ def compare(
         parts = ", ".join(dict.fromkeys(tensor.part for tensor in found.tensors))
         raise UsageError(f"--part {part}: no tensor of it in either; there are {parts}")
     if picture is not None:
-        from dino_exp.analysis.figures.comparison import draw_comparison
-
-        draw_comparison(found).save(picture)
+        draw_comparison(found, part).save(picture)
     if as_json:
-        print_json(spell(found.as_json()))
+        told = tensors if part is not None else found.tensors
+        print_json(spell({**found.as_json(), "tensors": [one.as_json() for one in largest_first(told, by.value)]}))
         return
     _print_comparison(found, largest_first(tensors, by.value), limit)
     moved = sum(tensor.part == hidden and not tensor.is_equal for tensor in found.tensors)

@@ -9,7 +9,8 @@ import torch
 from analysis_samples import PROTOTYPES, QKV, save_states, tiny_state
 from support.checkpoints import flip, pack_of
 
-from dino_exp.analysis.comparison import compare_checkpoints, largest_first, relative_by_layer
+from dino_exp.analysis.comparison import Comparison, compare_checkpoints, largest_first, relative_by_layer
+from dino_exp.analysis.figures.comparison import draw_comparison
 from dino_exp.checkpoint.store import Store
 
 
@@ -32,8 +33,17 @@ def test_golden_numbers(tmp_path: Path) -> None:
     assert order[0].name == f"teacher.{QKV}"
     assert order[-1].name.endswith((".step", ".exp_avg", ".exp_avg_sq", "running_mean"))
     assert relative_by_layer(found.tensors, "student") == pytest.approx(
-        {("backbone.blocks.0", "attn.qkv"): 1.0, ("head.mlp.1", ""): 0.0, ("head.last_layer", ""): 1.0}
+        {("backbone.blocks.0", "attn.qkv"): 1.0, ("head.last_layer", ""): 1.0}
     )
+    assert not any("teacher" in picture_text(found, part) for part in (None, "student"))
+    assert "Teacher: from step 10 of" in picture_text(found, "teacher")
+    assert "to step 20" in picture_text(found, "teacher")
+
+
+def picture_text(found: Comparison, part: str | None) -> str:
+    drawn = draw_comparison(found, part)
+    assert drawn.title in drawn.svg().replace("\n", " ")
+    return drawn.svg()
 
 
 def test_equal_checkpoints_are_equal(tmp_path: Path) -> None:

@@ -89,6 +89,11 @@ def test_compare_equal_ones_parts_and_limits(run: RunPaths) -> None:
     told = cli("compare", f"{run.directory}@10", run.directory, "--part", "student", "--limit", "1")
     assert "1 of 2 tensors that differ; all: --limit 0" in told.out
     assert "1 tensor equal" in told.out
+    told = cli("compare", f"{run.directory}@10", run.directory, "--part", "teacher", "--by", "change", "--json").json
+    assert [one["name"] for one in told["tensors"]] == [f"teacher.{QKV}", f"teacher.{PROTOTYPES}"]
+    assert len(cli("compare", f"{run.directory}@10", run.directory, "--json").json["tensors"]) == 8
+    wrong = cli("compare", run.directory, run.directory, "--part", "optimizer", "--picture", "x.svg")
+    assert (wrong.code, "layers of student or teacher" in wrong.err) == (2, True)
     wrong = cli("compare", run.directory, run.directory, "--part", "head")
     assert wrong.code == 2
     assert all(part in wrong.err.partition("there are")[2] for part in ("student", "teacher", "optimizer"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from typing import TYPE_CHECKING
 
 from dino_exp.analysis.comparison import Comparison, relative_by_layer
@@ -14,24 +15,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PARTS = ("student", "teacher")
 _BLOCK = re.compile(r"backbone\.blocks\.(\d+)")
 _MOST_NUMBERED = 12  # rows into which values are written
 _MOST_BARS = 14
+_LINE_CHARS = 84  # of the title
 
 
-def draw_comparison(comparison: Comparison) -> Picture:
-    """The student's layers, or the teacher's where there is no student in both."""
-    part = next((part for part in ("student", "teacher") if relative_by_layer(comparison.tensors, part)), "student")
+def draw_comparison(comparison: Comparison, part: str | None = None) -> Picture:
+    """The layers of one of `PARTS`: where none is said the student's, or the teacher's without a student in both."""
+    if part is None:
+        part = next((part for part in PARTS if relative_by_layer(comparison.tensors, part)), PARTS[0])
     cells = relative_by_layer(comparison.tensors, part)
     blocks = {place: value for place, value in cells.items() if _BLOCK.fullmatch(place[0])}
     others = {place: value for place, value in cells.items() if place not in blocks}
     depth = len({block for block, _ in blocks})
+    title = _title(comparison, part)
     with house():
-        figure = new_figure(max(2.8, 1.0 + 0.26 * max(depth, min(len(others), _MOST_BARS))))
+        figure = new_figure(max(3.0, 1.2 + 0.26 * max(depth, min(len(others), _MOST_BARS))))
+        figure.suptitle(textwrap.fill(title, _LINE_CHARS), x=0.01, ha="left", fontsize=9)
         left, right = figure.subplots(1, 2, width_ratios=[1.55, 1])
         _heat(figure, left, blocks)
         _bars(right, others, STUDENT if part == "student" else TEACHER)
-    return Picture(name="comparison", title=_title(comparison, part), alt=_alt(comparison, cells), figure=figure)
+    return Picture(name="comparison", title=title, alt=_alt(comparison, cells), figure=figure)
 
 
 def _heat(figure: Figure, axes: Axes, cells: dict[tuple[str, str], float | None]) -> None:
@@ -86,8 +92,10 @@ def _named(place: tuple[str, str]) -> str:
 
 def _title(comparison: Comparison, part: str) -> str:
     a, b = comparison.a, comparison.b
-    where = "" if a["run_key"] == b["run_key"] else f" of {b['run_key']}"
-    return f"{part.capitalize()}: from step {a['step']:,} of {a['run_key']} to step {b['step']:,}{where}"
+    begin, end = (f"step {facts['step']:,} of {facts['run_key'] or 'an unnamed run'}" for facts in (a, b))
+    if a["run_key"] == b["run_key"]:
+        end = f"step {b['step']:,}"
+    return f"{part.capitalize()}: from {begin} to {end}"
 
 
 def _alt(comparison: Comparison, cells: dict[tuple[str, str], float | None]) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from dino_exp.checkpoint.arrays import Array
 
 _BLOCK = 1 << 15  # elements: two blocks of float64 fit the second cache of a core
 _ROWS = 1 << 11  # of a matrix
+_SINGLE = float(np.finfo(np.float32).eps)
 _DEAD_SHARE = 0.01
 
 
@@ -118,21 +120,28 @@ def spectrum_of(weight: Array) -> Spectrum | None:
     matrix = weight.reshape(len(weight), -1)
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.T
-    # On the smaller side, and in parts that are added up in float64: as good as an SVD for all but the tiniest values,
-    # and much cheaper.
-    precise = np.result_type(matrix, np.float32)
-    gram = np.zeros((matrix.shape[1], matrix.shape[1]))
-    for start in range(0, len(matrix), _ROWS):
-        rows = matrix[start : start + _ROWS].astype(precise, copy=False)
-        gram += rows.T @ rows
-    if not np.isfinite(gram).all():
+    # On the smaller side: as good as an SVD for all but the tiniest values, and much cheaper.
+    squares = _squared_singular(matrix, np.result_type(matrix, np.float32))
+    if squares is not None and squares.min() < len(squares) * _SINGLE * squares.max():
+        # Values that small drown in the rounding of float32, of low rank many of them. Float64 costs twice as much.
+        squares = _squared_singular(matrix, np.dtype(np.float64))
+    if squares is None:
         return None
-    singular = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0.0, None))
+    singular = np.sqrt(np.clip(squares, 0.0, None))
     total = singular.sum()
     if total == 0:
         return None
     shares = singular[singular > 0] / total
     return Spectrum(float(singular.max()), float(np.exp(-(shares * np.log(shares)).sum())))
+
+
+def _squared_singular(matrix: Array, precise: np.dtype[Any]) -> NDArray[np.float64] | None:
+    """By products of this precision, in parts that are added up in float64; None where these are not finite."""
+    gram = np.zeros((matrix.shape[1], matrix.shape[1]))
+    for start in range(0, len(matrix), _ROWS):
+        rows = matrix[start : start + _ROWS].astype(precise, copy=False)
+        gram += rows.T @ rows
+    return np.asarray(np.linalg.eigvalsh(gram), np.float64) if np.isfinite(gram).all() else None
 
 
 def dead_rows(second_moment_KD: Array) -> int:

@@ -74,6 +74,17 @@ def test_a_wide_and_a_tall_matrix_have_the_same_spectrum() -> None:
     assert found.spectral_norm == pytest.approx(singular[0])
 
 
+@pytest.mark.parametrize("rank", [1, 2, 8, 96])
+def test_a_low_rank_is_that_of_an_svd(rank: int) -> None:
+    generator = np.random.default_rng(rank)
+    weight = (generator.standard_normal((288, rank)) @ generator.standard_normal((rank, 96))).astype(np.float32)
+    singular = np.linalg.svd(weight.astype(float), compute_uv=False)
+    shares = singular / singular.sum()
+    found = spectrum_of(weight)
+    assert found is not None
+    assert found.effective_rank == pytest.approx(float(np.exp(-(shares * np.log(shares)).sum())), rel=1e-4)
+
+
 def test_dead_prototypes_are_those_without_gradient() -> None:
     second = np.array([[4.0, 4.0], [1.0, 1.0], [1e-6, 1e-6], [0.0, 0.0]])
     assert dead_rows(second) == 2

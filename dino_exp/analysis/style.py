@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # What a page has under these names, light and dark; matplotlib draws with the light ones. The five of data are those of
-# Okabe and Ito (2008), darkened where they would be faint on paper.
+# Okabe and Ito (2008), darkened until each can be read as text, and so far apart that they still differ to every eye.
 LIGHT = {
     "paper": "#fdfdfb",
     "ink": "#23272e",
-    "quiet": "#8a9099",
+    "quiet": "#6b717a",
     "grid": "#e3e5e8",
     "student": "#0072b2",
-    "teacher": "#d55e00",
+    "teacher": "#c84b00",
     "best": "#00805d",
-    "milestone": "#a8437f",
-    "pinned": "#b07d00",
+    "milestone": "#8f2f86",
+    "pinned": "#665000",
     "alarm": "#c1121f",
 }
 DARK = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from urllib.parse import quote
 
 from dino_exp.analysis.page.document import (
     Alarm,
@@ -44,7 +45,7 @@ def _lines(block: Block, pictures: str) -> Iterator[str]:
         case Table():
             yield from _rows(block.columns, [[cell.text for cell in row] for row in block.rows])
         case Figure(picture, caption):
-            yield f"![{_escaped(picture.alt)}]({pictures}/{picture.name}.svg)"
+            yield f"![{_escaped(picture.alt)}]({quote(pictures)}/{picture.name}.svg)"
             yield ""
             yield f"*{_escaped(picture.title)}.* {_escaped(caption)}".rstrip()
         case Command(line, about):

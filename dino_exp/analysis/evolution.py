@@ -9,7 +9,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from dino_exp.analysis.measures import (
 )
 from dino_exp.analysis.names import block_of, is_statistic, place_in_network
 from dino_exp.checkpoint.arrays import Array, OpenCheckpoint
+from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.store import Store
 from dino_exp.errors import DinoExpError
 
@@ -66,12 +67,12 @@ MEASURES = tuple(Measures.__dataclass_fields__)
 class Moment:
     """One checkpoint. `problem` says what of it could not be read; then the rest may be empty.
 
-    `epoch` counts those that were complete, `epochs` the part of one as well.
+    `epoch` counts those that were complete, `epochs` the part of one as well; None where the manifest cannot be read.
     """
 
     step: int
-    epoch: int
-    epochs: float = 0.0
+    epoch: int | None = None
+    epochs: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     total: Measures = field(default_factory=Measures)
     blocks: Mapping[str, Measures] = field(default_factory=dict)
@@ -111,6 +112,7 @@ def _look_at(
 ) -> tuple[Moment, _Before | None] | None:
     """A checkpoint, and its student for the next one; None where a training has dropped it meanwhile."""
     identity = store.identity(step)
+    opened: OpenCheckpoint | None = None
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(on_one_core())
@@ -125,7 +127,18 @@ def _look_at(
             return None
         if identity not in (None, store.identity(step)):  # the same state was written anew meanwhile, in other packs
             return _look_at(store, step, before, weights, progress)
-        return Moment(step=step, epoch=0, problem=str(damage)), None
+        damaged = Moment(step=step) if opened is None else _described(opened.manifest)
+        return replace(damaged, problem=str(damage)), None
+
+
+def _described(manifest: Manifest) -> Moment:
+    """What the manifest says, before anything is measured."""
+    return Moment(
+        step=manifest.step,
+        epoch=manifest.epoch,
+        epochs=round(manifest.step / manifest.schedule.steps_per_epoch, 6),
+        metrics=dict(manifest.metrics),
+    )
 
 
 def parameters_of(names: Iterable[str]) -> list[str]:
@@ -205,11 +218,8 @@ class _Look:
         manifest = self._opened.manifest
         measured = {group: _measures(squares) for group, squares in self._squares.items()}
         table = manifest.tensors.get(STUDENT + PROTOTYPES) or manifest.tensors.get(TEACHER + PROTOTYPES)
-        return Moment(
-            step=manifest.step,
-            epoch=manifest.epoch,
-            epochs=round(manifest.step / manifest.schedule.steps_per_epoch, 6),
-            metrics=dict(manifest.metrics),
+        return replace(
+            _described(manifest),
             total=measured.pop(TOTAL, Measures()),
             blocks=measured,
             spectra=self._spectra,

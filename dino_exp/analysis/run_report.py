@@ -175,10 +175,7 @@ def _weights(run: CheckpointAnalyzer, plan: ReportPlan, progress: Callable[[int]
     total = len(run.listing.rows)
     all_of_them = Command(f"dino-exp checkpoints evolution {run.quoted}", "Measure every checkpoint")
     if not steps:
-        reason = (
-            "There is no checkpoint to measure yet." if not total else "The checkpoints are too large to be read here."
-        )
-        yield Text(reason)
+        yield Text(_why_none(plan, total))
         if total:
             yield all_of_them
         return
@@ -186,6 +183,14 @@ def _weights(run: CheckpointAnalyzer, plan: ReportPlan, progress: Callable[[int]
     yield from chapters.weights(moments, total)
     if len(steps) < total:
         yield all_of_them
+
+
+def _why_none(plan: ReportPlan, total: int) -> str:
+    if not total:
+        return "There is no checkpoint to measure yet."
+    if plan.most_checkpoints < min(2, total):
+        return f"--most {plan.most_checkpoints} leaves too few of {count_text(total, 'checkpoint')} to be compared."
+    return f"The checkpoints are too large to be read here (--most-mb {plan.most_bytes // 10**6})."
 
 
 def chosen_steps(run: CheckpointAnalyzer, plan: ReportPlan) -> list[int]:
@@ -207,7 +212,8 @@ def _next(run: CheckpointAnalyzer) -> Iterator[Block]:
     here = run.quoted
     if run.state in ("interrupted", "preempted", "stopped", "failed"):
         yield Command(_resume(run), "Go on with the training")
-    if run.record.best is not None:
+    best = next((row for row in run.listing.rows if "best" in row["kinds"]), None)
+    if best is not None and best["resumable"]:
         yield Command(
             train_command(override("fork", f"{run.directory}@best"), "train.epochs=<more>"),
             "Train longer from the best checkpoint, in a run of its own",
@@ -216,7 +222,8 @@ def _next(run: CheckpointAnalyzer) -> Iterator[Block]:
     yield Command(f"dino-exp checkpoints verify {here}", "Check every byte of the checkpoints")
     yield Command(f"dino-exp checkpoints list {here}", "List the checkpoints")
     if run.listing.rows:
-        yield Command(f"dino-exp checkpoints export {here}@best --to teacher.safetensors", "Take the weights along")
+        at = "latest" if best is None else "best"
+        yield Command(f"dino-exp checkpoints export {here}@{at} --to teacher.safetensors", "Take the weights along")
     yield Command(f"dino-exp runs show {here}", "Everything that is recorded")
 
 

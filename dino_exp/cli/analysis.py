@@ -117,7 +117,8 @@ def _moment_line(moment: Moment, block: str) -> tuple[Cell, ...]:
     measured = moment.total if block == _TOTAL else moment.blocks.get(block)
     numbers = [_number(getattr(measured, name, None)) for name in _MEASURES]
     dead = "–" if moment.dead_prototypes is None else f"{moment.dead_prototypes} of {moment.num_prototypes}"
-    return str(moment.step), str(moment.epoch), *numbers, "damaged" if moment.problem else dead
+    epoch = "–" if moment.epoch is None else str(moment.epoch)
+    return str(moment.step), epoch, *numbers, "damaged" if moment.problem else dead
 
 
 def _tell_spectra(moments: Sequence[Moment]) -> None:

@@ -85,6 +85,7 @@ def test_a_damaged_checkpoint_is_told_and_the_next_is_compared_with_the_one_befo
     assert damaged.problem is not None
     assert "digest" in damaged.problem
     assert damaged.total.student_norm is None
+    assert (damaged.epoch, damaged.epochs) == (10, 2.0)  # by its manifest, which is whole
     assert third.total.relative_change == close(3.0)  # from 1 to 4
     assert first.problem is None
 
@@ -94,6 +95,7 @@ def test_a_manifest_that_cannot_be_read_is_damage_and_a_step_that_is_gone_is_lef
     found = list(walk(Store(folder), [5, 10, 20]))
     assert [moment.step for moment in found] == [10, 20]
     assert found[1].problem is not None
+    assert (found[1].epoch, found[1].epochs) == (None, None)
 
 
 def test_no_checkpoints_no_moments(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from support.checkpoints import flip, pack_of
 from test_analysis_page import read
 
 from dino_exp.analysis.analyzer import CheckpointAnalyzer
-from dino_exp.analysis.page.document import Alarm, Block, Document, Figure, Folded, Text, Tiles
+from dino_exp.analysis.page.document import Alarm, Block, Command, Document, Figure, Folded, Text, Tiles
 from dino_exp.analysis.page.html import to_html
 from dino_exp.analysis.page.markdown import to_markdown
 from dino_exp.analysis.plan import ReportPlan
@@ -53,6 +53,12 @@ def texts(made: Document) -> str:
     )
 
 
+def commands(made: Document) -> str:
+    return "\n".join(
+        block.line for section in made.sections for block in flat(section.blocks) if isinstance(block, Command)
+    )
+
+
 def tiles(made: Document) -> dict[str, str]:
     return {
         tile.name: tile.value for block in made.sections[0].blocks if isinstance(block, Tiles) for tile in block.tiles
@@ -70,22 +76,30 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert tiles(made)["epoch"] == "4 of 10"
     assert tiles(made)["best knn_top1"] == "80.0 %"
     assert made.subtitle == "mine"
+    assert "run@best --to teacher.safetensors" in commands(made)
+    assert "run@best" in commands(made).partition("fork=")[2].splitlines()[0]
     names = [picture.name for picture in made.pictures()]
     assert names == ["accuracy", "loss", "health", "drive", "timeline", "evolution", "storage"]
 
 
 def test_a_run_of_which_there_is_nothing_yet(tmp_path: Path) -> None:
-    made = drawn(make_run(tmp_path / "run", attempts=(), step=0))
+    best = Best(step=10, metric="knn_top1", value=0.5)  # measured, and killed before it was saved
+    made = drawn(make_run(tmp_path / "run", attempts=(), step=0, best=best))
+    assert "@" not in commands(made)
     assert [section.title for section in made.sections] == CHAPTERS
     assert "No row of metrics" in texts(made)
     assert "There is no checkpoint to measure yet" in texts(made)
     assert "No checkpoint has been saved yet" in texts(made)
-    assert tiles(made)["best knn_top1"] == "–"
+    assert tiles(drawn(make_run(tmp_path / "none", attempts=(), step=0)))["best knn_top1"] == "–"
 
 
 def test_one_checkpoint_and_no_best(tmp_path: Path) -> None:
-    made = drawn(make_run(tmp_path / "run", {10: tiny_state(1.0)}, rows=[row(10, loss=1.0)], config=config()))
+    paths = make_run(tmp_path / "run", rows=[row(10, loss=1.0)], config=config())
+    save_states(paths.checkpoints, {10: tiny_state(1.0)}, {10: {}})
+    made = drawn(paths)
     assert "There is one checkpoint" in texts(made)
+    assert "@best" not in commands(made)
+    assert "run@latest --to teacher.safetensors" in commands(made)
     assert alarms(made) == []
 
 
@@ -175,6 +189,7 @@ def test_many_checkpoints_are_sampled_with_first_last_and_best(tmp_path: Path) -
     made = report(paths, ReportPlan(most_checkpoints=5))
     assert "of 30 checkpoints, evenly spread" in texts(made)
     assert "too large to be read" in texts(report(paths, ReportPlan(most_bytes=10)))
+    assert "--most 1 leaves too few" in texts(report(paths, ReportPlan(most_checkpoints=1)))
 
 
 def keep_all() -> Any:

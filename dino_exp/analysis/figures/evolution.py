@@ -86,7 +86,11 @@ def _curves(axes: Axes, moments: Sequence[Moment], title: str, curves: Sequence[
     axes.set_title(title, fontsize=9)
     ends = []
     for read, name, colour in curves:
-        points = [(one.epochs, value) for one in moments if (value := read(one)) is not None and math.isfinite(value)]
+        points = [
+            (one.epochs, value)
+            for one in moments
+            if one.epochs is not None and (value := read(one)) is not None and math.isfinite(value)
+        ]
         if points:
             epochs, values = zip(*points, strict=True)
             axes.plot(epochs, values, color=colour, marker="o" if len(points) <= 60 else None, markersize=3)

@@ -83,7 +83,7 @@ class Delivery:
         self._clock = clock
         self._ending = threading.Event()
         self._deadline_secs, self._outcome = 0.0, "running"
-        self._is_open, self._is_lost = False, False
+        self._is_open, self._is_lost, self._was_asked = False, False, False
         self._is_finished, self._is_left = False, False
         self._num_failures = 0
         self._position = 0
@@ -101,7 +101,7 @@ class Delivery:
             self._ending.set()
 
     def finish(self) -> int:
-        """Wait for the end that was asked for, no longer than was said; say so where rows are left. Their number."""
+        """Wait for the end that was asked for, no longer than was said; say so where rows are left. Their number, at most."""
         self._thread.join(max(0.0, self._deadline_secs - self._clock()))
         if self._is_finished:
             return 0
@@ -111,9 +111,9 @@ class Delivery:
             self.tracker.abandon()
         missing = 0 if self._is_lost else self._num_missing()
         if missing:
+            lacks = f"has not got {missing}" if self._was_asked else f"could not be asked, and may lack up to {missing}"
             self._tell(
-                "tracker_behind",
-                f"{self.tracker.name} has not got {missing} of the rows of metrics.jsonl: {self.tracker.remedy}",
+                "tracker_behind", f"{self.tracker.name} {lacks} of the rows of metrics.jsonl: {self.tracker.remedy}"
             )
         elif self._is_left:
             log.info("%s did not come to an end in time", self.tracker.name)
@@ -141,7 +141,7 @@ class Delivery:
         if not self._is_open:
             self._guard()
             self._last_step, self._position = self.tracker.open(), 0
-            self._is_open = True
+            self._is_open = self._was_asked = True
         while True:
             rows, position = self._read(self._position)
             if position == self._position:

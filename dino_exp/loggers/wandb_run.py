@@ -96,28 +96,30 @@ class WandbRun:
             if path.is_symlink() and (path == self.folder or path.is_dir()):
                 raise RefusedError(f"{path} is a link; a run's files must lie inside it. Remove it")
         wandb = _imported()
-        last_step = None
         self._let_settle()
-        if self.mode == "online":
-            check_reachable(wandb.setup().settings.base_url)
-            if not wandb.login(prompt=False, verify=False):
-                raise NoAccountError("no API key on this machine; give it one with `wandb login`")
-        else:
+        if self.mode == "offline":  # its directory is made with the first row: none is to be left without rows
             offline = run_files(self.folder, "offline-run")
-            last_step = max((step for path in offline for step in history_steps(path)), default=None)
-        make_dirs(self.folder)
-        settings = wandb.Settings(**self.settings)
-        self._run = wandb.init(config=self.config, settings=settings, reinit="create_new")
-        if self.mode == "online":
-            log.info("wandb run: %s", self._run.url)
-            last_step = self._run.starting_step - 1 if self._run.resumed else None
-        return last_step
+            return max((step for path in offline for step in history_steps(path)), default=None)
+        check_reachable(wandb.setup().settings.base_url)
+        if not wandb.login(prompt=False, verify=False):
+            raise NoAccountError("no API key on this machine; give it one with `wandb login`")
+        self._run = self._begun()
+        log.info("wandb run: %s", self._run.url)
+        return self._run.starting_step - 1 if self._run.resumed else None
 
     def deliver(self, rows: Sequence[Row]) -> None:
         """Hand rows to W&B's process, which writes them to its file and, online, sends them."""
-        assert self._run is not None
+        if self._run is None:
+            self._run = self._begun()
         for row in rows:
             self._run.log(numbers_of(row), step=row["step"], commit=True)
+
+    def _begun(self) -> Run:
+        wandb = _imported()
+        make_dirs(self.folder)
+        settings = wandb.Settings(**self.settings)
+        run: Run = wandb.init(config=self.config, settings=settings, reinit="create_new")
+        return run
 
     def close(self, secs: float, outcome: str) -> None:
         """Let W&B's process finish. Raises TimeoutError where it could not send everything."""

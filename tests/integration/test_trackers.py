@@ -185,6 +185,7 @@ def test_a_finished_run_is_delivered_without_a_training(lab: Lab) -> None:
         lab.cli("runs", "deliver", str(run), "--tensorboard", "--wandb", "offline")
     assert_tensorboard_has_each_row_once(run)
     assert_wandb_has_each_row_once(run)
+    assert len(run_files(run / "wandb", "offline-run")) == 1  # none of the second time, when no row was lacking
     assert (rows(run), record(run)["attempts"]) == before
     owned = run.with_name(f"{run.name}-owned")
     attempt = lab.fork("run.variant=owned")

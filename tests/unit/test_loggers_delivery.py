@@ -152,7 +152,7 @@ def test_a_tracker_that_never_answers_holds_up_nobody_and_the_rest_is_counted(ro
     assert time.monotonic() - started < 5
     assert shelf.abandoned
     assert told.kinds() == ["tracker_behind"]
-    assert "50 of the rows" in told[0][1]
+    assert "has not got 50 of the rows" in told[0][1]
     assert shelf.remedy in told[0][1]
     shelf.gate.set()
 
@@ -164,7 +164,7 @@ def test_one_that_is_down_to_the_end_is_told_once_with_what_it_lacks(rows: RowWr
     wait_for(lambda: shelf.num_opened > 3)
     end(made)
     assert told.kinds() == ["tracker_down", "tracker_behind"]
-    assert "3 of the rows" in told[1][1]
+    assert "could not be asked, and may lack up to 3 of the rows" in told[1][1]
 
 
 def test_a_run_that_is_anothers_now_is_left_in_silence(rows: RowWriter) -> None:

@@ -158,6 +158,16 @@ def test_wandb_follows_no_link_out_of_the_run(tmp_path: Path) -> None:
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_wandb_offline_leaves_nothing_where_there_is_no_row_for_it(tmp_path: Path) -> None:
+    tracker = WandbRun(
+        tmp_path, id="a", mode="offline", project="p", entity=None, label="a", tags=(), note=None, config={},
+        secs_to_finish=1,
+    )  # fmt: skip
+    assert tracker.open() is None
+    tracker.close(1.0, "completed")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_read_of_what_is_no_wandb_file() -> None:
     assert list(records(b"")) == list(records(b"x" * 100)) == list(records(HEAD)) == []
     assert list(records(HEAD + b"\x00" * 70_000)) == []

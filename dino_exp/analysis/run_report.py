@@ -147,8 +147,8 @@ def _health(run: CheckpointAnalyzer) -> Iterator[Block]:
     yield Figure(draw_loss(history, per_epoch), "Cross-entropy between teacher and student over all pairs of crops.")
     yield Figure(
         draw_health(history, per_epoch),
-        "Red: where a collapse shows. A model collapses when the divergence stays near zero while the entropy of the "
-        "teacher is at its highest (every image alike) or far down (few prototypes take all).",
+        "A model collapses when the divergence stays near zero, in the red, while the entropy of the teacher is at its "
+        "highest, in the red, too (every image alike), or below the dotted line (few prototypes take all).",
     )
     yield Folded("Schedules and gradients", [Figure(draw_drive(history, per_epoch))])
     rows = [[cell(name), cell(history.latest(name)), cell(len(history.series(name)), "d")] for name in history.columns]

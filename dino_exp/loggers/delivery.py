@@ -101,7 +101,7 @@ class Delivery:
             self._ending.set()
 
     def finish(self) -> int:
-        """Wait for the end that was asked for, no longer than was said; say so where rows are left. Their number, at most."""
+        """Wait for the end that was asked for, no longer than was said; say so where rows are left. How many."""
         self._thread.join(max(0.0, self._deadline_secs - self._clock()))
         if self._is_finished:
             return 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from analysis_samples import make_run, row, save_states, tiny_state
 from config_examples import config
@@ -15,11 +16,14 @@ from support.checkpoints import flip, pack_of
 from test_analysis_page import read
 
 from dino_exp.analysis.analyzer import CheckpointAnalyzer
+from dino_exp.analysis.figures.curves import draw_health
+from dino_exp.analysis.history import History, Series
 from dino_exp.analysis.page.document import Alarm, Block, Command, Document, Figure, Folded, Text, Tiles
 from dino_exp.analysis.page.html import to_html
 from dino_exp.analysis.page.markdown import to_markdown
 from dino_exp.analysis.plan import ReportPlan
 from dino_exp.analysis.run_report import chosen_steps, make_report
+from dino_exp.dino.collapse import DOMINANCE_RATIO, MAX_DIVERGENCE, UNIFORM_RATIO
 from dino_exp.errors import CorruptCheckpointError, UsageError
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import Best, FailedSave
@@ -107,6 +111,19 @@ def test_values_that_are_no_numbers(tmp_path: Path) -> None:
     rows = [row(10, loss="nan", knn_top1="nan", kl="inf", entropy_ratio=0.5), row(20, loss="nan", knn_top1="nan")]
     made = drawn(make_run(tmp_path / "run", {10: tiny_state(math.nan)}, rows=rows, config=config()))
     assert any("no numbers" in alarm and "knn_top1" in alarm for alarm in alarms(made))
+    rows = [row(10, loss=4.25, knn_top1=0.5, kl=0.5, entropy_ratio=0.4), row(20, loss="nan", knn_top1="nan", kl="inf")]
+    alts = {picture.name: picture.alt for picture in report(make_run(tmp_path / "ends", rows=rows)).pictures()}
+    assert alts["accuracy"] == "k-NN accuracy with k = 20 is no number at the end, after 50.0 % at step 10."
+    assert alts["loss"] == "Loss: training is no number at the end, after 4.25 at step 10."
+    assert alts["health"].startswith("Teacher entropy over ln K is 0.40 at the end; the divergence is no number")
+
+
+def test_all_bounds_of_a_collapse_are_drawn() -> None:
+    series = Series(np.array([1.0]), np.array([0.7]))
+    entropy, kl, *_ = draw_health(History({"entropy_ratio": series, "kl": series}), 10).figure.axes
+    assert [patch.get_y() for patch in entropy.patches] == [UNIFORM_RATIO]
+    assert list(entropy.lines[-1].get_ydata()) == [DOMINANCE_RATIO, DOMINANCE_RATIO]
+    assert [patch.get_height() for patch in kl.patches] == [MAX_DIVERGENCE]
 
 
 def test_a_collapsed_model_is_called_so(tmp_path: Path) -> None:

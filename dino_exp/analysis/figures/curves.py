@@ -22,7 +22,7 @@ from dino_exp.analysis.style import (
     house,
     note,
 )
-from dino_exp.dino.collapse import MAX_DIVERGENCE, UNIFORM_RATIO
+from dino_exp.dino.collapse import DOMINANCE_RATIO, MAX_DIVERGENCE, UNIFORM_RATIO
 from dino_exp.runs.record import Best
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 800  # of a curve: more than a page has pixels
 _ROOM = 1.16  # of the axis, for the names at the ends of lines
+_DOTTED = (0, (1, 2))
 _BASELINES = (("pixel_", "raw pixels"), ("init_", "untrained"))
 
 
@@ -68,9 +69,20 @@ def draw_accuracy(history: History, per_epoch: int, best: Best | None) -> Pictur
                     ha="right" if at_end else "center",
                 )  # fmt: skip
             axes.set_ylabel("k-NN accuracy, %")
-    latest = history.latest("knn_top1")
-    told = "No evaluation yet." if latest is None else f"k-NN accuracy with k = 20 is {100 * latest:.1f} % at the end."
+    knn = history.series("knn_top1")
+    told = f"k-NN accuracy with k = 20 {_ending(knn, 100, '.1f', ' %')}." if len(knn) else "No evaluation yet."
     return Picture(name="accuracy", title="k-NN accuracy of frozen teacher features", alt=told, figure=figure)
+
+
+def _ending(series: Series, scale: float, digits: str, unit: str = "") -> str:
+    """Where a curve ends, in words: with its last number, and whether rows without one come after it."""
+    finite = series.finite
+    if not len(finite):
+        return "is never a number"
+    value = f"{scale * finite.values[-1]:{digits}}{unit}"
+    if math.isfinite(series.values[-1]):
+        return f"is {value} at the end"
+    return f"is no number at the end, after {value} at step {finite.steps[-1]:,.0f}"
 
 
 def _baselines(history: History) -> list[tuple[float, str]]:
@@ -89,7 +101,7 @@ def draw_loss(history: History, per_epoch: int) -> Picture:
 
 
 def draw_health(history: History, per_epoch: int) -> Picture:
-    """The four numbers in which a collapse shows, with the zone in which the alarm rings."""
+    """The four numbers in which a collapse shows, with the bounds at which the alarm rings: of both above, together."""
     with house():
         figure = framed_figure(4.6, left=0.55, top=0.25, wspace=0.24, hspace=0.22)
         (entropy, kl), (spread, used) = figure.subplots(2, 2, sharex=True)
@@ -100,6 +112,8 @@ def draw_health(history: History, per_epoch: int) -> Picture:
         if len(history.series("entropy_ratio")):
             entropy.set_ylim(0, 1.04)
             entropy.axhspan(UNIFORM_RATIO, 1.04, color=ALARM, alpha=0.12, linewidth=0)
+            # A line only: trainings that are well may run below it for long, with a high divergence.
+            entropy.axhline(DOMINANCE_RATIO, color=ALARM, linewidth=1, linestyle=_DOTTED)
             used.set_ylim(bottom=0)
             spread.set_ylim(bottom=0)
         if len(history.series("kl")):
@@ -107,10 +121,11 @@ def draw_health(history: History, per_epoch: int) -> Picture:
             kl.axhspan(0, MAX_DIVERGENCE, color=ALARM, alpha=0.12, linewidth=0)
         for axes in (spread, used):
             axes.set_xlabel("epoch")
-    ratio, divergence = history.latest("entropy_ratio"), history.latest("kl")
+    ratio, divergence = history.series("entropy_ratio"), history.series("kl")
     told = "No row yet."
-    if ratio is not None and divergence is not None:
-        told = f"At the end teacher entropy over ln K is {ratio:.2f} and the divergence {divergence:.2f} nats."
+    if len(ratio) and len(divergence):
+        ratio_told, divergence_told = _ending(ratio, 1, ".2f"), _ending(divergence, 1, ".2f", " nats")
+        told = f"Teacher entropy over ln K {ratio_told}; the divergence {divergence_told}."
     return Picture(name="health", title="Health", alt=told, figure=figure)
 
 
@@ -145,7 +160,7 @@ def draw_lines(lines: Sequence[Line], per_epoch: int, unit: str, *, name: str, t
             axes.set_ylabel(unit)
         else:
             note(axes, "no number to draw yet")
-    ends = "; ".join(f"{line.name} ends at {line.scale * line.series.finite.values[-1]:.4g}" for line in shown)
+    ends = "; ".join(f"{line.name} {_ending(line.series, line.scale, '.4g')}" for line in shown)
     return Picture(name=name, title=title, alt=f"{title}: {ends or 'nothing to draw yet'}.", figure=figure)
 
 
@@ -169,7 +184,7 @@ def _draw(
         ends.append((float(epochs[-1]), float(values[-1]), line.name, line.colour))
     last = max((x for x, _, _, _ in ends), default=1.0) or 1.0
     for level, name in levels:
-        axes.plot([0, last], [level, level], color=QUIET, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+        axes.plot([0, last], [level, level], color=QUIET, linewidth=1, linestyle=_DOTTED, zorder=1)
         ends.append((last, level, name, QUIET))
     axes.margins(y=0.12)
     axes.set_xlabel("epoch")

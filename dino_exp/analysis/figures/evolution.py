@@ -61,6 +61,8 @@ def _apart(axes: Axes, moments: Sequence[Moment]) -> None:
     _curves(axes, moments, "distance of student and teacher", [(lambda one: one.total.distance, "", INK)])
     last = next((one.total.cosine for one in reversed(moments) if one.total.cosine is not None), None)
     if last is not None:
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high + 0.25 * (high - low))  # a strip above the curve
         axes.text(0.98, 0.95, f"cosine at the end {last:.5f}", transform=axes.transAxes, ha="right", va="top",
                   color=QUIET, fontsize=8)  # fmt: skip
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_exp.errors import UsageError
-from dino_exp.fsio import write_shared
+from dino_exp.fsio import make_dirs, write_shared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,8 +89,9 @@ class Picture:
         return self._saved("png", {"Software": None, "Description": self.alt})
 
     def save(self, path: Path) -> None:
-        """Write it in the format of the name. Raises UsageError for another suffix than `SUFFIXES`, OSError."""
+        """Write it in the format of the name; a missing folder is made. Raises as `check_suffix`, OSError."""
         check_suffix(path, "picture")
+        make_dirs(path.absolute().parent)
         makers: dict[str, Callable[[], str | bytes]] = {".svg": self.svg, ".png": self.png, ".pdf": self._pdf}
         write_shared(path, makers[path.suffix](), durable=False)
 
@@ -109,10 +111,17 @@ class Picture:
         return into.getvalue()
 
 
-def check_suffix(path: Path, option: str) -> None:
-    """Raises UsageError for a name that is none of a picture."""
-    if path.suffix not in SUFFIXES:
-        raise UsageError(f"{option} {path}: expected a name that ends in {', '.join(SUFFIXES)}")
+def check_suffix(path: Path, option: str, suffixes: Sequence[str] = SUFFIXES) -> None:
+    """Raises UsageError for a name with none of these suffixes, or in a place where no file can be written."""
+    if path.suffix not in suffixes:
+        *others, last = suffixes
+        raise UsageError(f"{option} {path}: expected a name that ends in {', '.join(others)} or {last}")
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: is a folder; choose another name")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        what = "may not be written to" if folder.is_dir() else "is no folder"
+        raise UsageError(f"{option} {path}: {folder} {what}; choose another place")
 
 
 @contextlib.contextmanager

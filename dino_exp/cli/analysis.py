@@ -89,6 +89,7 @@ def evolution(
         return
     if not moments:
         print("no checkpoints yet")
+        _tell_picture(picture)
         return
     lines = [_moment_line(moment, block) for moment in moments]
     print_table(("step", "epoch", *_HEADS, "dead"), lines, right=("step", "epoch", *_HEADS, "dead"))

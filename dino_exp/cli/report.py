@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dino_exp.analysis.plan import ReportPlan
+from dino_exp.analysis.style import check_suffix
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, RunArgument, named_run
 from dino_exp.cli.progress import progress
 from dino_exp.cli.show import plain, print_json
-from dino_exp.errors import UsageError
 from dino_exp.fsio import make_dirs, write_shared
 from dino_exp.words import size_text
 
@@ -109,13 +109,13 @@ def _looked(run: CheckpointAnalyzer, *, wait: Callable[[], Sight]) -> list[Block
 
 
 def check_target(path: Path) -> None:
-    """Raises UsageError for a name that is none of a page."""
-    if path.suffix not in _SUFFIXES:
-        raise UsageError(f"--to {path}: expected a name that ends in {' or '.join(_SUFFIXES)}")
+    """Raises UsageError for a name that is none of a page, or in a place where no file can be written."""
+    check_suffix(path, "--to", _SUFFIXES)
 
 
 def write_document(document: Document, path: Path) -> list[Path]:
     """Write a page, or Markdown with its pictures beside it, each file atomically; the files. Raises OSError."""
+    make_dirs(path.absolute().parent)
     if path.suffix == ".html":
         from dino_exp.analysis.page.html import to_html
 

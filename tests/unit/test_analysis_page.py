@@ -172,7 +172,7 @@ def test_pictures_as_files(tmp_path, suffix: str, begins: bytes) -> None:
 
 
 def test_another_suffix_is_refused(tmp_path) -> None:
-    with pytest.raises(UsageError, match=r"expected a name that ends in \.svg, \.png, \.pdf"):
+    with pytest.raises(UsageError, match=r"expected a name that ends in \.svg, \.png or \.pdf"):
         picture().save(tmp_path / "x.gif")
 
 

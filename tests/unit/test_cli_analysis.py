@@ -62,7 +62,10 @@ def test_evolution_of_one_block_and_one_weight(run: RunPaths) -> None:
 
 def test_evolution_of_nothing_and_of_damage(tmp_path: Path, run: RunPaths) -> None:
     empty = make_run(tmp_path / "empty")
-    assert cli("evolution", empty.directory).lines == ["no checkpoints yet"]
+    picture = tmp_path / "new" / "e.svg"
+    told = cli("evolution", empty.directory, "--picture", picture)
+    assert told.lines == ["no checkpoints yet", f"picture: {picture}"]
+    assert picture.exists()
     flip(pack_of(run.checkpoints, 20), -3)
     told = cli("evolution", run.directory)
     assert told.code == 0
@@ -151,6 +154,21 @@ def test_report_as_a_page_and_as_markdown(run: RunPaths, tmp_path: Path) -> None
     assert (tmp_path / "notes" / "r-pictures" / "timeline.svg").exists()
     assert len(found.json["files"]) == 8
     assert "![" in (tmp_path / "notes" / "r.md").read_text()
+
+
+def test_files_go_only_where_they_can_be_written(run: RunPaths, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "x.svg").mkdir()
+    before = contents(tmp_path)
+    for words in (("timeline", "--picture"), ("evolution", "--picture"), ("report", "--no-model", "--to")):
+        verb, *options = words
+        suffix = ".html" if verb == "report" else ".svg"
+        wrong = cli(verb, run.directory, *options, tmp_path / "file" / "deep" / f"x{suffix}")
+        assert (wrong.code, f"{tmp_path / 'file'} is no folder; choose another" in wrong.err) == (2, True)
+    wrong = cli("timeline", run.directory, "--picture", tmp_path / "x.svg")
+    assert (wrong.code, "is a folder" in wrong.err) == (2, True)
+    assert contents(tmp_path) == before
+    assert cli("report", run.directory, "--no-model", "--to", tmp_path / "notes" / "r.html").code == 0
 
 
 def test_report_refuses_what_is_no_page(run: RunPaths, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_exp.attempts.target import Target
@@ -33,6 +35,8 @@ from dino_exp.runs.key import LENGTHS
 from dino_exp.runs.lock import RunLock
 from dino_exp.runs.record import AttemptRecord, Best, CodeRef, RunRecord, Schedule, save_record
 from dino_exp.runs.signals import SignalFlags
+from dino_exp.runs.signature import own_key
+from dino_exp.runs.signature import sign as sign_code
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,7 +105,11 @@ class Attempt:
                 paths.attempt_hydra_dir(self.number) / "diff.json",
                 pretty([{"key": c.key, "was": c.was, "now": c.now, "verdict": c.verdict} for c in self.target.changes]),
             )
-        return record_code(PACKAGE_DIR, paths.code_dir, attempt=self.number, leave_out=paths.directory.parent)
+        runs = paths.directory.parent
+        made = (paths.directory, runs, runs.parent, Path(self.config.paths.outputs), Path(self.config.paths.cache))
+        key, run_key = own_key(os.environ, make=True), self.record.run_key if self.record else self.run_key()
+        sign = (lambda _: None) if key is None else partial(sign_code, key, run_key)
+        return record_code(PACKAGE_DIR, paths.code_dir, attempt=self.number, leave_out=made, sign=sign)
 
     def begin(self, code: CodeRecord, **facts: Any) -> None:
         """Write `run.json`: from now on there is a run, and it is running.

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from typing import Any
 
 from support.zygote import Attempt, Crew, Zygote
 
+_state = tempfile.TemporaryDirectory()  # where these trainings keep their key: not in the home of who runs the tests
 ENVIRONMENT = {
     **os.environ,
+    "XDG_STATE_HOME": _state.name,
     "OMP_NUM_THREADS": "1",
     "PYTHONWARNINGS": "error",
     "NO_COLOR": "1",

@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
+from code_samples import clean_git, git, make_package, make_repository
 
 from dino_exp.runs import code_archive, code_identity
 from dino_exp.runs.code_identity import code_id, record_code
@@ -14,36 +16,12 @@ from dino_exp.runs.code_identity import code_id, record_code
 
 @pytest.fixture(autouse=True)
 def _clean_git(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)
-    for name, value in {
-        "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_AUTHOR_NAME": "a",
-        "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-
-
-def git(folder, *words):
-    words = ["git", "-c", "protocol.file.allow=always", *words]
-    return subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    clean_git(monkeypatch)
 
 
 @pytest.fixture
 def repo(tmp_path):
-    """A repository with one commit of a package and a README."""
-    root = tmp_path / "project"
-    make_package(root)
-    git(root, "init", "--initial-branch=main")
-    git(root, "add", ".")
-    git(root, "commit", "-m", "first")
-    return root
-
-
-def make_package(root):
-    (root / "pkg" / "sub").mkdir(parents=True)
-    (root / "pkg" / "__init__.py").write_text("x = 1\n")
-    (root / "pkg" / "sub" / "a.py").write_text("y = 2\n")
-    (root / "README").write_text("hello\n")
+    return make_repository(tmp_path / "project")
 
 
 def record(root, tmp_path, **options):
@@ -169,6 +147,67 @@ def test_the_archive_is_bounded_deterministic_and_without_secrets(repo, tmp_path
     assert hashlib.sha256(archive).hexdigest() == untracked["sha256"]
 
 
+def test_how_many_files_are_looked_at_and_how_many_bytes_are_read_is_bounded(repo, tmp_path, monkeypatch):
+    monkeypatch.setattr(code_archive, "MAX_FILES", 4)
+    monkeypatch.setattr(code_archive, "MAX_ARCHIVE_BYTES", 60)
+    monkeypatch.setattr(code_archive, "MAX_NAME_BYTES", 40)
+    for name in "abcdef":
+        (repo / f"{name}.txt").write_text(name * 50)
+    (repo / ("z" * 41)).touch()
+    (repo / "pkg" / "z.py").write_text("z")
+    opened = []
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *a, **b: opened.append(path.name) or real(path, *a, **b))
+    _, written = record(repo, tmp_path)
+    assert [entry["path"] for entry in written["untracked"]["files"]] == ["a.txt", "pkg/z.py"]
+    assert [name for name in opened if name.endswith(".txt")] == ["a.txt"]  # the others are too many, or too large
+    reasons = {entry["path"]: entry["reason"] for entry in written["untracked"]["left_out"]}
+    assert "full" in reasons["c.txt"]
+    assert all("too many files; at most 4" in reasons[name] for name in ("d.txt", "f.txt", "z" * 41))
+
+
+def test_a_file_that_vanishes_meanwhile_is_kept_or_left_out(repo, tmp_path, monkeypatch):
+    (repo / "a.txt").write_text("1")
+    (repo / "b.txt").write_text("1")
+    real_tar, real_open = code_archive._tar, Path.open
+
+    def opened(path, *a, **b):
+        if path.name == "b.txt":
+            path.unlink()  # after it was found small enough
+        return real_open(path, *a, **b)
+
+    def packed(contents):
+        (repo / "a.txt").unlink()  # after it was read
+        return real_tar(contents)
+
+    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(code_archive, "_tar", packed)
+    _, written = record(repo, tmp_path)
+    assert [entry["path"] for entry in written["untracked"]["files"]] == ["a.txt"]
+    assert [entry["path"] for entry in written["untracked"]["left_out"]] == ["b.txt"]
+
+
+def test_what_may_hold_a_secret_is_left_out_of_the_patch_too(repo, tmp_path):
+    (repo / "pkg" / "tokens.py").write_text("a = 1\n")
+    (repo / "settings.env").write_text("PLACE=here\n")
+    git(repo, "add", ".")
+    git(repo, "commit", "-m", "second")
+    (repo / "pkg" / "tokens.py").write_text("a = 2\n")
+    (repo / "settings.env").write_text("PLACE=here\nTOKEN=hunter2\n")
+    (repo / "pkg" / ".env").write_text("TOKEN=hunter2\n")
+    git(repo, "add", "pkg/.env")
+    found, written = record(repo, tmp_path)
+    patch = (tmp_path / "run" / "code" / "code.patch").read_text()
+    assert "hunter2" not in patch
+    assert "+a = 2" in patch  # code of the commit, whatever it is called
+    assert "not in the patch, by its name it may hold a secret: pkg/.env, settings.env" in found.note
+    assert written["untracked"]["files"] == []
+    git(repo, "reset", "--hard")
+    (repo / "settings.env").write_text("TOKEN=hunter2\n")
+    found = record_code(repo / "pkg", tmp_path / "other")
+    assert (found.dirty, (tmp_path / "other" / "code.patch").exists()) == (True, False)
+
+
 def test_a_patch_beyond_the_cap_is_left_out_and_said(repo, tmp_path, monkeypatch):
     monkeypatch.setattr(code_identity, "MAX_PATCH_BYTES", 100)
     (repo / "README").write_text("long\n" * 1000)
@@ -182,8 +221,9 @@ def test_a_patch_beyond_the_cap_is_left_out_and_said(repo, tmp_path, monkeypatch
 def test_outputs_in_the_repository_are_left_out(repo, tmp_path):
     (repo / "outputs" / "runs").mkdir(parents=True)
     (repo / "outputs" / "runs" / "x").write_text("x")
-    _, written = record(repo, tmp_path, leave_out=repo / "outputs")
-    assert written["untracked"]["files"] == []
+    (repo / "pkg" / "new.py").write_text("1")
+    _, written = record(repo, tmp_path, leave_out=[repo / "outputs", repo, tmp_path / "elsewhere"])
+    assert [entry["path"] for entry in written["untracked"]["files"]] == ["pkg/new.py"]  # a folder around the package
 
 
 def test_later_attempts_are_written_only_when_something_changed(repo, tmp_path):

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from dino_exp.runs.environment import environment_record
-from dino_exp.runs.redact import is_secret_name, mask_arguments, strip_credentials
+from dino_exp.runs.redact import is_secret_file, is_secret_name, mask_arguments, strip_credentials
 
 SECRET = "hunter2"
 
@@ -85,3 +85,17 @@ def test_ordinary_names_are_not_masked():
     names = ["OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "num_passes", "HYDRA_FULL_ERROR", "optimizer.lr"]
     assert [name for name in names if is_secret_name(name)] == []
     assert all(map(is_secret_name, ["PASS", "DB_PASS", "api_key", "GH_TOKEN", "MY_CREDENTIALS", "passwd"]))
+
+
+def test_files_that_usually_hold_secrets_are_known_by_name():
+    secret = [
+        ".env", "prod.env", ".env.local", ".htpasswd", "api_key.txt", "APIKEY", "token_hf.txt", "id_rsa",
+        "id_ed25519.old", "server.pem", "my_credentials.json", "client_secret_12.json", "wandb_key.txt",
+        "passwords.yaml", ".netrc", "secrets.py", "api_keys.py", "tokens.py",
+    ]  # fmt: skip
+    assert [name for name in secret if not is_secret_file(name)] == []
+    plain = [
+        "tokenizer.json", "token_mixer.py", "key_value.py", "environment.yaml", "monkey.txt", "keyboard.md",
+        "notes.txt", "train.py", "authors.txt", "attention_keys.py", "config.yaml", "__init__.py",
+    ]  # fmt: skip
+    assert [name for name in plain if is_secret_file(name)] == []

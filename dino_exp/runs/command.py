@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from unicodedata import bidirectional, category
 
 from dino_exp.config.plain_yaml import parse_plain_yaml
 from dino_exp.config.typed import train_command
@@ -12,6 +13,7 @@ from dino_exp.fsio import LOCAL, DamagedFileError
 from dino_exp.runs.layout import RunPaths
 
 _MAX_BYTES = 1 << 20
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # turn the order of what follows
 
 
 def command_of(paths: RunPaths) -> str:
@@ -30,6 +32,14 @@ def command_of(paths: RunPaths) -> str:
 
 def _words(path: Path) -> list[str]:
     words = parse_plain_yaml(LOCAL.read_bytes(path, _MAX_BYTES), str(path))
-    if not isinstance(words, list) or not all(isinstance(word, str) and word.isprintable() for word in words):
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise DamagedFileError(f"{path}: found {type(words).__name__}, expected a list of words")
+    odd = next((char for word in words for char in word if _is_unsafe(char)), None)
+    if odd is not None:
+        raise DamagedFileError(f"{path}: holds the character {odd!a}, which nobody types, and no terminal shows")
     return words
+
+
+def _is_unsafe(char: str) -> bool:
+    """Whether showing this would do something to a terminal, or would make a line look like another one."""
+    return (category(char) in ("Cc", "Cs") and char not in "\n\t") or bidirectional(char) in _TURNS

@@ -1,34 +1,41 @@
 """Replay a part of a run from its recorded code, settings and state, and compare it with the original bit for bit.
 
 The replay is a resume of a copy of the run, cut at the step that it starts from: so it reads the run's own settings,
-and its threads and determinism are those that the run recorded. It is a process of its own, of the recorded code.
+and its threads and determinism are those that the run recorded. It is a process of its own, of the recorded code; where
+the run was continued by other code or with other settings (`legs`), one after the other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
+
+import yaml
 
 from dino_exp.attempts.whole import check_whole, whole_steps
 from dino_exp.checkpoint.layout import PACKS, manifest_name
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.reader import CheckpointReader
+from dino_exp.config.compare import ABSENT
 from dino_exp.config.plain_yaml import parse_plain_yaml
 from dino_exp.config.stored import CANONICAL_NAME, MAX_BYTES, YAML_NAME
 from dino_exp.config.typed import override
-from dino_exp.errors import CorruptCheckpointError, UsageError
-from dino_exp.fsio import LOCAL, make_dirs
+from dino_exp.errors import CorruptCheckpointError, DinoExpError, UsageError
+from dino_exp.fsio import LOCAL, DamagedFileError, make_dirs, write_atomic
 from dino_exp.runs.jsonl import read_lines
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import RunRecord, save_record
 
-MAX_RANKS = 64  # on one host, for a replay: a record may come from a stranger
+_GRACE_SECS = 60.0  # in which a replay that is told to end has ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,37 @@ class Comparison:
     num_rows: int
     states: tuple[int, ...]
     difference: Difference | None
+
+
+class StoppedError(DinoExpError):
+    """A signal ended the replay."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; nothing was compared")
+        self.exit_code = 128 + signum
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Turn signals that would end this process into StoppedError, so that a replay ends with it and is cleaned up.
+
+    Only the first counts, so that nothing disturbs the cleaning up, but for another INT. One that is ignored stays so.
+    """
+    previous: dict[int, Any] = {}
+
+    def stop(signum: int, _: FrameType | None) -> None:
+        for number in previous:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_IGN)
+        raise StoppedError(signum)
+
+    for wanted in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(wanted) is not signal.SIG_IGN:
+            previous[wanted] = signal.signal(wanted, stop)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def choose_span(paths: RunPaths, record: RunRecord, *, at: int | None, num_steps: int | None) -> Span:
@@ -107,20 +145,54 @@ def prepare_copy(paths: RunPaths, record: RunRecord, span: Span, outputs: Path) 
     return copy
 
 
-def replay(paths: RunPaths, copy: RunPaths, span: Span, code: Path, num_ranks: int = 1) -> int:
-    """Train the copy to the span's end by the code below `code`; the exit code. It prints to standard error.
+def set_settings(paths: RunPaths, copy: RunPaths, changes: Mapping[str, Any]) -> None:
+    """The settings of the copy from now on: the run's own, but for the `changes`. Raises DamagedFileError, OSError.
 
-    By as many processes as the run's first attempt had, all of them on this host: another number gives other bits.
+    They are changed as the file has them, without the schema: the code that is to read them may be of another version.
+    """
+    text = LOCAL.read_bytes(paths.directory / YAML_NAME, MAX_BYTES)
+    if changes:
+        settings = parse_plain_yaml(text, str(paths.directory / YAML_NAME))
+        for key, value in changes.items():
+            *sections, name = key.split(".")
+            inner = settings
+            for section in sections:
+                inner = inner.get(section) if isinstance(inner, dict) else None
+            if not isinstance(inner, dict):
+                raise DamagedFileError(f"{paths.directory}: attempt settings name {key[:200]!r}, which is no setting")
+            if value == ABSENT:
+                inner.pop(name, None)
+            else:
+                inner[name] = value
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode()
+    write_atomic(copy.directory / YAML_NAME, text)
+
+
+def replay(paths: RunPaths, copy: RunPaths, stop: int, code: Path, num_ranks: int = 1) -> int:
+    """Train the copy to the step `stop` by the code below `code`; the exit code. It prints to standard error.
+
+    By as many processes as the run's attempt had, all of them on this host: another number gives other bits. Whatever
+    is raised meanwhile, by a signal, ends them too.
     """
     places = [str(code), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), "PYTHONSAFEPATH": "1"}
     environment.pop("DINO_EXP_RUN_DIR", None)
-    words = [override("resume", copy.directory), f"train.stop_after_steps={span.stop}", "train.stop_after_epochs=null"]
+    words = [override("resume", copy.directory), f"train.stop_after_steps={stop}", "train.stop_after_epochs=null"]
     words += [override("paths.outputs", copy.directory.parent.parent), "logger.console=plain"]
     words += no_trackers(copy) + what_images_need(copy, paths.directory.parent.parent)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command = [sys.executable, *(launcher if num_ranks > 1 else []), "-m", "dino_exp.train", *words]
-    return subprocess.call(command, env=environment, cwd=copy.directory, stdout=sys.stderr)
+    child = subprocess.Popen(command, env=environment, cwd=copy.directory, stdout=sys.stderr)
+    try:
+        return child.wait()
+    except BaseException:
+        child.terminate()  # it ends in its own way, and its workers with it
+        try:
+            child.wait(_GRACE_SECS)
+        finally:
+            child.kill()
+            child.wait()
+        raise
 
 
 def no_trackers(copy: RunPaths) -> list[str]:
@@ -144,12 +216,6 @@ def _section(copy: RunPaths, name: str) -> dict[str, Any]:
     settings = parse_plain_yaml(LOCAL.read_bytes(path, MAX_BYTES), str(path))
     section = settings.get(name) if isinstance(settings, dict) else None
     return section if isinstance(section, dict) else {}
-
-
-def ranks_of(record: RunRecord) -> int:
-    """How many processes the run's first attempt had."""
-    found = record.numerics.get("world_size", 1)
-    return found if type(found) is int and 1 <= found <= MAX_RANKS else 1
 
 
 def compare_replay(paths: RunPaths, copy: RunPaths, span: Span) -> Comparison:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from support.runs import Lab, manifests, record
 from dino_exp.errors import RefusedError
 from dino_exp.fsio import DamagedFileError
 from dino_exp.runs.code_rebuild import rebuild_code, recorded_code
-from dino_exp.runs.record import load_record, save_record
+from dino_exp.runs.record import CodeRef, load_record
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,14 +56,20 @@ def test_a_fork_is_replayed_from_its_first_checkpoint(lab: Lab) -> None:
 
 
 def test_a_strangers_run_is_run_only_if_one_says_so(lab: Lab) -> None:
+    """Whatever a record says of its host: a stranger can write anything, but not with this user's key."""
     lab.train("train.stop_after_steps=2")
     run = lab.only_run()
     made = load_record(run / "run.json")
     assert made is not None
-    save_record(run / "run.json", replace(made, attempts=(replace(made.attempts[0], host="another"),)))
+    assert made.attempts[0].host == socket.gethostname()
+    (run / "code" / "signature").write_text("0" * 64 + "\n")
     told = reproduce(lab, "--verify", "1", code=3)
     assert "add --trust" in told
     assert f"{'commit':<12}{made.code.commit}" in told
+    described = json.loads((run / "code" / "git.json").read_text())
+    (run / "code" / "git.json").write_text(json.dumps({**described, "commit": "1" * 40}))
+    assert "one of the two is not of this run" in reproduce(lab, "--verify", "1", "--trust", code=3)
+    (run / "code" / "git.json").write_text(json.dumps(described))
     assert "exact" in reproduce(lab, "--verify", "1", "--trust")
 
 
@@ -99,7 +105,7 @@ def test_code_that_was_changed_and_not_committed_is_made_again(tmp_path: Path) -
     assert "is there already" in reproduce(lab, "--keep", str(kept), code=2)
     shutil.rmtree(kept)
     (lab.only_run() / "code" / "code.patch").write_text("")
-    assert "git apply: error" in reproduce(lab, code=3)
+    assert "code.patch: is not what was recorded" in reproduce(lab, code=4)
     status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
     assert status.stdout == ""
 
@@ -110,8 +116,9 @@ RECORD = {
     "commit": "1" * 40,
     "package": "dino_exp",
     "patch": None,
-    "untracked": {"files": []},
+    "untracked": {"files": [], "sha256": None},
 }
+REF = CodeRef(id="0" * 64, commit="1" * 40, dirty=False)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +127,8 @@ RECORD = {
         ({"commit": "--upload-pack=touch x"}, "hex digits"),
         ({"package": "../x"}, "inside the repository"),
         ({"package": "/etc"}, "inside the repository"),
+        ({"package": ".git/hooks"}, "inside the repository"),
+        ({"patch": {"file": "code.patch"}}, "expected text"),
         ({"untracked": 3}, "expected an object"),
         ({"id": None}, "expected text"),
     ],
@@ -127,13 +136,10 @@ RECORD = {
 def test_a_record_of_code_is_believed_in_nothing(change: dict[str, object], says: str, tmp_path: Path) -> None:
     (tmp_path / "git.json").write_text(json.dumps({**RECORD, **change}))
     with pytest.raises(DamagedFileError, match=says):
-        recorded_code(tmp_path)
+        recorded_code(tmp_path, 1, REF)
 
 
 def test_code_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
     (tmp_path / "git.json").write_text(json.dumps(RECORD))
     with pytest.raises(RefusedError, match="does not know commit 1111"):
-        rebuild_code(recorded_code(tmp_path), tmp_path / "code")
-    (tmp_path / "git.json").write_text(json.dumps({**RECORD, "commit": None}))
-    with pytest.raises(RefusedError, match="was not in a git repository"):
-        rebuild_code(recorded_code(tmp_path), tmp_path / "code")
+        rebuild_code(recorded_code(tmp_path, 1, REF), tmp_path / "code")

@@ -104,6 +104,16 @@ def test_code_that_was_changed_and_not_committed_is_made_again(tmp_path: Path) -
     assert record(again)["attempts"][-1]["code"]["id"] == record(lab.only_run())["code"]["id"]
     assert "is there already" in reproduce(lab, "--keep", str(kept), code=2)
     shutil.rmtree(kept)
+    step.write_text(original + "\n# changed again\n")
+    words = ("runtime.threads=2", "logger.every_steps=2", "train.stop_after_steps=8")
+    lab.settings = ()
+    lab.train(f"resume={lab.only_run()}", *words)
+    step.write_text(original)
+    found = json.loads(reproduce(lab, "--json"))
+    assert (found["exact"], found["rows"], found["states"]) == (True, 6, [7, 8])
+    assert [(one["attempt"], one["start"], one["stop"]) for one in found["attempts"]] == [(1, 0, 3), (2, 3, 8)]
+    assert found["attempts"][1]["settings"] == {"runtime.threads": 2, "logger.every_steps": 2}
+    assert found["attempts"][0]["code_id"] != found["attempts"][1]["code_id"]
     (lab.only_run() / "code" / "code.patch").write_text("")
     assert "code.patch: is not what was recorded" in reproduce(lab, code=4)
     status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)

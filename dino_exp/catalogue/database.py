@@ -32,7 +32,8 @@ CREATE TABLE {schema}.runs (
     run_key TEXT, parent_key TEXT, secs_per_step REAL, horizon INTEGER, seed, tags TEXT, settings TEXT, doc TEXT
 ) WITHOUT ROWID;
 CREATE TABLE {schema}.bests (
-    name TEXT, metric TEXT, git_commit TEXT, highest REAL, highest_step INTEGER, lowest REAL, lowest_step INTEGER
+    name TEXT, metric TEXT, code_id TEXT, git_commit TEXT, git_dirty INTEGER,
+    highest REAL, highest_step INTEGER, lowest REAL, lowest_step INTEGER
 );
 CREATE INDEX {schema}.bests_by_metric ON bests (metric, name);
 CREATE INDEX {schema}.bests_by_run ON bests (name);

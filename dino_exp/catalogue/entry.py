@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from dino_exp.checkpoint.registry import Row, read_index
 from dino_exp.checkpoint.store import Store
@@ -27,15 +27,21 @@ from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import RunRecord, load_record
 
 RUNS = "runs"
+_Code: TypeAlias = tuple[str | None, str | None]  # code_id, commit
 MODEL_NAME = "model.name"  # no part of the identity, which is of values; the run key names it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The best checkpoint of one run and one commit by one metric, for both directions. Only healthy, finite ones."""
+    """The best checkpoint of one run and one code by one metric, for both directions. Only healthy, finite ones.
+
+    `dirty`: whether that code had uncommitted changes; None where no attempt of the run says so, or git could not.
+    """
 
     metric: str
+    code_id: str | None
     commit: str | None
+    dirty: bool | None
     highest: tuple[float, int]  # value, step
     lowest: tuple[float, int]
 
@@ -55,15 +61,25 @@ class RunEntry:
     checkpoints: tuple[Row, ...] = ()
 
     def bests(self) -> Iterator[Best]:
-        """For each metric and commit, the best checkpoints; among equals the newest, as retention ranks them."""
-        found: dict[tuple[str, str | None], list[tuple[float, int]]] = {}
+        """For each metric and code, the best checkpoints; among equals the newest, as retention ranks them."""
+        found: dict[tuple[str, _Code], list[tuple[float, int]]] = {}
         for row in self.checkpoints:
             for metric, value in row.info.metrics.items():
                 if row.info.healthy and math.isfinite(value):
-                    found.setdefault((metric, row.git_commit), []).append((value, row.info.step))
-        for (metric, commit), values in found.items():
+                    found.setdefault((metric, (row.code_id, row.git_commit)), []).append((value, row.info.step))
+        attempts = () if self.record is None else self.record.attempts
+        dirty: dict[_Code, bool | None] = {(one.code.id, one.code.commit): one.code.dirty for one in attempts}
+        for (metric, code), values in found.items():
             lowest = min(values, key=lambda one: (one[0], -one[1]))
-            yield Best(metric=metric, commit=commit, highest=max(values), lowest=lowest)
+            code_id, commit = code
+            yield Best(
+                metric=metric,
+                code_id=code_id,
+                commit=commit,
+                dirty=dirty.get(code),
+                highest=max(values),
+                lowest=lowest,
+            )
 
 
 def stamps(outputs: Path) -> dict[str, str]:

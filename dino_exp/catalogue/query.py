@@ -6,9 +6,9 @@ import difflib
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import yaml
 
@@ -19,13 +19,28 @@ from dino_exp.errors import UsageError
 from dino_exp.runs.record import STATES
 
 Mode: TypeAlias = Literal["max", "min"]
-_Ranked: TypeAlias = tuple[str, float, int]  # name of a run, value, step
 
 _LESS_IS_BETTER = ("loss", "val_loss")
 _WHOLE = "name, shown_state, started_at, settings, doc"
 _OF_YAML = (ValueError, LookupError, AttributeError, RecursionError)  # that it leaves to Python, for odd texts
 _MOST = 2**63 - 1  # what SQLite takes
 _SORTS = {"started": "started_at", "step": "step", "key": "name"}
+
+
+class _Ranked(NamedTuple):
+    """The best checkpoint of a run, and the code that wrote it."""
+
+    name: str
+    value: float
+    step: int
+    code_id: str | None
+    commit: str | None
+    dirty: int | None
+
+    def public(self, metric: str) -> dict[str, Any]:
+        dirty = None if self.dirty is None else bool(self.dirty)
+        code = {"id": self.code_id, "commit": self.commit, "dirty": dirty}
+        return {"step": self.step, "metric": metric, "value": self.value, "code": code}
 
 
 def natural_mode(metric: str) -> Mode:
@@ -140,16 +155,16 @@ def problems(view: View) -> dict[str, str]:
 def best_runs(
     view: View, runs: Filter, *, metric: str, mode: Mode, commit: str | None = None, limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """Runs by their best checkpoint that is there, healthy and finite, the best first; `best` says which it is.
+    """Runs by their best checkpoint that is there, healthy and finite, the best first.
+
+    `best` says which it is, and its `code` which wrote it: after a resume not always the run's.
 
     `commit`: only checkpoints that this commit (or one whose hash begins so) has written. Raises UsageError for a
     metric that no checkpoint has.
     """
     ranked = _ranked(view, runs, metric, mode, commit)[:limit]
-    return [
-        {**row, "best": best}
-        for row, best in zip(_rows_of(view, [one[0] for one in ranked]), _bests(ranked, metric), strict=True)
-    ]
+    rows = _rows_of(view, [one.name for one in ranked])
+    return [{**rows[one.name], "best": one.public(metric)} for one in ranked if one.name in rows]
 
 
 def best_groups(
@@ -167,26 +182,30 @@ def best_groups(
     }
     by_seed: dict[tuple[str, str], dict[Any, _Ranked]] = {}
     for one in ranked:
-        group, _, seed = facts[one[0]]
-        by_seed.setdefault(group, {}).setdefault(seed, one)
+        if one.name in facts:
+            group, _, seed = facts[one.name]
+            by_seed.setdefault(group, {}).setdefault(seed, one)
     members = {group: list(ones.values()) for group, ones in by_seed.items()}
-    means = {group: statistics.fmean(value for _, value, _ in ones) for group, ones in members.items()}
+    means = {group: statistics.fmean(one.value for one in ones) for group, ones in members.items()}
     chosen = sorted(members, key=lambda group: means[group], reverse=mode == "max")[:limit]
+    rows = _rows_of(view, [members[group][0].name for group in chosen])
     found = []
-    for group, row in zip(chosen, _rows_of(view, [members[group][0][0] for group in chosen]), strict=True):
+    for group in chosen:
         ones = members[group]
-        values = [value for _, value, _ in ones]
+        row, values = rows.get(ones[0].name), [one.value for one in ones]
+        if row is None:
+            continue
         found.append(
             {
                 "group_hash": group[0],
-                "runs": [facts[name][1] for name, _, _ in ones],
-                "seeds": [facts[name][2] for name, _, _ in ones],
+                "runs": [facts[one.name][1] for one in ones],
+                "seeds": [facts[one.name][2] for one in ones],
                 "metric": metric,
                 "mean": means[group],
                 "std": statistics.stdev(values) if len(values) > 1 else None,
                 "min": min(values),
                 "max": max(values),
-                "best": {"run_key": row["run_key"], **next(_bests(ones, metric))},
+                "best": {"run_key": row["run_key"], **ones[0].public(metric)},
                 "settings": {key: value for key, value in row["settings"].items() if key != "seed"},
             }
         )
@@ -194,33 +213,29 @@ def best_groups(
 
 
 def _ranked(view: View, runs: Filter, metric: str, mode: Mode, commit: str | None) -> list[_Ranked]:
-    """The best value of each run and its step, the best first."""
+    """The best checkpoint of each run, the best first; among equals of a run the newest."""
     condition, values = runs.sql()
-    value, step, best = ("highest", "highest_step", "max") if mode == "max" else ("lowest", "lowest_step", "min")
+    value, step, order = ("highest", "highest_step", "ASC") if mode == "max" else ("lowest", "lowest_step", "DESC")
     by_commit, commits = ("", []) if commit is None else ("AND substr(git_commit, 1, ?) = ?", [len(commit), commit])
-    # In SQLite the other columns beside max() or min() are those of the row that it was found in.
-    found: list[_Ranked] = view.rows(
-        f"""SELECT name, {best}({value}), {step} FROM bests
-            WHERE metric = ? {by_commit} AND name IN (SELECT name FROM runs WHERE {condition}) GROUP BY name""",
+    rows = view.rows(
+        f"""SELECT name, {value}, {step}, code_id, git_commit, git_dirty FROM bests
+            WHERE metric = ? {by_commit} AND name IN (SELECT name FROM runs WHERE {condition})
+            ORDER BY {value} {order}, {step}""",
         [metric, *commits, *values],
     )
+    found = {row[0]: _Ranked(*row) for row in rows}  # the last of a run is its best
     if not found:
         names = [name for (name,) in view.rows("SELECT DISTINCT metric FROM bests ORDER BY metric")]
         if metric not in names:
             raise UsageError(f"--metric {metric}: no checkpoint has it; there are {', '.join(names) or 'none at all'}")
     sign = -1 if mode == "max" else 1
-    return sorted(found, key=lambda one: (sign * one[1], one[0]))
+    return sorted(found.values(), key=lambda one: (sign * one.value, one.name))
 
 
-def _bests(ranked: Iterable[_Ranked], metric: str) -> Iterator[dict[str, Any]]:
-    return ({"step": step, "metric": metric, "value": value} for _, value, step in ranked)
-
-
-def _rows_of(view: View, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Whole rows, in the order of their names."""
+def _rows_of(view: View, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Whole rows by name, without those of runs that a rebuild has just found gone."""
     found = view.rows(f"SELECT {_WHOLE} FROM runs WHERE name IN (SELECT value FROM json_each(?))", [json.dumps(names)])
-    rows = {one[0]: _row(*one) for one in found}
-    return [rows[name] for name in names]
+    return {one[0]: _row(*one) for one in found}
 
 
 def _row(name: str, state: str, started_at: str | None, settings: str, doc: str) -> dict[str, Any]:

@@ -30,7 +30,10 @@ def rows_of(entry: RunEntry) -> RunRows:
         name=entry.name,
         problem=entry.problem,
         run=_run_row(entry),
-        bests=[(entry.name, best.metric, best.commit, *best.highest, *best.lowest) for best in entry.bests()],
+        bests=[
+            (entry.name, best.metric, best.code_id, best.commit, best.dirty, *best.highest, *best.lowest)
+            for best in entry.bests()
+        ],
         checkpoints=list(_checkpoint_rows(entry)),
     )
 

@@ -215,14 +215,13 @@ def _cell(row: Mapping[str, Any], name: str, now_secs: float) -> str:
         found = row["best"]
         return "–" if found is None else f"{found['metric']} {_number(found['value'])} at step {found['step']}"
     if name in ("code", "commit"):
-        return _commit(row)
+        return _commit(row["code"])
     model = {"model": row["settings"].get("model.name")}
     return next((_number(place[name]) for place in (row, row["metrics"], row["settings"], model) if name in place), "–")
 
 
-def _commit(row: Mapping[str, Any]) -> str:
-    code = row["code"]
-    return f"{(code['commit'] or code['id'])[:12]}{'+' if code['dirty'] else ''}"
+def _commit(code: Mapping[str, Any]) -> str:
+    return f"{(code['commit'] or code['id'] or '–')[:12]}{'+' if code['dirty'] else ''}"
 
 
 def _number(value: object) -> str:
@@ -244,7 +243,7 @@ def _print_best(rows: Sequence[Mapping[str, Any]], metric: str, outputs: Path) -
             _number(row["best"]["value"]),
             str(row["best"]["step"]),
             row["state"],
-            _commit(row),
+            _commit(row["best"]["code"]),
             row["config_hash"][:11],
         )
         for row in rows

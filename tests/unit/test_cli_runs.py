@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from catalogue_samples import make
 from cli_samples import cli, contents, make_run
-from runs_samples import CODE_HEX, sample_attempt
-from support.checkpoints import KINDS
+from runs_samples import CODE_HEX, CONFIG_HEX, sample_attempt
+from support.checkpoints import KINDS, ToyState, open_manager, request
 
 from dino_exp.catalogue.catalogue import Catalogue
+from dino_exp.checkpoint.policies import KeepAny, LatestN
 from dino_exp.checkpoint.reader import CheckpointReader
+from dino_exp.runs.record import CodeRef
 
 runs = functools.partial(cli, noun="runs")
 PUBLIC = {
@@ -77,15 +80,35 @@ def test_wrong_words_are_one_message(words: tuple[str, ...], says: str, outputs:
 
 def test_best(outputs: Path) -> None:
     rows = runs("best", "--outputs", outputs, "--json").json
+    code = {"id": "e" * 64, "commit": "f" * 40, "dirty": None}  # of the toy checkpoints: no attempt of these runs
     assert [row["best"] for row in rows] == [
-        {"step": 2, "metric": "knn_top1", "value": 0.9},
-        {"step": 1, "metric": "knn_top1", "value": 0.8},
+        {"step": 2, "metric": "knn_top1", "value": 0.9, "code": code},
+        {"step": 1, "metric": "knn_top1", "value": 0.8, "code": code},
     ]
     lines = runs("best", "--outputs", outputs, "--metric", "loss").lines
     assert re.split(r"\s{2,}", lines[1])[1:4] == ["0.1000", "2", "stopped"]
     assert lines[-1] == f"the best: dino-exp checkpoints show {rows[0]['path']}@2"
     assert cli("show", f"{rows[0]['path']}@2").code == 0
     assert runs("best", "--outputs", outputs, "--commit", "abc").out.startswith("no checkpoint of these has knn_top1")
+
+
+def test_best_names_the_code_that_wrote_the_checkpoint(tmp_path: Path) -> None:
+    later = CodeRef(id="1" * 64, commit="1" * 40, dirty=True)
+    run = make(tmp_path, "a", 0.5, attempts=(sample_attempt(), replace(sample_attempt(2), code=later)))
+    written = {"config_hash": f"c1:{CONFIG_HEX}", "code_id": later.id, "git_commit": later.commit}
+    manager = open_manager(run / "checkpoints", attempt=2, keep=KeepAny((LatestN(9),)))
+    manager.save(ToyState(2), request(2, metrics={"knn_top1": 0.9}, record=written))
+    manager.save(ToyState(3), request(3, metrics={"knn_top1": 0.5}, record=written))
+    (row,) = runs("best", "--outputs", tmp_path, "--json").json
+    assert row["code"]["commit"] == "0" * 40
+    assert row["best"]["code"] == {"id": later.id, "commit": later.commit, "dirty": True}
+    assert runs("best", "--outputs", tmp_path).lines[1].split()[4] == "111111111111+"
+    (group,) = runs("best", "--outputs", tmp_path, "--group", "--json").json
+    assert group["best"]["code"] == row["best"]["code"]
+    (row,) = runs("best", "--outputs", tmp_path, "--json", "--commit", "ffff").json
+    assert (row["best"]["step"], row["best"]["code"]["commit"]) == (1, "f" * 40)
+    (worst,) = runs("best", "--outputs", tmp_path, "--json", "--mode", "min").json
+    assert worst["best"]["step"] == 3  # as good as that of another commit, and newer
 
 
 def test_best_of_groups(outputs: Path) -> None:

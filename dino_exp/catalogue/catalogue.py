@@ -20,6 +20,7 @@ from dino_exp.runs.lock import probe
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 3  # notes that fail, each after having waited for whoever holds the file
 _MANY = 100  # runs that take longer to read than people like to wait without being told why
 
 
@@ -41,21 +42,26 @@ class Catalogue:
     def __init__(self, outputs: Path, say: Callable[[str], object] = log.warning) -> None:
         self.outputs, self.path = outputs, outputs / FILE_NAME
         self._say = say
-        self._is_out_of_use = False
+        self._failures = 0  # in a row
 
     def update(self, directory: Path) -> None:
         """Note what a run's files say now. For trainings: raises nothing, waits for no longer than two seconds.
 
-        What is not noted costs the next reader a look at the run itself.
+        What is not noted costs the next reader a look at the run itself. After several failures in a row nothing is
+        noted any more, which is told.
         """
         stamp = stamp_of(directory)
-        if self._is_out_of_use or stamp is None or directory.parent.name != RUNS:
+        if self._failures == _PATIENCE or stamp is None or directory.parent.name != RUNS:
             return
         try:
             database.write(self.path, rows_of(read_entry(directory, stamp)))
+            self._failures = 0
         except (CatalogueError, OSError) as problem:
-            self._is_out_of_use = True
-            self._say(f"{self.path}: not kept up ({problem}); `dino-exp runs list` reads the runs themselves instead")
+            self._failures += 1
+            if self._failures == _PATIENCE:
+                self._say(
+                    f"{self.path}: not kept up ({problem}); `dino-exp runs list` reads the runs themselves instead"
+                )
 
     def view(self) -> View:
         """A view of the runs as they are now. Changes nothing; close it. Raises OSError."""
@@ -77,9 +83,9 @@ class Catalogue:
         return view
 
     def rebuild(self, progress: Callable[[int, int], object], num_processes: int = 1) -> Rebuilt:
-        """Read every run and write the file anew. `progress(done, total)` hears of runs.
+        """Read every run and write the file anew, beside trainings too. `progress(done, total)` hears of runs.
 
-        `num_processes` as for `read_runs`. Raises CatalogueError, OSError.
+        `num_processes` as for `read_runs`. Raises CatalogueError, and then the file is as it was; OSError.
         """
         num_runs, num_checkpoints, unread = 0, 0, dict[str, str]()
 
@@ -93,7 +99,12 @@ class Catalogue:
                 num_checkpoints += len(rows.checkpoints)
                 yield rows
 
-        database.write_anew(self.path, counted())
+        try:
+            database.write_anew(self.path, counted())
+        except CatalogueError as problem:
+            raise CatalogueError(
+                f"{self.path}: not written anew ({problem}); type it again when nobody uses the file, or remove it"
+            ) from problem
         return Rebuilt(num_runs, num_checkpoints, unread)
 
     def _read(self, found: Mapping[str, str], names: Iterable[str]) -> list[RunRows]:

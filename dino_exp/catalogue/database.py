@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import time
 import urllib.parse
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,11 +18,10 @@ from typing import Any
 
 from dino_exp.catalogue.rows import RunRows
 from dino_exp.errors import DinoExpError, UsageError
-from dino_exp.fsio import LOCAL
 
 FILE_NAME = "catalogue.sqlite"
-_LEFT_SECS = 24 * 3600.0  # a file that is being written anew changes more often
 WAIT_SECS = 2.0  # for another writer, who holds the file for milliseconds
+REBUILD_WAIT_SECS = 30.0  # somebody sits before it, and wants it done
 
 _TABLES = """
 CREATE TABLE {schema}.runs (
@@ -70,7 +68,7 @@ class View:
     def __init__(self, path: Path | None, trusted: Iterable[str] | None, others: Iterable[RunRows]) -> None:
         with told():
             self._database = sqlite3.connect("file::memory:", uri=True, isolation_level=None)
-            self._database.executescript(_TABLES.format(schema="main"))
+            _make_tables(self._database, "main")
             for name in _ALL:
                 self._database.execute(f"ALTER TABLE {name} RENAME TO own_{name}")
             _insert(self._database, others, prefix="own_")
@@ -134,30 +132,57 @@ def write(path: Path, rows: RunRows) -> None:
 
 
 def write_anew(path: Path, runs: Iterable[RunRows]) -> None:
-    """Replace the file, whatever it is, by one that holds these runs and no other. Raises CatalogueError, OSError."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    _remove(fresh)
-    for left in path.parent.glob(f".{path.name}.*"):  # of processes that were killed
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _LEFT_SECS:
-                LOCAL.unlink(left)
-    try:
-        with _writing(fresh) as database:
-            _insert(database, runs)
-        _remove(_journal(path))  # of a writer that died: it belongs to the file that goes
-        LOCAL.replace(fresh, path)
-    finally:
-        _remove(fresh)
+    """Let the file, whatever it is, hold these runs and what others note meanwhile, and no other run.
+
+    Everybody may go on reading and writing: the rows change places at the end, in one transaction. The file itself is
+    never exchanged, since SQLite finds a journal by its name: a writer who still holds the old file would take the
+    journal of the new one for its own. Raises CatalogueError, OSError.
+    """
+    if damage(path) is not None:
+        _empty(path)
+    before = _noted(path)  # before the first run is read
+    with told(), contextlib.closing(sqlite3.connect("", isolation_level=None, timeout=REBUILD_WAIT_SECS)) as database:
+        database.execute("PRAGMA journal_mode = OFF")  # of this database, a file without a name that goes with us
+        _make_tables(database, "main")
+        database.execute("BEGIN")
+        _insert(database, runs)
+        database.execute("COMMIT")
+        database.execute("ATTACH ? AS shared", (str(path),))
+        with _transaction(database, "shared"):
+            _keep_noted(database, before)
+            for table in _ALL:
+                database.execute(f"DELETE FROM shared.{table}")
+                database.execute(f"INSERT INTO shared.{table} SELECT * FROM main.{table}")
 
 
-def _journal(path: Path) -> Path:
-    return path.with_name(f"{path.name}-journal")
+def _keep_noted(database: sqlite3.Connection, before: set[tuple[str, str]]) -> None:
+    """Take what was noted in `shared` since it held `before`, which may be newer than what was read."""
+    found = database.execute("SELECT name, stamp FROM shared.runs")
+    noted = [(name,) for name, stamp in found if (name, stamp) not in before]
+    for table in _ALL:
+        database.executemany(f"DELETE FROM main.{table} WHERE name = ?", noted)
+        database.executemany(f"INSERT INTO main.{table} SELECT * FROM shared.{table} WHERE name = ?", noted)
 
 
-def _remove(path: Path) -> None:
-    for file in (path, _journal(path)):
-        with contextlib.suppress(FileNotFoundError):
-            LOCAL.unlink(file)
+def _noted(path: Path) -> set[tuple[str, str]]:
+    if not path.is_file():
+        return set()
+    with told(), contextlib.closing(sqlite3.connect(_read_only(path), uri=True, timeout=REBUILD_WAIT_SECS)) as database:
+        return set(database.execute("SELECT name, stamp FROM runs"))
+
+
+def _empty(path: Path) -> None:
+    """Make an empty catalogue of a file that cannot be used."""
+    with told(), contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=REBUILD_WAIT_SECS)) as database:
+        try:
+            database.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            pass  # it is no database, so nobody can be writing to it
+        os.truncate(path, 0)
+    with _writing(path):
+        pass
 
 
 def damage(path: Path) -> str | None:
@@ -175,24 +200,38 @@ def damage(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[sqlite3.Connection]:
-    with told(), contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=WAIT_SECS)) as database:
-        database.execute("PRAGMA synchronous = OFF")
-        database.execute("BEGIN IMMEDIATE")
-        try:
-            if database.execute("PRAGMA user_version").fetchone() == (0,):
-                for statement in _TABLES.format(schema="main").split(";")[:-1]:
-                    database.execute(statement)
-                database.execute(f"PRAGMA user_version = {FORMAT}")
-            _check_format(database)
-            yield database
-        except BaseException:
-            database.execute("ROLLBACK")
-            raise
-        database.execute("COMMIT")
+    with (
+        told(),
+        contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=WAIT_SECS)) as database,
+        _transaction(database, "main"),
+    ):
+        yield database
 
 
-def _check_format(database: sqlite3.Connection) -> None:
-    (found,) = database.execute("PRAGMA user_version").fetchone()
+@contextlib.contextmanager
+def _transaction(database: sqlite3.Connection, schema: str) -> Iterator[None]:
+    """All or nothing in a catalogue that a connection has open as `schema`; in an empty file its tables are made."""
+    database.execute(f"PRAGMA {schema}.synchronous = OFF")
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        if database.execute(f"PRAGMA {schema}.user_version").fetchone() == (0,):
+            _make_tables(database, schema)
+            database.execute(f"PRAGMA {schema}.user_version = {FORMAT}")
+        _check_format(database, schema)
+        yield
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
+
+
+def _make_tables(database: sqlite3.Connection, schema: str) -> None:
+    for statement in _TABLES.format(schema=schema).split(";")[:-1]:
+        database.execute(statement)
+
+
+def _check_format(database: sqlite3.Connection, schema: str = "main") -> None:
+    (found,) = database.execute(f"PRAGMA {schema}.user_version").fetchone()
     if found != FORMAT:
         raise CatalogueError(f"its format is {found}, this version reads {FORMAT}")
 

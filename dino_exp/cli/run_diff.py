@@ -13,7 +13,7 @@ from dino_exp.config.compare import roles_by_key
 from dino_exp.config.fields import walk_mapping
 from dino_exp.config.stored import stored_values
 from dino_exp.errors import UsageError
-from dino_exp.fsio import read_json_bounded
+from dino_exp.fsio import DamagedFileError, read_json_bounded
 from dino_exp.runs.code_difference import code_difference
 from dino_exp.runs.find import find_run
 from dino_exp.runs.jsontext import spell
@@ -23,6 +23,7 @@ from dino_exp.runs.record import RunRecord, load_record
 # In this order other results are most likely to come from them; the last ones only tell the runs apart.
 SECTIONS = ("data", "settings", "seed", "code", "numerics", "environment", "budget", "runtime")
 _CAUSES = SECTIONS[:6]
+_OF_ATTEMPT = ", attempt "  # no setting has it in its name
 _ENVIRONMENT = ("python", "platform", "cpu", "packages", "torch", "variables")  # the rest is of one process only
 
 
@@ -34,6 +35,8 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two runs: data, settings, code, numerics, environment, metrics.
+
+    What an attempt that went on with a run had otherwise is named with it.
 
     \b
     Examples:
@@ -52,16 +55,24 @@ def diff(
 
 
 def compare(a: RunPaths, b: RunPaths) -> dict[str, Any]:
-    """`{a, b, same_cause, differences: [{section, key, a, b}], metrics: [{name, a, b}]}`.
+    """`{a, b, same_cause, differences: [{section, key, a, b}], metrics: [{name, a, b}], inexact}`.
 
-    `same_cause`: nothing that could change a result differs. Raises UsageError, DamagedFileError, OSError.
+    `inexact` are the attempts that do not continue their run to the same bits, `[{run, attempt, why}]`.
+
+    What a later attempt had otherwise has its number in the key. `same_cause`: nothing that could change a result
+    differs, and every attempt was exact. Raises UsageError, DamagedFileError, OSError.
     """
     one, other = _record(a), _record(b)
     rows = [
         *_rows("data", {"data_fingerprint": one.data_fingerprint}, {"data_fingerprint": other.data_fingerprint}),
-        *_settings(a, b),
+        *_by_role(_rows("settings", stored_values(a.directory), stored_values(b.directory))),
+        *_by_role(_rows("settings", _changed_later(a, one), _changed_later(b, other))),
         *_rows("code", _code(one), _code(other)),
         *_rows("numerics", one.numerics, other.numerics),
+        *_rows(
+            "numerics",
+            *({_later("not exact", it["attempt"]): it["why"] for it in _inexact(run)} for run in (one, other)),
+        ),
         *_rows("environment", _environment(a), _environment(b)),
     ]
     rows.sort(key=lambda row: SECTIONS.index(row["section"]))
@@ -71,8 +82,10 @@ def compare(a: RunPaths, b: RunPaths) -> dict[str, Any]:
         for name in names
         if one.metrics.get(name) != other.metrics.get(name)
     ]
-    same = not any(row["section"] in _CAUSES for row in rows)
-    return {"a": one.run_key, "b": other.run_key, "same_cause": same, "differences": rows, "metrics": metrics}
+    inexact = [*_inexact(one), *_inexact(other)]
+    same = not inexact and not any(row["section"] in _CAUSES for row in rows)
+    found = {"a": one.run_key, "b": other.run_key, "same_cause": same}
+    return {**found, "differences": rows, "metrics": metrics, "inexact": inexact}
 
 
 def _record(paths: RunPaths) -> RunRecord:
@@ -90,18 +103,51 @@ def _rows(section: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> lis
     ]
 
 
-def _settings(a: RunPaths, b: RunPaths) -> list[dict[str, Any]]:
+def _by_role(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     roles = roles_by_key()
     sections = {"identity": "settings", "numerics": "numerics", "budget": "budget", "runtime": "runtime"}
-    rows = _rows("settings", stored_values(a.directory), stored_values(b.directory))
     for row in rows:
-        role = roles.get(row["key"], "identity")
-        row["section"] = "seed" if row["key"] == "seed" else sections[role]
+        key = row["key"].partition(_OF_ATTEMPT)[0]
+        row["section"] = "seed" if key == "seed" else sections[roles.get(key, "identity")]
     return rows
 
 
+def _changed_later(paths: RunPaths, record: RunRecord) -> dict[str, Any]:
+    """What later attempts had other than the settings of the run. Raises DamagedFileError."""
+    found: dict[str, Any] = {}
+    for attempt in record.attempts[1:]:
+        path = paths.attempt_hydra_dir(attempt.number) / "diff.json"
+        try:
+            changes = read_json_bounded(path, max_depth=16)
+        except FileNotFoundError:
+            continue
+        if not isinstance(changes, list) or not all(isinstance(one, dict) and "now" in one for one in changes):
+            raise DamagedFileError(f"{path}: expected a list of changed settings; it may be removed, and is only shown")
+        found |= {_later(str(one.get("key")), attempt.number): one["now"] for one in changes}
+    return found
+
+
 def _code(record: RunRecord) -> dict[str, Any]:
-    return {"id": record.code.id, "commit": record.code.commit, "dirty": record.code.dirty}
+    """The code that the run began with, and each other one that it went on with."""
+    found, before = vars(record.code), record.code
+    for attempt in record.attempts:
+        if attempt.code != before:
+            before = attempt.code
+            found = {**found, **{_later(key, attempt.number): value for key, value in vars(before).items()}}
+    return found
+
+
+def _inexact(record: RunRecord) -> list[dict[str, Any]]:
+    """The attempts that do not continue the run to the same bits."""
+    return [
+        {"run": record.run_key, "attempt": one.number, "why": "; ".join(one.why_not_exact)}
+        for one in record.attempts
+        if not one.exact
+    ]
+
+
+def _later(key: str, number: int) -> str:
+    return f"{key}{_OF_ATTEMPT}{number}"
 
 
 def environment_differences(paths: RunPaths, now: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -130,6 +176,10 @@ def _print(found: Mapping[str, Any]) -> None:
         print_table(columns, lines)
     if found["same_cause"]:
         print("nothing differs that could change a result")
+    elif not any(row["section"] in _CAUSES for row in found["differences"]):
+        print("nothing differs that is recorded, but not every attempt is exact:")
+        for one in found["inexact"]:
+            print(plain(f"  {one['run']}, attempt {one['attempt']}: {one['why']}"))
     if found["metrics"]:
         print()
         metrics = [(row["name"], _text(row["a"]), _text(row["b"])) for row in found["metrics"]]

@@ -12,19 +12,38 @@ from dino_exp.fsio import LOCAL, read_json_bounded
 from dino_exp.runs.code_archive import MAX_PATCH_BYTES
 from dino_exp.runs.code_identity import PACKAGE_DIR, ask_git
 
+_NUMBER = re.compile(r"[0-9]{3,9}")
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")  # a record may be a stranger's: nothing else goes to git
 
 
 def code_difference(one: Path, other: Path) -> str:
     """The `code/` folders of two runs compared: what the commits changed, then what each had not committed.
 
-    Says so where the code is the same, and where the repository around this package does not know a commit. Runs only
-    git, which only reads. Raises DamagedFileError, OSError.
+    First for the code that both began with, then for each other code that one of them went on with. Says so where the
+    code is the same, and where the repository around this package does not know a commit. Runs only git, which only
+    reads. Raises DinoExpError where a record is gone, DamagedFileError, OSError.
     """
-    return "\n".join(_parts(one, other))
+    parts = list(_parts(one, other, one.parent.name, other.parent.name))
+    for folder in (one, other):
+        before, name = folder, folder.parent.name
+        for later in _of_later_attempts(folder):
+            number = int(later.name)
+            parts += [
+                "",
+                f"# {name} from attempt {number} on:",
+                *_parts(before, later, f"{name} before", f"{name} then"),
+            ]
+            before = later
+    return "\n".join(parts)
 
 
-def _parts(one: Path, other: Path) -> Iterator[str]:
+def _of_later_attempts(folder: Path) -> list[Path]:
+    """Where other code than before lies: a later attempt with the same code leaves nothing."""
+    found = [path.parent for path in folder.glob("attempts/*/git.json") if _NUMBER.fullmatch(path.parent.name)]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def _parts(one: Path, other: Path, one_name: str, other_name: str) -> Iterator[str]:
     a, b = _described(one), _described(other)
     if a.get("id") == b.get("id") is not None:
         yield f"the same code: {a['id']}"
@@ -35,12 +54,12 @@ def _parts(one: Path, other: Path) -> Iterator[str]:
     else:
         yield f"# from commit {commits[0]} to {commits[1]}"
         yield _between(*commits)
-    for folder, described in ((one, a), (other, b)):
-        yield f"# {folder.parent.name}: not committed"
+    for folder, described, name in ((one, a, one_name), (other, b, other_name)):
+        yield f"# {name}: not committed"
         yield _patch(folder) or "(nothing)"
         files = [str(file.get("path")) for file in _files(described)]
         if files:
-            yield f"# {folder.parent.name}: not tracked, in {folder / 'untracked.tar.gz'}: {', '.join(files)}"
+            yield f"# {name}: not tracked, in {folder / 'untracked.tar.gz'}: {', '.join(files)}"
 
 
 def _between(a: object, b: object) -> str:

@@ -175,6 +175,41 @@ def test_diff_puts_causes_first(outputs: Path) -> None:
     assert same == "nothing differs that could change a result\n"
 
 
+def test_diff_sees_what_later_attempts_had_otherwise(outputs: Path) -> None:
+    (a,) = outputs.glob("runs/*-a")
+    later, why = CodeRef(id="1" * 64, commit="1" * 40, dirty=False), ("runtime.threads: 1 before, 2 now",)
+    resumed = replace(sample_attempt(2, exact=False, why_not_exact=why), code=later)
+    b = make(outputs, "c", attempts=(sample_attempt(), resumed, replace(resumed, number=3)), metrics={"knn_top1": 0.9})
+    changes = [{"key": "runtime.threads", "was": 1, "now": 2}, {"key": "run.note", "was": None, "now": "x"}]
+    for run in (a, b):
+        (run / "config.yaml").write_text("seed: 0\n")
+        (run / "code").mkdir()
+        (run / "code" / "git.json").write_text(json.dumps({"id": CODE_HEX}))
+    for folder, content in ((".hydra/attempts/002/diff.json", changes), ("code/attempts/002/git.json", vars(later))):
+        (b / folder).parent.mkdir(parents=True)
+        (b / folder).write_text(json.dumps(content))
+    found = runs("diff", a, b, "--json").json
+    assert [(row["section"], row["key"], row["a"], row["b"]) for row in found["differences"]] == [
+        ("code", "id, attempt 2", None, "1" * 64),
+        ("code", "commit, attempt 2", None, "1" * 40),
+        ("code", "dirty, attempt 2", None, False),
+        ("numerics", "runtime.threads, attempt 2", None, 2),
+        ("numerics", "not exact, attempt 2", None, why[0]),
+        ("numerics", "not exact, attempt 3", None, why[0]),
+        ("runtime", "run.note, attempt 2", None, "x"),
+    ]
+    assert (found["same_cause"], found["inexact"][0]["attempt"]) == (False, 2)
+    code = runs("diff", a, b, "--code").lines
+    assert code[0] == f"the same code: {CODE_HEX}"
+    assert code[2:4] == [f"# {b.name} from attempt 2 on:", f"# from commit None to {'1' * 40}"]
+    same = runs("diff", b, b)
+    assert same.lines[0] == "nothing differs that is recorded, but not every attempt is exact:"
+    assert f"attempt 2: {why[0]}" in same.lines[1]
+    assert runs("diff", b, b, "--json").json["same_cause"] is False
+    (b / ".hydra/attempts/002/diff.json").write_text("[1]")
+    assert runs("diff", a, b).code == 4
+
+
 def test_rebuild(outputs: Path) -> None:
     assert runs("rebuild", "--outputs", outputs).out == f"{outputs}/catalogue.sqlite: 2 runs, 3 checkpoints\n"
     (next(outputs.glob("runs/*-a")) / "run.json").write_bytes(b"{")

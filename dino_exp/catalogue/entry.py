@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 from dino_exp.checkpoint.registry import Row, read_index
 from dino_exp.checkpoint.store import Store
+from dino_exp.config.canonical import left_out_values
 from dino_exp.config.fields import walk_mapping
 from dino_exp.config.stored import CANONICAL_NAME, MAX_BYTES
 from dino_exp.errors import DinoExpError
@@ -123,6 +124,7 @@ def read_entry(directory: Path, stamp: str) -> RunEntry:
     settings, rows, problem = {MODEL_NAME: key.model}, tuple[Row, ...](), None
     try:
         settings |= dict(walk_mapping(read_json_bounded(directory / CANONICAL_NAME, max_bytes=MAX_BYTES, max_depth=16)))
+        settings |= left_out_values(settings)
         store = Store(paths.checkpoints)
         store.refuse_links()
         rows = tuple(row for _, row in sorted(read_index(store).rows.items()))

@@ -14,8 +14,9 @@ import yaml
 
 from dino_exp.catalogue.database import View, told
 from dino_exp.catalogue.entry import MODEL_NAME
+from dino_exp.config.canonical import canonical_json
 from dino_exp.config.compare import roles_by_key
-from dino_exp.errors import UsageError
+from dino_exp.errors import ConfigError, UsageError
 from dino_exp.runs.record import STATES
 
 Mode: TypeAlias = Literal["max", "min"]
@@ -102,18 +103,25 @@ def _condition(text: str) -> tuple[str, Any]:
 
 
 def _as_a_setting(value: Any, typed: str) -> Any:
-    """What JSON can hold of a value: YAML 1.1 takes 1e-3 for text, which people take for a number, and knows dates."""
-    if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return value
-        return number if math.isfinite(number) else value
+    """What the canonical text of a run has for a value; what JSON cannot hold of YAML, such as a date, is text."""
     try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
+        plain = json.loads(json.dumps(_with_numbers(value), allow_nan=False))
+        return json.loads(canonical_json(plain))  # 1.0 as 1: SQLite compares lists by their text
+    except (TypeError, ValueError, ConfigError):
         return typed
-    return value
+
+
+def _with_numbers(value: Any) -> Any:
+    """YAML 1.1 takes 1e-3 for text, which people take for a number."""
+    if isinstance(value, list):
+        return [_with_numbers(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return number if math.isfinite(number) else value
 
 
 def list_runs(view: View, runs: Filter, *, sort: str = "started", limit: int | None = None) -> list[dict[str, Any]]:

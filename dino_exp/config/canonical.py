@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from dino_exp.config.fields import Section, walk_values
+from dino_exp.config.fields import REQUIRED, Section, entries, walk_schema, walk_values
 from dino_exp.config.schema import Config
 from dino_exp.errors import ConfigError
 
@@ -49,6 +51,31 @@ def identity_values(config: Section) -> dict[str, Any]:
             inner = inner.setdefault(section, {})
         inner[name] = list(value) if isinstance(value, tuple) else value
     return nested
+
+
+def left_out_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the identity values of a canonical text, by dotted key, lack: fields at a legacy value other than null."""
+    return {
+        key: legacy
+        for key, legacy, choice, names in _legacies()
+        if key not in settings and (choice is None or settings.get(choice) in names)
+    }
+
+
+@cache
+def _legacies() -> tuple[tuple[str, Any, str | None, tuple[str, ...]], ...]:
+    """Key, legacy value, and where other choices lack the key: the key of the choice and the names that have it."""
+    found = []
+    for part in entries(Config):
+        for section in part.sections:
+            fields = list(walk_schema(section, f"{part.name}."))
+            choice = f"{part.name}.name" if len(part.sections) > 1 else None
+            names = next((one.setting.choices for key, one in fields if key == choice and one.setting), ())
+            for key, one in fields:
+                meta = one.setting
+                if meta is not None and meta.role == "identity" and meta.legacy not in (REQUIRED, None):
+                    found.append((key, meta.legacy, choice, names))
+    return tuple(found)
 
 
 def canonical_json(value: Any) -> str:

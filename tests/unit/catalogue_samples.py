@@ -20,7 +20,8 @@ def make(outputs: Path, variant: str, *values: float, seed: int = 0, healthy: bo
     paths.directory.mkdir(parents=True)
     given = {"state": "stopped", "step": len(values), **changes}
     save_record(paths.run_json, sample_record(run_key=key, variant=variant, **given))
-    paths.canonical_json.write_text(f'{{"optimizer":{{"lr":0.001}},"seed":{seed},"train":{{"epochs":{3 + seed}}}}}')
+    settings = f'"optimizer":{{"lr":0.001}},"seed":{seed},"train":{{"epochs":{3 + seed}}}'
+    paths.canonical_json.write_text(f'{{"augment":{{"global_area":[0.65,1]}},{settings}}}')
     if values:
         manager = open_manager(paths.checkpoints, keep=KeepAny((LatestN(99),)))
         for step, value in enumerate(values, start=1):

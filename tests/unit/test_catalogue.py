@@ -264,6 +264,11 @@ def test_filters(tmp_path: Path, catalogue: Catalogue) -> None:
     assert chosen(["optimizer.lr=1e-3", "seed=2"]) == ["b"]
     assert chosen(["train.epochs=4"]) == ["a"]
     assert chosen(["init.scheme=null"]) == ["a", "b"]
+    assert chosen(["train.accumulate=1"]) == ["a", "b"]  # which the hash, and so the file, leaves out
+    assert chosen(["train.accumulate=2"]) == []
+    for spelling in ("[0.65,1.0]", "[0.65, 1]", "[65e-2,1]"):
+        assert chosen([f"augment.global_area={spelling}"]) == ["a", "b"]
+    assert chosen(["augment.global_area=[0.65]"]) == []
     for odd in ("2020-01-01", ".nan", "!!set {1}", "[1, 2020-01-01]", "9" * 400, "", "true", "false"):
         assert chosen([f"seed={odd}"]) == []
     for broken in ("2020-99-01", "[1", "!!python/name:os.system x", '!!int ""', "!!bool x", "[" * 2000):

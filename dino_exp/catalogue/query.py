@@ -16,6 +16,7 @@ from dino_exp.catalogue.database import View, told
 from dino_exp.catalogue.entry import MODEL_NAME
 from dino_exp.config.canonical import canonical_json
 from dino_exp.config.compare import roles_by_key
+from dino_exp.config.texts import METRICS
 from dino_exp.errors import ConfigError, UsageError
 from dino_exp.runs.record import STATES
 
@@ -90,16 +91,24 @@ def _condition(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise UsageError(f"--where {text}: expected <setting>=<value>, such as model=vit_s or optimizer.lr=1e-3")
-    known = sorted({MODEL_NAME, *(key for key, role in roles_by_key().items() if role == "identity")})
+    known = _indexed_settings()
     chosen = key if key in known else f"{key}.name"
     if chosen not in known:
-        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-        what = f"did you mean {', '.join(near)}?" if near else "only settings that change the result are indexed"
+        what = _near(key, known) or "only settings that change the result are indexed"
         raise UsageError(f"--where {text}: no such setting; {what}")
     try:
         return chosen, _as_a_setting(yaml.safe_load(value), value)
     except (yaml.YAMLError, *_OF_YAML) as error:
         raise UsageError(f"--where {text}: the value is no YAML: {error}") from error
+
+
+def _indexed_settings() -> list[str]:
+    return sorted({MODEL_NAME, *(key for key, role in roles_by_key().items() if role == "identity")})
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {', '.join(near)}?" if near else ""
 
 
 def _as_a_setting(value: Any, typed: str) -> Any:
@@ -147,6 +156,19 @@ def list_runs(view: View, runs: Filter, *, sort: str = "started", limit: int | N
         names = sorted({name for row in rows for name in row["metrics"]})
         raise UsageError(f"--sort {sort}: no run has this metric; expected {', '.join([*_SORTS, *names])}")
     return rows
+
+
+def check_columns(view: View, names: Sequence[str], fields: Sequence[str]) -> None:
+    """Raise UsageError for a name that is none of `fields`, no metric (of a run, or one of ours), and no setting."""
+    settings = _indexed_settings()
+    known = {*fields, "loss", *METRICS, *settings, *(key.removesuffix(".name") for key in settings)}
+    if known.issuperset(names):
+        return
+    known |= {name for (name,) in view.rows("SELECT DISTINCT key FROM runs, json_each(doc, '$.metrics')")}
+    for name in names:
+        if name not in known:
+            what = _near(name, sorted(known)) or f"expected {', '.join(fields)}, a metric, or a setting of the result"
+            raise UsageError(f"--columns {name}: no such column; {what}")
 
 
 def count_runs(view: View, runs: Filter) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +18,20 @@ from rich.text import Text
 
 from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.catalogue.database import View
-from dino_exp.catalogue.query import Filter, best_groups, best_runs, count_runs, list_runs, natural_mode, problems
+from dino_exp.catalogue.query import (
+    Filter,
+    best_groups,
+    best_runs,
+    check_columns,
+    count_runs,
+    list_runs,
+    natural_mode,
+    problems,
+)
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
 from dino_exp.cli.show import plain, print_json, print_table
 from dino_exp.errors import UsageError
+from dino_exp.runs.code_identity import PACKAGE_DIR, ask_git
 from dino_exp.words import age_text, count_text
 
 PUBLIC = (
@@ -28,9 +39,11 @@ PUBLIC = (
     "epochs_done", "metrics", "best",
 )  # fmt: skip
 _COLUMNS = ("run_key", "state", "step", "epochs_done", "best", "started")
+_SHOWN_ONLY = ("started", "commit")
 _SHOWN = 50
 _MAX_PROCESSES = 4  # to read runs; more than these, the one that writes the catalogue cannot follow
 _MODES = ("max", "min")
+_HASH = re.compile(r"[0-9a-f]{1,64}")
 
 WhereOption = Annotated[
     list[str], typer.Option("--where", metavar="KEY=VALUE", help="Only runs of this setting; may be repeated.")
@@ -66,13 +79,16 @@ def list_all(
       dino-exp runs list --json --limit 10
     """
     chosen = Filter.parse(where, state, tag)
+    names = _COLUMNS if columns is None else tuple(filter(None, map(str.strip, columns.split(","))))
+    if not names:
+        raise UsageError(f"--columns {columns!r}: expected names with commas between, such as {','.join(_COLUMNS)}")
     with _view(outputs) as view:
+        check_columns(view, names, (*PUBLIC, *_SHOWN_ONLY))
         rows = list_runs(view, chosen, sort=sort, limit=_limit(limit, as_json))
         total, unread = count_runs(view, chosen), problems(view)
     if as_json:
         print_rows([_public(row, outputs) for row in rows])
     else:
-        names = _COLUMNS if columns is None else tuple(filter(None, columns.split(",")))
         if rows:
             now_secs = time.time()
             lines = [tuple(_cell(row, name, now_secs) for name in names) for row in rows]
@@ -89,7 +105,8 @@ def best(
     mode: Annotated[str | None, typer.Option("--mode", help="max or min; by default min for losses, else max.")] = None,
     group: Annotated[bool, typer.Option("--group", help="Average over seeds: mean, spread, number of runs.")] = False,
     commit: Annotated[
-        str | None, typer.Option("--commit", help="Only checkpoints written by this commit, or its beginning.")
+        str | None,
+        typer.Option("--commit", help="Only checkpoints written by this commit: its beginning, a tag, a branch, HEAD."),
     ] = None,
     where: WhereOption = [],  # noqa: B006
     state: StateOption = [],  # noqa: B006
@@ -109,13 +126,15 @@ def best(
     direction = _direction(metric, mode)
     chosen = Filter.parse(where, state, tag)
     question = best_groups if group else best_runs
+    digits = None if commit is None else _commit_digits(commit)
     with _view(outputs) as view:
-        rows = question(view, chosen, metric=metric, mode=direction, commit=commit, limit=_limit(limit, as_json))
+        rows = question(view, chosen, metric=metric, mode=direction, commit=digits, limit=_limit(limit, as_json))
         unread = problems(view)
     if as_json:
         print_rows(rows if group else [_public(row, outputs) for row in rows])
     elif not rows:
-        print(f"no checkpoint of these has {metric}, below {outputs}")
+        by = "" if digits is None else f" that commit {digits[:12]} has written"
+        print(f"no checkpoint of these{by} has {metric}, below {outputs}")
     elif group:
         _print_groups(rows, metric)
     else:
@@ -193,6 +212,19 @@ def _limit(asked: int | None, as_json: bool) -> int | None:
     return asked or None
 
 
+def _commit_digits(commit: str) -> str:
+    """The beginning of a commit's hash, as typed, or of the revision of this package's repository that was typed."""
+    if _HASH.fullmatch(commit.lower()):
+        return commit.lower()
+    found = ask_git(PACKAGE_DIR, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}")
+    if found is None:
+        raise UsageError(
+            f"--commit {commit}: expected the first digits of a commit's hash, or a revision that the repository of "
+            f"{PACKAGE_DIR} knows"
+        )
+    return found
+
+
 def _direction(metric: str, mode: str | None) -> Literal["max", "min"]:
     if mode is not None and mode not in _MODES:
         raise UsageError(f"--mode {mode}: expected max or min")
@@ -216,8 +248,9 @@ def _cell(row: Mapping[str, Any], name: str, now_secs: float) -> str:
         return "–" if found is None else f"{found['metric']} {_number(found['value'])} at step {found['step']}"
     if name in ("code", "commit"):
         return _commit(row["code"])
-    model = {"model": row["settings"].get("model.name")}
-    return next((_number(place[name]) for place in (row, row["metrics"], row["settings"], model) if name in place), "–")
+    settings = row["settings"]
+    choice = {name: settings.get(f"{name}.name")}
+    return next((_number(place[name]) for place in (row, row["metrics"], settings, choice) if name in place), "–")
 
 
 def _commit(code: Mapping[str, Any]) -> str:

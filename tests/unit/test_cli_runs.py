@@ -54,6 +54,8 @@ def test_list_for_people(outputs: Path) -> None:
         ["vit_nano", "0", "0.9000", "000000000000"],
         ["vit_nano", "1", "0.8000", "000000000000"],
     ]
+    found = runs("list", "--outputs", outputs, "--columns", "best, optimizer,train.accumulate,knn_1shot", "--limit", 1)
+    assert found.lines[1].split() == ["–", "–", "1", "–"]
     assert "1 of 2 runs; all: --limit 0" in runs("list", "--outputs", outputs, "--limit", "1").out
     assert "no run of these below" in runs("list", "--outputs", outputs, "--tag", "x").out
     assert "no run below" in runs("list", "--outputs", outputs / "nowhere").out
@@ -66,6 +68,12 @@ def test_list_for_people(outputs: Path) -> None:
         (("list", "--where", "optimizer.lrr=1"), "did you mean optimizer.lr"),
         (("list", "--state", "dead"), "expected one of running"),
         (("list", "--sort", "nix"), "no run has this metric"),
+        (("list", "--columns", "run_key,knn_tpo1"), "--columns knn_tpo1: no such column; did you mean knn_top1"),
+        (("list", "--columns", "run_keyy"), "did you mean run_key"),
+        (("list", "--columns", "xyzzy"), "expected run_key, path, state"),
+        (("list", "--columns", ""), "expected names with commas between"),
+        (("list", "--columns", "runtime.threads"), "no such column"),
+        (("best", "--commit", "no such branch"), "expected the first digits of a commit's hash, or a revision"),
         (("best", "--metric", "nix"), "no checkpoint has it; there are knn_top1, loss"),
         (("best", "--mode", "top"), "expected max or min"),
         (("show", "nothing"), "no run in"),
@@ -78,7 +86,7 @@ def test_wrong_words_are_one_message(words: tuple[str, ...], says: str, outputs:
     assert says in found.err
 
 
-def test_best(outputs: Path) -> None:
+def test_best(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = runs("best", "--outputs", outputs, "--json").json
     code = {"id": "e" * 64, "commit": "f" * 40, "dirty": None}  # of the toy checkpoints: no attempt of these runs
     assert [row["best"] for row in rows] == [
@@ -89,7 +97,11 @@ def test_best(outputs: Path) -> None:
     assert re.split(r"\s{2,}", lines[1])[1:4] == ["0.1000", "2", "stopped"]
     assert lines[-1] == f"the best: dino-exp checkpoints show {rows[0]['path']}@2"
     assert cli("show", f"{rows[0]['path']}@2").code == 0
-    assert runs("best", "--outputs", outputs, "--commit", "abc").out.startswith("no checkpoint of these has knn_top1")
+    assert runs("best", "--outputs", outputs, "--commit", "abc").out.startswith(
+        "no checkpoint of these that commit abc has written has knn_top1"
+    )
+    monkeypatch.setattr("dino_exp.cli.runs.ask_git", lambda _, *words: "f" * 40 if "HEAD^{commit}" in words else None)
+    assert runs("best", "--outputs", outputs, "--commit", "HEAD", "--json").json == rows
 
 
 def test_best_names_the_code_that_wrote_the_checkpoint(tmp_path: Path) -> None:

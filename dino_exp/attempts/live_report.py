@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -100,7 +101,7 @@ class LiveReport:
         self._failure_told = True
 
     def _again(self) -> str:
-        return f"To write it: dino-exp checkpoints report {self._directory}"
+        return f"To write it: dino-exp checkpoints report {shlex.quote(str(self._directory))}"
 
 
 def begin_sweep_page(outputs: Path, *, gently: bool = True) -> subprocess.Popen[bytes] | None:

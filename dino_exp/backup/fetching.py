@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -93,7 +94,7 @@ def _read_index(target: Target) -> Index:
             target.look_at(PARTIAL)
             raise NoCheckpointError(
                 f"{target.shown}: a backup was begun here and did not come to its end. The same command goes on with "
-                f"it: dino-exp checkpoints backup <run> {target.shown}"
+                f"it: dino-exp checkpoints backup <run> {shlex.quote(target.shown)}"
             ) from None
         raise NoCheckpointError(
             f"{target.shown}: no {INDEX}, so no backup is here; expected the address that was given to "
@@ -216,7 +217,8 @@ class _Restore:
         """Look at what was fetched as a run: its record, and every byte of its checkpoints by their own digests."""
         shown = self._target.shown
         what = "; ".join(item.reason for item in left_out[:3])
-        mend = f"To mend it from the run, if that is still there: dino-exp checkpoints backup <run> {shown} --reread"
+        again = f"dino-exp checkpoints backup <run> {shlex.quote(shown)} --reread"
+        mend = f"To mend it from the run, if that is still there: {again}"
         record = load_record(RunPaths(self._building).run_json)
         if record is None or record.run_key != self._index.run_key:
             raise CorruptCheckpointError(

@@ -22,7 +22,7 @@ from dino_exp.checkpoint.registry import missing_packs, read_index
 from dino_exp.checkpoint.store import Store
 from dino_exp.config.stored import load_stored
 from dino_exp.config.typed import override, train_command
-from dino_exp.errors import DinoExpError
+from dino_exp.errors import DinoExpError, RefusedError
 from dino_exp.fsio import LOCAL
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.lock import probe
@@ -86,6 +86,10 @@ def _program() -> Iterator[Finding]:
 
 
 def _place(outputs: Path) -> Iterator[Finding]:
+    if outputs.exists() and not outputs.is_dir():
+        says, again = "a file, expected the folder that holds `runs/`", "dino-exp runs doctor --outputs <folder>"
+        yield Finding(level="problem", about=str(outputs), says=says, command=again)
+        return
     if not outputs.is_dir():
         yield Finding(level="note", about=str(outputs), says="no such folder yet", command="python -m dino_exp.train")
         return
@@ -115,7 +119,10 @@ def _run(folder: Path) -> Iterator[Finding]:
     try:
         record = load_record(paths.run_json)
     except (DinoExpError, OSError) as problem:
-        yield Finding(level="problem", about=folder.name, says=str(problem))
+        command = (
+            None if isinstance(problem, RefusedError) else _get_back(paths)
+        )  # refused: of a newer version, and whole
+        yield Finding(level="problem", about=folder.name, says=str(problem), command=command)
         return
     if record is None:
         yield from _without_record(paths)
@@ -132,7 +139,7 @@ def _without_record(paths: RunPaths) -> Iterator[Finding]:
     folder = paths.directory
     if any(paths.checkpoints.glob("step-*.json")):
         says = "holds checkpoints and no run.json, so nobody knows whose they are; put run.json back from a copy"
-        yield Finding(level="problem", about=folder.name, says=says)
+        yield Finding(level="problem", about=folder.name, says=says, command=_get_back(paths))
     else:
         says = "was begun and killed before there was anything; the same command begins it again, or remove it"
         yield Finding(level="note", about=folder.name, says=says)
@@ -142,7 +149,13 @@ def _settings(paths: RunPaths) -> Iterator[Finding]:
     try:
         load_stored(paths.directory)
     except (DinoExpError, OSError) as problem:
-        yield Finding(level="problem", about=paths.directory.name, says=str(problem).splitlines()[0])
+        says = str(problem).splitlines()[0]
+        yield Finding(level="problem", about=paths.directory.name, says=says, command=_get_back(paths))
+
+
+def _get_back(paths: RunPaths) -> str:
+    """The command that makes a whole run of its backup, beside the one that is not: nothing else knows these files."""
+    return f"dino-exp checkpoints restore <backup> {shlex.quote(f'{paths.directory}-restored')}"
 
 
 def _owner(paths: RunPaths, record: RunRecord) -> Iterator[Finding]:
@@ -160,7 +173,7 @@ def _owner(paths: RunPaths, record: RunRecord) -> Iterator[Finding]:
 
 def _checkpoints(paths: RunPaths) -> Iterator[Finding]:
     store, name = Store(paths.checkpoints), paths.directory.name
-    verify = f"dino-exp checkpoints verify {paths.directory}"
+    verify = f"dino-exp checkpoints verify {shlex.quote(str(paths.directory))}"
     try:
         store.refuse_links()
         index = read_index(store)

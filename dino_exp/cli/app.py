@@ -51,7 +51,7 @@ NOUNS = {
             "list": "runs.list_all",
             "best": "runs.best",
             "rebuild": "runs.rebuild",
-            "doctor": "runs.doctor",
+            "doctor": "doctor.doctor",
             "show": "run_details.show",
             "diff": "run_diff.diff",
             "compare": "run_curves.compare",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,6 @@ def named_run(typed: str, outputs: Path, verb: str) -> Named:
     if found.at is not None:
         raise UsageError(
             f"{typed}: one checkpoint, expected a run: {verb} is about all of them. Try: "
-            f"dino-exp checkpoints {verb} {found.typed}"
+            f"dino-exp checkpoints {verb} {shlex.quote(found.typed)}"
         )
     return found

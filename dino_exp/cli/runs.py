@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.catalogue.database import View
@@ -170,32 +170,6 @@ def rebuild(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> No
     _tell_unread(unread)
 
 
-def doctor(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> None:
-    """Look for what is wrong: versions, git, disk, index, damaged or half-written runs. Exit 1 if there is a problem.
-
-    Changes nothing; says the command that mends. Reading every byte is `dino-exp checkpoints verify --all`.
-
-    \b
-    Examples:
-      dino-exp runs doctor
-      dino-exp runs doctor --outputs /backup/outputs --json
-    """
-    from dino_exp.catalogue.doctor import examine
-
-    found = list(examine(outputs))
-    if as_json:
-        print_json([vars(one) for one in found])
-    else:
-        styles = {"fine": "green", "note": "yellow", "problem": "red"}
-        lines = [
-            (Text(one.level, styles[one.level]), one.about, one.says.splitlines()[0], one.command or "")
-            for one in found
-        ]
-        print_table(("", "what", "says", "to mend it"), lines)
-    if any(one.level == "problem" for one in found):
-        raise typer.Exit(1)
-
-
 @contextlib.contextmanager
 def _view(outputs: Path) -> Iterator[View]:
     with contextlib.closing(Catalogue(outputs, _say).view()) as view:
@@ -283,7 +257,8 @@ def _print_best(rows: Sequence[Mapping[str, Any]], metric: str, outputs: Path) -
     ]
     print_table(("run", metric, "step", "state", "commit", "config"), lines, right=(metric, "step"))
     first = rows[0]
-    print(f"the best: dino-exp checkpoints show {plain(str(outputs / 'runs' / first['path']))}@{first['best']['step']}")
+    named = f"{outputs / 'runs' / first['path']}@{first['best']['step']}"
+    print(f"the best: dino-exp checkpoints show {plain(shlex.quote(named))}")
 
 
 def _print_groups(groups: Sequence[Mapping[str, Any]], metric: str) -> None:

@@ -18,6 +18,7 @@ from dino_exp.cli.report import ToOption, check_target, write_document
 from dino_exp.cli.show import plain, print_json, print_table
 from dino_exp.config.typed import override, train_command
 from dino_exp.errors import DinoExpError, UsageError
+from dino_exp.fsio import DamagedFileError
 from dino_exp.runs.jsontext import spell
 from dino_exp.sweeps.outcome import OUTCOME_COLUMNS, Outcome, outcome_lines, outcomes_of
 from dino_exp.sweeps.record import PAGE, SweepRecord, load_sweep, sweep_names, sweep_path
@@ -40,6 +41,9 @@ def list_all(outputs: OutputsOption = OUTPUTS, as_json: JsonOption = False) -> N
     rows = [_summary(sweep, outcomes_of(sweep, outputs)) for sweep in found]
     if as_json:
         print_json(rows)
+    if not rows and sweep_names(outputs):  # there are some, and none can be read
+        raise typer.Exit(DamagedFileError.exit_code)
+    if as_json:
         return
     if not rows:
         print(f"no sweep below {outputs}; `python -m dino_exp.train --multirun seed=0,1` makes one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+import shlex
 from pathlib import Path
 
 from dino_exp.errors import DinoExpError, UsageError
@@ -92,7 +93,7 @@ def _some(names: list[str]) -> str:
 
 
 def _hint(outputs: Path) -> str:
-    return f"`ls {outputs / 'runs'}` shows the runs, `python -m dino_exp.train` starts one"
+    return f"`ls {shlex.quote(str(outputs / 'runs'))}` shows the runs, `python -m dino_exp.train` starts one"
 
 
 def _is_dir(path: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -218,9 +219,8 @@ def _check_format(path: Path, found: Json) -> None:
 
 
 def _damaged(path: Path, problem: str) -> DamagedFileError:
-    return DamagedFileError(
-        f"{problem}. The checkpoints do not need it: `dino-exp checkpoints list {path.parent}` shows them"
-    )
+    listing = f"dino-exp checkpoints list {shlex.quote(str(path.parent))}"
+    return DamagedFileError(f"{problem}. The checkpoints do not need it: `{listing}` shows them")
 
 
 _CODE = record_of(CodeRef, {"id": text, "commit": optional(text), "dirty": optional(flag)})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +99,11 @@ def test_best(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.split(r"\s{2,}", lines[1])[1:4] == ["0.1000", "2", "stopped"]
     assert lines[-1] == f"the best: dino-exp checkpoints show {rows[0]['path']}@2"
     assert cli("show", f"{rows[0]['path']}@2").code == 0
+    moved = outputs / "two words"
+    moved.mkdir()
+    shutil.copytree(outputs / "runs", moved / "runs")
+    command = runs("best", "--outputs", moved).lines[-1].removeprefix("the best: dino-exp checkpoints ")
+    assert cli(*shlex.split(command)).code == 0
     assert runs("best", "--outputs", outputs, "--commit", "abc").out.startswith(
         "no checkpoint of these that commit abc has written has knn_top1"
     )

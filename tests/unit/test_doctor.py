@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -15,16 +16,20 @@ from runs_samples import sample_attempt
 
 from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.config.stored import write_stored
+from dino_exp.fsio import write_atomic
 from dino_exp.runs.record import FailedSave
+from dino_exp.sweeps.record import sweep_path
 
 runs = functools.partial(cli, noun="runs")
 
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
-    write_stored(config(), make(tmp_path, "a", 0.5, 0.6))
-    Catalogue(tmp_path).rebuild(lambda *_: None)
-    return tmp_path
+    outputs = tmp_path / "two words"
+    (outputs / "sweeps" / "mine").mkdir(parents=True)
+    write_stored(config(), make(outputs, "a", 0.5, 0.6))
+    Catalogue(outputs).rebuild(lambda *_: None)
+    return outputs
 
 
 def only_run(outputs: Path) -> Path:
@@ -39,6 +44,8 @@ def test_nothing_is_wrong(outputs: Path) -> None:
     assert found.code == 0
     assert contents(outputs) == before
     assert runs("doctor", "--outputs", outputs / "nowhere").code == 0
+    assert "a file, expected the folder" in runs("doctor", "--outputs", outputs / "catalogue.sqlite").out
+    assert runs("doctor", "--outputs", outputs / "catalogue.sqlite").code == 1
 
 
 def change(name: str, content: bytes) -> Callable[[Path], object]:
@@ -57,6 +64,11 @@ WRONG = {
     "a manifest": (change("checkpoints/step-000000001.json", b"{"), "problem", "digest"),
     "a pack": (truncated, "problem", "bytes, expected"),
     "pins": (change("checkpoints/pins.json", b"{"), "problem", "pins.json"),
+    "a sweep": (
+        lambda run: write_atomic(sweep_path(run.parents[1], "mine"), "{}"),
+        "problem",
+        "plans it anew",
+    ),
     "an index": (
         lambda run: (run.parents[1] / "catalogue.sqlite").write_bytes(b"x" * 999),
         "problem",
@@ -76,6 +88,8 @@ def test_what_is_wrong_is_named(what: str, outputs: Path) -> None:
     (one,) = (one for one in found.json if one["level"] != "fine")
     assert one["level"] == level
     assert says in one["says"]
+    if level == "problem":
+        assert any(str(outputs) in word for word in shlex.split(one["command"]))
     assert found.code == (1 if level == "problem" else 0)
     assert runs("doctor", "--outputs", outputs).code == found.code
     assert contents(outputs) == before
@@ -91,7 +105,7 @@ def test_killed_half_written_and_unsaved_runs(outputs: Path) -> None:
     rows = {one["about"]: one for one in runs("doctor", "--outputs", outputs, "--json").json if one["level"] != "fine"}
     assert rows["empty"]["level"] == "note"
     assert "was killed at step 0 of 100" in rows[killed.name]["says"]
-    assert rows[killed.name]["command"] == f"python -m dino_exp.train resume={killed}"
+    assert rows[killed.name]["command"] == f"python -m dino_exp.train 'resume={killed}'"
     assert (rows[unsaved.name]["level"], "step 7 was not saved" in rows[unsaved.name]["says"]) == ("problem", True)
     low = runs("doctor", "--outputs", outputs)
     assert low.code == 1

@@ -181,6 +181,12 @@ def test_list(outputs: Path) -> None:
     assert "1 completed, 1 failed, 2 not begun" in sweeps("list", "--outputs", outputs).out
     assert contents(outputs) == before
     assert sweeps("list", "--outputs", outputs / "nowhere").out.startswith("no sweep below")
+    sweep_path(outputs, "first").write_text("{")
+    assert len(sweeps("list", "--outputs", outputs).lines) == 2
+    sweep_path(outputs, "second").write_text("{")
+    none = sweeps("list", "--outputs", outputs)
+    assert (none.code, none.out, none.err.count("not strict JSON")) == (4, "", 2)
+    assert sweeps("list", "--outputs", outputs, "--json").json == []
 
 
 def test_show(outputs: Path) -> None:

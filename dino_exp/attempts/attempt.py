@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 from dino_exp.attempts.target import Target
 from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.config.canonical import canonical_text, group_hash
+from dino_exp.config.compose import touched_keys
+from dino_exp.config.schema import RunConfig
 from dino_exp.config.stored import write_stored
 from dino_exp.errors import DinoExpError, LockedError
 from dino_exp.fsio import LOCAL, DamagedFileError, make_dirs, write_atomic
@@ -117,7 +119,8 @@ class Attempt:
         `facts`: schedule, data_fingerprint, numerics, weights that it began with, and why_not_exact of this attempt.
         """
         ref = CodeRef(id=code.id, commit=code.commit, dirty=code.dirty)
-        record = self.record or RunRecord(
+        record = self.record and labelled(self.record, self.config.run, self.command.overrides)
+        record = record or RunRecord(
             run_key=self.run_key(),
             config_hash=self.target.key.config_hash,
             group_hash=group_hash(self.config),
@@ -198,6 +201,19 @@ class Attempt:
     def canonical(self) -> str:
         """The text whose hash names the configuration, for every manifest."""
         return canonical_text(self.config)
+
+
+def labelled(record: RunRecord, run: RunConfig, overrides: Sequence[str]) -> RunRecord:
+    """The record with the tags and the note that a later attempt was given; what it was not given stays."""
+    tags, note = run.tags, run.note or ""
+    if (tags, note) == (record.tags, record.note):
+        return record
+    touched = touched_keys(overrides)
+    return replace(
+        record,
+        tags=tags if "run.tags" in touched else record.tags,
+        note=note if "run.note" in touched else record.note,
+    )
 
 
 def best_of(best: Any) -> Best | None:

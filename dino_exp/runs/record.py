@@ -107,7 +107,8 @@ class FailedSave:
 class RunRecord:
     """Everything that `run.json` says. `step` is of the newest commit; `metrics` are the latest, NaN allowed.
 
-    `code` is that of the key; an attempt that continued with other code says so in its own.
+    `code` is that of the key; an attempt that continued with other code says so in its own. `tags` and `note` are the
+    newest that an attempt was given.
     """
 
     run_key: str

@@ -72,13 +72,16 @@ def test_the_first_attempts_record_is_never_rewritten(lab: Lab) -> None:
     run = lab.only_run()
     kept = {path: path.read_bytes() for path in (run / ".hydra").iterdir() if path.is_file()}
     kept[run / "config.yaml"] = (run / "config.yaml").read_bytes()
-    lab.train("train.stop_after_steps=4", "checkpoint=best")
+    lab.train("train.stop_after_steps=4", "checkpoint=best", "run.tags=[later]")
     assert all(path.read_bytes() == content for path, content in kept.items())
     again = run / ".hydra" / "attempts" / "002"
     assert "checkpoint=best" in (again / "overrides.yaml").read_text()
     changed = {change["key"]: change["verdict"] for change in json.loads((again / "diff.json").read_text())}
     assert changed["checkpoint.keep.best"] == "allowed"
-    assert len(record(run)["attempts"]) == 2
+    made = record(run)
+    assert (len(made["attempts"]), made["tags"], made["note"]) == (2, ["later"], "first")
+    at = ("--outputs", str(lab.outputs))
+    assert [row["path"] for row in json.loads(lab.cli("runs", "list", "--tag", "later", "--json", *at))] == [str(run)]
 
 
 def test_spelled_out_settings_are_the_same_run(lab: Lab) -> None:

@@ -78,19 +78,23 @@ def _legacies() -> tuple[tuple[str, Any, str | None, tuple[str, ...]], ...]:
     return tuple(found)
 
 
-def canonical_json(value: Any) -> str:
-    """A JSON value in the form of RFC 8785. Raises ConfigError for what JSON cannot hold exactly."""
+def canonical_json(value: Any, key: str = "") -> str:
+    """A JSON value in the form of RFC 8785. Raises ConfigError, with its dotted key, for what JSON cannot hold."""
     if isinstance(value, dict):
         # RFC 8785 section 3.2.3: keys are sorted as UTF-16 code units.
-        keys = sorted(value, key=lambda key: key.encode("utf-16-be", "surrogatepass"))
-        return "{" + ",".join(f"{_string(key)}:{canonical_json(value[key])}" for key in keys) + "}"
+        names = sorted(value, key=lambda name: name.encode("utf-16-be", "surrogatepass"))
+        inner = {name: canonical_json(value[name], f"{key}.{name}" if key else name) for name in names}
+        return "{" + ",".join(f"{_string(name)}:{text}" for name, text in inner.items()) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(map(canonical_json, value)) + "]"
+        return "[" + ",".join(canonical_json(item, key) for item in value) + "]"
     if isinstance(value, str):
         return _string(value)
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return number_text(value)
+    try:
+        return number_text(value)
+    except ConfigError as error:
+        raise ConfigError(f"configuration: {key}: {error}" if key else str(error)) from None
 
 
 def number_text(number: float) -> str:

@@ -73,6 +73,8 @@ def test_a_whole_number_is_written_alike_as_int_and_as_float(number):
 def test_what_json_cannot_hold_is_refused(number):
     with pytest.raises(ConfigError):
         canonical_json([number])
+    with pytest.raises(ConfigError, match=r"^configuration: model\.depth: .+JSON"):
+        canonical_json({"model": {"depth": number}})
 
 
 def test_strings_and_order_of_rfc_8785():

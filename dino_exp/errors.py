@@ -3,11 +3,23 @@
 Messages name the thing, what was found, what was expected, and the next command to type.
 """
 
+import signal
+
+_FOR_ALL = (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM, signal.SIGUSR2)
+STOPPING = frozenset(128 + number for number in _FOR_ALL)
+"""Exit codes of a process that was told to stop, as its sweep was with it. Any other signal (KILL for want of memory,
+SEGV) is that process's own misfortune: it has failed."""
+
 
 class DinoExpError(Exception):
     """Base of every error that is the user's, the disk's or the experiment's, never our own bug."""
 
     exit_code = 1
+
+
+def of_os(error: OSError) -> DinoExpError:
+    """An error of the operating system in one line: the file, and what was wrong."""
+    return DinoExpError(f"{error.filename or 'a file operation'}: {error.strerror or error}")
 
 
 class UsageError(DinoExpError):
@@ -20,6 +32,10 @@ class ConfigError(DinoExpError):
     """A setting is unknown, of the wrong type, out of range, or impossible beside another."""
 
     exit_code = 2
+
+
+class CompositionError(ConfigError):
+    """Hydra can make no configuration of some overrides, such as of a choice that is not there."""
 
 
 class RefusedError(DinoExpError):

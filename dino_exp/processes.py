@@ -1,12 +1,18 @@
-"""Telling one process from another: the boot that it belongs to, and when it began."""
+"""Processes: telling one from another, by its boot and its start, and running one that hears what this one is told."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dino_exp.errors import STOPPING
+
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -56,3 +62,54 @@ class ProcessId:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+@dataclass(frozen=True)
+class ChildEnd:
+    """How a child of this process ended.
+
+    `returned` is its exit code, minus the signal's number where one killed it; `signals` came to this process
+    meanwhile.
+    """
+
+    returned: int
+    signals: tuple[int, ...] = ()
+
+    @property
+    def stopped_by(self) -> int | None:
+        """The signal that told this process to stop; USR1 only asks for a save."""
+        return next((number for number in self.signals if number != signal.SIGUSR1), None)
+
+    @property
+    def code(self) -> int:
+        """An exit code: 128+N where this process, or the child alone, was told to stop; 1 where it died otherwise."""
+        if self.stopped_by is not None:
+            return 128 + self.stopped_by
+        code = self.returned if self.returned >= 0 else 128 - self.returned
+        return code if code <= 128 or code in STOPPING else 1
+
+
+def run_child(command: Sequence[str]) -> ChildEnd:
+    """Run a command to its end. A signal that comes to this process goes to it; this process waits for what it does.
+
+    It leads a process group, so that a terminal's Ctrl-C reaches it once, through here. Raises OSError.
+    """
+    came: list[int] = []
+    child: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: object) -> None:
+        came.append(number)
+        for process in child:
+            process.send_signal(number)
+
+    # Whoever ignores HUP (nohup) wants the child to live on, too.
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    previous = {number: signal.signal(number, pass_on) for number in PASSED_ON if number not in ignored}
+    try:
+        child.append(subprocess.Popen(command, process_group=0))
+        for number in tuple(came):  # before the child was there to be told
+            child[0].send_signal(number)
+        return ChildEnd(child[0].wait(), tuple(came))
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -14,7 +14,7 @@ import typer
 
 import dino_exp
 from dino_exp.cli.show import plain
-from dino_exp.errors import DinoExpError
+from dino_exp.errors import DinoExpError, of_os
 from dino_exp.streams import steady_streams
 
 
@@ -141,8 +141,7 @@ def run() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
         return 128 + signal.SIGPIPE
     except OSError as error:
-        place = plain(str(error.filename or "a file operation"))
-        print(f"dino-exp: {place}: {error.strerror or error}", file=sys.stderr)
+        print(f"dino-exp: {plain(str(of_os(error)))}", file=sys.stderr)
         return 1
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)

@@ -19,6 +19,10 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 SAVE_SIGNAL = signal.SIGUSR1
 
 
+class SecondInterruptError(KeyboardInterrupt):
+    """The user does not want to wait for the save that a first interrupt asked for."""
+
+
 class SignalFlags:
     """Handlers that only set flags, installed inside `with`. Outside the main thread none can be: logged."""
 
@@ -77,4 +81,4 @@ class SignalFlags:
         if number == signal.SIGINT:
             self._num_interrupts += 1
             if self._num_interrupts > 1:
-                raise KeyboardInterrupt
+                raise SecondInterruptError

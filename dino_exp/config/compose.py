@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -35,7 +35,7 @@ from dino_exp.errors import ConfigError, DinoExpError
 
 SIGNALLED = 128  # exit codes above: stopped by a signal
 PRESETS = ("experiment", "debug")  # groups whose choices set keys of many sections
-_REFERENCE = re.compile(r"\$\{\s*([^{}]*?)\s*\}")
+_REFERENCE = re.compile(r"\$\{\s*([^${}:\s]*)\s*(?=(.?))", re.DOTALL)  # what it names, and what follows that
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def plain_settings(composed: DictConfig, schema: type[Section] = Config) -> dict
     raw = OmegaConf.to_container(composed, resolve=False)
     leaves = dict(walk_mapping(raw))
     roles = roles_by_key(schema)
-    impure = [key for key, value in leaves.items() if roles.get(key) == "identity" and _is_impure(value, leaves)]
+    impure = [key for key, value in leaves.items() if roles.get(key) == "identity" and _is_impure(key, value, leaves)]
     if impure:
         lines = [f"{key}: {leaves[key]!r} depends on the machine or the clock" for key in impure]
         raise ConfigError("configuration: " + "\n  ".join(lines) + "\nGive the value itself")
@@ -323,13 +323,34 @@ def _preset_keys(group: str, choice: Any, line: str, overrides: Sequence[str]) -
     return keys | {key for key, _ in walk_mapping(stated) if key in known_keys()}
 
 
-def _is_impure(value: Any, leaves: dict[str, Any], depth: int = 0) -> bool:
-    """Whether a raw value calls a resolver (`${now:...}`), itself or through settings that it refers to."""
+def _is_impure(key: str, value: Any, leaves: Mapping[str, Any], depth: int = 0) -> bool:
+    """Whether a raw value calls a resolver (`${now:...}`), itself, inside of others, or through what it refers to."""
     if isinstance(value, list):
-        return any(_is_impure(item, leaves, depth) for item in value)
+        return any(_is_impure(key, item, leaves, depth) for item in value)
     if not isinstance(value, str) or "${" not in value:
         return False
-    names = _REFERENCE.findall(value)
-    if not names or depth > 8 or any(":" in name or name.startswith("hydra") for name in names):
+    found = _REFERENCE.findall(value)
+    if depth > 8 or any(end == ":" or name.startswith("hydra") for name, end in found):
         return True
-    return any(_is_impure(leaves.get(name), leaves, depth + 1) for name in names)
+    named = [one for name, end in found for one in _named(_absolute(name, key), leaves, begins=end != "}")]
+    return any(_is_impure(one, leaves[one], leaves, depth + 1) for one in named if one != key)
+
+
+def _absolute(name: str, key: str) -> str:
+    """The dotted key that a reference in the value of `key` names: `.lr` is beside it, `betas[0]` is `betas.0`."""
+    plain = name.lstrip(".")
+    num_dots = len(name) - len(plain)
+    around = key.split(".")[:-num_dots] if num_dots else []
+    return ".".join([*around, plain.replace("[", ".").replace("]", "")])
+
+
+def _named(name: str, leaves: Mapping[str, Any], *, begins: bool) -> list[str]:
+    """The leaves that a reference may take its value from: itself, what is in it, or the list that it is in.
+
+    `begins`: only the beginning is known (`${optimizer.${run.note}}`).
+    """
+    return [
+        leaf
+        for leaf in leaves
+        if f"{leaf}.".startswith(f"{name}.") or f"{name}.".startswith(f"{leaf}.") or (begins and leaf.startswith(name))
+    ]

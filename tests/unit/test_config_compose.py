@@ -170,6 +170,10 @@ def test_a_wrong_override_gets_one_message(override, message):
         ["seed=${oc.env:SLURM_JOB_ID}"],
         ["optimizer.betas=[0.9,'${now:0.%S}']"],
         ["run.note=${now:%S}", "scheduler.min_lr=${run.note}"],
+        ["run.note='%S'", "seed='${oc.decode:${now:${run.note}}}'"],
+        ["run.note='${now:%S}'", "scheduler.min_lr='${..run.note}'"],
+        ["run.note='${now:%S}'", "run.variant=note", "seed='${run.${run.variant}}'"],
+        ["run.tags=['${now:%S}']", "init.weights_digest='${run.tags[0]}'"],
     ],
 )
 def test_identity_from_the_clock_or_the_machine_is_refused(overrides):
@@ -178,6 +182,8 @@ def test_identity_from_the_clock_or_the_machine_is_refused(overrides):
 
 def test_settings_may_refer_to_settings_and_notes_to_the_clock():
     assert config("train.epochs=${train.batch_size}").train.epochs == 64
+    assert config("optimizer.lr=${.weight_decay}").optimizer.lr == config().optimizer.weight_decay
+    assert config("run.note=weight_decay", "optimizer.lr='${optimizer.${run.note}}'").optimizer.lr > 0
     assert config("run.note=${now:%Y}").run.note.isdigit()
 
 

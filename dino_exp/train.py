@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,16 +16,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from dino_exp.config.compose import JobEnd, LauncherLeavesError, compose, hydra_main, touched_keys
-from dino_exp.config.multirun import options_of
+from dino_exp.config.multirun import options_of, search_path_of
 from dino_exp.dist.place import place_of
 from dino_exp.errors import UsageError
+from dino_exp.processes import run_child
+from dino_exp.runs.signals import SecondInterruptError
 from dino_exp.streams import steady_streams
 
 if TYPE_CHECKING:
     from dino_exp.attempts.target import Target
     from dino_exp.sweeps.teller import SweepTeller
-
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -61,11 +60,12 @@ def train(composed: Mapping[str, Any], overrides: Sequence[str], own: Sequence[s
     from dino_exp.runs.record import load_record
 
     overrides = [word for word in overrides if word not in own]
+    typed = (*search_path_of(HydraConfig.get()), *overrides)
     if composed["plan"] is True:
-        return plan_only(lambda: find_target(composed, overrides, own))
+        return plan_only(lambda: find_target(composed, typed, own))
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         place_of(os.environ).refuse_sweep()
-        target = find_target(composed, overrides)
+        target = find_target(composed, typed)
         code = (
             0
             if is_done(target, SteadyConsole(highlight=False))
@@ -79,10 +79,11 @@ def train(composed: Mapping[str, Any], overrides: Sequence[str], own: Sequence[s
         if place.size > 1:
             from dino_exp.attempts.together import run_together
 
-            return JobEnd(run_together(place, lambda: find_target(composed, overrides, own), command, console))
-        return JobEnd(run_attempt(lambda: find_target(composed, overrides, own), command, console))
-    except KeyboardInterrupt:
-        sys.stderr.write("aborted by a second interrupt; the last checkpoint stands\n")
+            return JobEnd(run_together(place, lambda: find_target(composed, typed, own), command, console))
+        return JobEnd(run_attempt(lambda: find_target(composed, typed, own), command, console))
+    except KeyboardInterrupt as interrupt:
+        how = "aborted by a second interrupt" if isinstance(interrupt, SecondInterruptError) else "interrupted"
+        sys.stderr.write(f"{how}; what was saved before stands\n")
         return JobEnd(128 + signal.SIGINT)
 
 
@@ -112,7 +113,8 @@ def plan_only(find: Callable[[], Target]) -> JobEnd:
 def find_target(composed: Mapping[str, Any], overrides: Sequence[str], own: Sequence[str] = ()) -> Target:
     """The run that the command leads to: a given one, the child of one, or that of these settings and this code.
 
-    `own` are the choices of a given run beside which the command was composed (`with_own_choices`).
+    `overrides` with `hydra.searchpath`, where it was given; `own` are the choices of a given run beside which the
+    command was composed (`with_own_choices`).
     """
     from dino_exp.attempts.fork import fork_target
     from dino_exp.attempts.target import resume_target, start_target
@@ -127,35 +129,23 @@ def find_target(composed: Mapping[str, Any], overrides: Sequence[str], own: Sequ
 def train_apart(overrides: Sequence[str], options: Sequence[str]) -> int:
     """One job of a sweep, in a process of its own: no random state and no memory passes from job to job.
 
-    The job leads a process group, so that a terminal's Ctrl-C reaches it once, through here.
+    Its exit code, 128+N only for a signal that is meant for the whole sweep.
     """
-    came: list[int] = []
-    job: list[subprocess.Popen[bytes]] = []
-
-    def pass_on(number: int, _: object) -> None:
-        came.append(number)
-        for process in job:
-            process.send_signal(number)
-
-    previous = {int(number): signal.signal(number, pass_on) for number in PASSED_ON}
-    try:
-        job.append(subprocess.Popen([sys.executable, "-m", "dino_exp.train", *options, *overrides], process_group=0))
-        for number in tuple(came):  # before the job was there to be told
-            job[0].send_signal(number)
-        code = job[0].wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    end = run_child([sys.executable, "-m", "dino_exp.train", *options, *overrides])
     # The job has saved. A launcher that installed a handler hears of it: submitit requeues at USR2.
-    for number in came:
-        handler = previous[number]
+    for number in end.signals:
+        handler = signal.getsignal(number)
         if number != signal.SIGUSR1 and callable(handler) and handler is not signal.default_int_handler:
             try:
                 handler(number, None)
             except SystemExit as leaving:
                 raise LauncherLeavesError(leaving) from leaving
             break
-    return code if code >= 0 else 128 - code
+    if end.returned < 0 and end.stopped_by is None:
+        cause = " (for want of memory?)" if end.returned == -signal.SIGKILL else ""
+        name = signal.strsignal(-end.returned)
+        sys.stderr.write(f"the job was killed by signal {-end.returned}: {name}{cause}\n")
+    return end.code
 
 
 if __name__ == "__main__":

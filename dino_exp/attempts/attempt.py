@@ -81,7 +81,8 @@ class Attempt:
         text = "".join(traceback.format_exception(error))
         log.info("attempt %d %s:\n%s", self.number, outcome, text)
         with contextlib.suppress(OSError):  # a full disk must not hide the error itself
-            if outcome == "failed" and self.has_begun:
+            # Before run.json knows of it, an attempt leaves no mark on those that it does know of.
+            if outcome == "failed" and (self.has_begun or self.record is None):
                 write_atomic(self.paths.failed, text)
             self.end(outcome, error=None if outcome == "interrupted" else _first_line(error))
             events.append("attempt_ended", attempt=self.number, outcome=outcome, error=_first_line(error))

@@ -141,7 +141,8 @@ def _without_record(paths: RunPaths) -> Iterator[Finding]:
         says = "holds checkpoints and no run.json, so nobody knows whose they are; put run.json back from a copy"
         yield Finding(level="problem", about=folder.name, says=says, command=_get_back(paths))
     else:
-        says = "was begun and killed before there was anything; the same command begins it again, or remove it"
+        how = f"failed at once (traceback in {paths.failed})" if paths.failed.is_file() else "was begun and killed"
+        says = f"{how} before there was anything; the same command begins it again, or remove it"
         yield Finding(level="note", about=folder.name, says=says)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -17,12 +16,13 @@ from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
 from dino_exp.cli.report import ToOption, check_target, write_document
 from dino_exp.cli.show import plain, print_json, print_table
 from dino_exp.config.typed import override, train_command
-from dino_exp.errors import DinoExpError, UsageError
+from dino_exp.errors import STOPPING, DinoExpError, UsageError
 from dino_exp.fsio import DamagedFileError
+from dino_exp.processes import run_child
 from dino_exp.runs.jsontext import spell
 from dino_exp.sweeps.outcome import OUTCOME_COLUMNS, Outcome, outcome_lines, outcomes_of
 from dino_exp.sweeps.record import PAGE, SweepRecord, load_sweep, sweep_names, sweep_path
-from dino_exp.sweeps.report import report_lines
+from dino_exp.sweeps.report import report_lines, usual_metric
 from dino_exp.words import age_text, count_text
 
 SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's name, its beginning, or `last`.")]
@@ -91,23 +91,27 @@ def resume(
     """
     record = _find(outputs, sweep)
     if not failed:
-        raise typer.Exit(
-            _train("--multirun", *record.options, *_here(record.typed, outputs), f"sweep.name={record.name}")
-        )
+        raise typer.Exit(_train(*record.words([*_here(record.typed, outputs), f"sweep.name={record.name}"])))
     chosen = [one for one in outcomes_of(record, outputs) if one.has_failed]
     if not chosen:
         print(f"no job of {plain(record.name)} has failed")
         return
-    codes = [_train(*record.options, *_here(one.job.overrides, outputs)) for one in chosen]
-    num_well = sum(code == 0 for code in codes)
-    print(f"{num_well} of {count_text(len(codes), 'job')} that had failed ended well")
-    stopped = next((code for code in codes if code > 128), 0)
-    raise typer.Exit(stopped or int(num_well < len(codes)))
+    num_well, stopped = 0, 0
+    for one in chosen:
+        code = _train(*record.options, *_here(one.job.overrides, outputs))
+        num_well += code == 0
+        if code in STOPPING:
+            stopped = code
+            break
+    print(f"{num_well} of {count_text(len(chosen), 'job')} that had failed ended well")
+    raise typer.Exit(stopped or int(num_well < len(chosen)))
 
 
 def report(
     sweep: SweepArgument,
-    metric: Annotated[str, typer.Option("--metric", help="What the jobs are compared by.")] = "knn_top1",
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="What the jobs are compared by; else what they are judged by.")
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE", help="Draw one or two swept settings: .png, .svg, .pdf.")
     ] = None,
@@ -132,6 +136,7 @@ def report(
     if picture is not None:
         check_suffix(picture, "--picture")
     outcomes = outcomes_of(record, outputs)
+    metric = usual_metric(outcomes) if metric is None else metric
     for line in report_lines(record, outcomes, metric):
         print(plain(line))
     if picture is not None:
@@ -140,7 +145,7 @@ def report(
         draw_sweep(outcomes, metric).save(picture)
     from dino_exp.sweeps.page import sweep_document
 
-    write_document(sweep_document(record, outcomes, metric, now_secs=time.time()), target)
+    write_document(sweep_document(record, outcomes, metric, outputs=outputs, now_secs=time.time()), target)
     print(f"page: {plain(str(target))}", file=sys.stderr)
 
 
@@ -212,12 +217,6 @@ def _here(words: Sequence[str], outputs: Path) -> list[str]:
 
 
 def _train(*words: str) -> int:
-    """`python -m dino_exp.train`, which is told on standard error; its exit code."""
+    """`python -m dino_exp.train`, which is told on standard error, and hears what this process is told; its code."""
     print(f"$ {plain(train_command(*words))}", file=sys.stderr, flush=True)
-    process = subprocess.Popen([sys.executable, "-m", "dino_exp.train", *words])
-    while True:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            continue  # the terminal has told the training, too: it saves and leaves
-        return code if code >= 0 else 128 - code
+    return run_child([sys.executable, "-m", "dino_exp.train", *words]).code

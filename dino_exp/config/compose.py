@@ -31,9 +31,8 @@ from dino_exp.config.explain import HYDRA_ERRORS, conf_directory, explain
 from dino_exp.config.fields import Section, walk_mapping
 from dino_exp.config.multirun import AnnounceSweep, Sweep
 from dino_exp.config.schema import Config
-from dino_exp.errors import ConfigError, DinoExpError
+from dino_exp.errors import STOPPING, CompositionError, ConfigError, DinoExpError, of_os
 
-SIGNALLED = 128  # exit codes above: stopped by a signal
 PRESETS = ("experiment", "debug")  # groups whose choices set keys of many sections
 _REFERENCE = re.compile(r"\$\{\s*([^${}:\s]*)\s*(?=(.?))", re.DOTALL)  # what it names, and what follows that
 
@@ -113,7 +112,8 @@ def hydra_main(task: Task, make_watcher: Callable[[], SweepWatcher] | None = Non
     if bugs:
         raise bugs[0]
     if watching:
-        return code or watching[0].ends(jobs.codes)
+        ended = _exit_code(lambda: watching[0].ends(jobs.codes), program.schema)
+        return code or ended
     return next((code for code in (*jobs.codes, code) if code), 0)
 
 
@@ -136,7 +136,7 @@ class _Jobs:
     def run(self, composed: DictConfig) -> float:
         """One job, as Hydra calls it; what a sweeper optimises, NaN for a job that failed or measured nothing."""
         self.num_started += 1
-        if any(code > SIGNALLED for code in self.codes):
+        if not STOPPING.isdisjoint(self.codes):
             return math.nan  # a signal stopped an earlier job: it was meant for the sweep
         overrides, values = list(HydraConfig.get().overrides.task), list[float]()
 
@@ -187,8 +187,11 @@ def _exit_code(call: Callable[[], int], schema: type[Section] = Config) -> int:
         failure = error
     except BrokenPipeError:
         return closed_pipe()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 128 + signal.SIGINT
     except OSError as error:
-        failure = DinoExpError(f"{error.filename or 'a file operation'}: {error.strerror or error}")
+        failure = of_os(error)
     except SystemExit as error:
         return _system_exit_code(error)
     notes = getattr(failure, "__notes__", [])  # what to do, added where more was known than where it was raised
@@ -241,12 +244,17 @@ def version_arguments() -> dict[str, str]:
 def compose(overrides: Sequence[str] = (), program: Program = TRAIN) -> dict[str, Any]:
     """The resolved settings for a list of command-line overrides, as nested plain values, not yet checked.
 
-    Raises ConfigError. Inside a Hydra job it uses that job's search path, and the job is not disturbed.
+    Raises CompositionError, and ConfigError for settings that cannot be resolved. Inside a Hydra job it uses that job's
+    search path but for what its `hydra.searchpath` adds, and the job is not disturbed.
     """
     try:
         with _initialised():
-            return plain_settings(hydra.compose(config_name=program.primary, overrides=list(overrides)), program.schema)
+            composed = hydra.compose(config_name=program.primary, overrides=list(overrides))
     except (*HYDRA_ERRORS, ValueError) as error:  # ValueError: a group override by null or by a dictionary
+        raise CompositionError(explain(error, program.schema, overrides)) from error
+    try:
+        return plain_settings(composed, program.schema)
+    except HYDRA_ERRORS as error:
         raise ConfigError(explain(error, program.schema, overrides)) from error
 
 

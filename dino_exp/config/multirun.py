@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
@@ -18,6 +19,8 @@ from dino_exp.config.schema import PathsConfig, SweepConfig
 
 OF_THE_SWEEP = "sweep."
 _BASIC = "BasicSweeper"
+_SEARCH_PATH = "hydra.searchpath="
+_ADDED = "hydra.mode="  # by Hydra itself, for --multirun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,18 +28,25 @@ class Sweep:
     """A sweep as typed: `jobs` are the overrides of each job, None where the sweeper decides as it goes.
 
     They hold nothing of the sweep itself (`sweep.*`), so that each can be typed alone. `settings` are those of
-    the sweep; its runs lie below `outputs`. `options`: of the command line, that a job needs too. `plan`: say only what
-    each job would take.
+    the sweep; its runs lie below `outputs`. `options`: of the command line, that a job needs too. `launch`: what else
+    was typed for Hydra, such as the launcher, which a job alone does without. `plan`: say only what each job would
+    take.
     """
 
     typed: tuple[str, ...]
     options: tuple[str, ...]
+    launch: tuple[str, ...] = ()
     jobs: tuple[tuple[str, ...], ...] | None
     sweeper: str
     launcher: str
     settings: SweepConfig
     outputs: Path
     plan: bool = False
+
+    @property
+    def search_path(self) -> tuple[str, ...]:
+        """Of the options, the override that says where else configurations lie."""
+        return tuple(word for word in self.options if word.startswith(_SEARCH_PATH))
 
 
 class AnnounceSweep(Callback):
@@ -58,6 +68,7 @@ def sweep_of(config: DictConfig) -> Sweep:
     return Sweep(
         typed=tuple(typed),
         options=options_of(hydra),
+        launch=tuple(word for word in _for_hydra(hydra) if not word.startswith((_ADDED, _SEARCH_PATH))),
         jobs=tuple(_jobs(words)) if sweeper == _BASIC else None,
         sweeper=sweeper,
         launcher=str(hydra["launcher"]["_target_"]).rpartition(".")[2],
@@ -74,19 +85,29 @@ def _resolved(section: DictConfig) -> dict[str, Any]:
 
 
 def options_of(hydra: Any) -> tuple[str, ...]:
-    """The options that a command needs to find the same configurations: `--config-dir` where it was given.
+    """What a command needs to find the same configurations: `--config-dir` and `hydra.searchpath`, where given.
 
     `hydra` is Hydra's own configuration.
     """
     sources = hydra["runtime"]["config_sources"]
     given = [str(source["path"]) for source in sources if source["provider"] == "command-line"]
-    return tuple(word for path in given for word in ("--config-dir", path))
+    return tuple(word for path in given for word in ("--config-dir", path)) + search_path_of(hydra)
+
+
+def search_path_of(hydra: Any) -> tuple[str, ...]:
+    """The override `hydra.searchpath`, where it was typed: what is composed for a job must have it, too."""
+    return tuple(word for word in _for_hydra(hydra) if word.startswith(_SEARCH_PATH))
+
+
+def _for_hydra(hydra: Any) -> list[str]:
+    return [str(word) for word in hydra["overrides"]["hydra"]]
 
 
 def _jobs(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """The product of all sweeps in the order of the basic sweeper; a key that comes twice counts where it came last."""
     choices: dict[str, list[str]] = {}
-    for override in OverridesParser.create().parse_overrides(list(words)):
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # glob() asks it for choices
+    for override in parser.parse_overrides(list(words)):
         key = override.get_key_element()
         if key.startswith(OF_THE_SWEEP):
             continue

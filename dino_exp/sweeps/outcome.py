@@ -10,6 +10,8 @@ from pathlib import Path
 
 from dino_exp.config.typed import train_command
 from dino_exp.errors import DinoExpError
+from dino_exp.runs.jsonl import read_lines
+from dino_exp.runs.jsontext import Json
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.lock import probe
 from dino_exp.runs.record import RunRecord, load_record, shown_state
@@ -64,30 +66,39 @@ def outcomes_of(sweep: SweepRecord, outputs: Path) -> list[Outcome]:
 
 
 def _outcome(job: JobRecord, options: tuple[str, ...], outputs: Path) -> Outcome:
-    if job.run_key is None:
+    paths = job.paths(outputs)
+    if paths is None:
         return Outcome(job=job, options=options, state=None, error=first_line(job.problem or ""))
-    paths = RunPaths(outputs / "runs" / Path(job.run_key).name)
     try:
         record = load_record(paths.run_json)
+        failure = _failed_at_once(paths) if record is None else None
     except (DinoExpError, OSError) as damage:
         return Outcome(job=job, options=options, state=None, error=first_line(str(damage)))
     if record is None:
-        return Outcome(job=job, options=options, state=None, error=first_line(job.problem or ""))
-    held = True
-    with contextlib.suppress(DinoExpError):
-        held = probe(paths, clock=time.time) is not None
-    state = shown_state(record, held)
-    error = (record.attempts[-1].error if record.attempts else None) or ""
-    traceback = paths.failed if state == "failed" and paths.failed.is_file() else None
+        state, error = (None, job.problem or "") if failure is None else ("failed", failure)
+    else:
+        held = True
+        with contextlib.suppress(DinoExpError):
+            held = probe(paths, clock=time.time) is not None
+        state = shown_state(record, held)
+        error = (record.attempts[-1].error if record.attempts else None) or ""
     return Outcome(
         job=job,
         options=options,
         state=state,
         record=record,
-        paths=paths,
+        paths=None if record is None else paths,
         error=first_line(error),
-        traceback=traceback,
+        traceback=paths.failed if state == "failed" and paths.failed.is_file() else None,
     )
+
+
+def _failed_at_once(paths: RunPaths) -> str | None:
+    """Why the last attempt failed before there was a run; None where it did not. Raises DamagedFileError, OSError."""
+    last: dict[str, Json] = {}
+    for event in read_lines(paths.events):
+        last = event if str(event.get("kind")).startswith("attempt_") else last
+    return str(last.get("error") or "") if last.get("outcome") == "failed" else None
 
 
 def first_line(text: str) -> str:

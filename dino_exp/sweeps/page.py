@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from dino_exp.analysis.page.document import (
     Alarm,
@@ -26,7 +27,7 @@ from dino_exp.config.typed import train_command
 from dino_exp.runs.jsontext import utc_text
 from dino_exp.sweeps.outcome import Outcome
 from dino_exp.sweeps.picture import draw_setting, draw_sweep
-from dino_exp.sweeps.record import SweepRecord
+from dino_exp.sweeps.record import SweepRecord, resume_command
 from dino_exp.sweeps.report import kept_of, metrics_shown, rank, swept_settings, value_of
 from dino_exp.words import count_text
 
@@ -34,11 +35,16 @@ REFRESH_SECS = 20
 _MEGA = 1e6
 
 
-def sweep_document(record: SweepRecord, outcomes: Sequence[Outcome], metric: str, *, now_secs: float) -> Document:
-    """The report as it stands now. Raises UsageError for a metric that no job has, where any has metrics."""
+def sweep_document(
+    record: SweepRecord, outcomes: Sequence[Outcome], metric: str, *, outputs: Path, now_secs: float
+) -> Document:
+    """The report as it stands now of a sweep below `outputs`.
+
+    Raises UsageError for a metric that no job has, where any has metrics.
+    """
     metrics = metrics_shown(outcomes, metric)
     sections = [
-        Section(title="Summary", anchor="summary", blocks=list(_summary(record, outcomes, metric))),
+        Section(title="Summary", anchor="summary", blocks=list(_summary(record, outcomes, metric, outputs))),
         Section(title="Settings", anchor="settings", blocks=list(_pictures(outcomes, metric))),
         Section(title="Jobs", anchor="jobs", blocks=[_jobs(outcomes, metric, metrics)]),
         Section(title="Groups", anchor="groups", blocks=list(_groups(outcomes, metric))),
@@ -54,7 +60,7 @@ def sweep_document(record: SweepRecord, outcomes: Sequence[Outcome], metric: str
     )
 
 
-def _summary(record: SweepRecord, outcomes: Sequence[Outcome], metric: str) -> Iterator[Block]:
+def _summary(record: SweepRecord, outcomes: Sequence[Outcome], metric: str, outputs: Path) -> Iterator[Block]:
     states = Counter(one.state or "not begun" for one in outcomes)
     found = [(value, one) for one in outcomes if (value := _finite(one, metric)) is not None]
     tiles = [Tile("jobs", str(len(outcomes)), ", ".join(f"{num} {state}" for state, num in sorted(states.items())))]
@@ -67,10 +73,10 @@ def _summary(record: SweepRecord, outcomes: Sequence[Outcome], metric: str) -> I
         yield Alarm(f"No job has {metric} yet.")
     yield Tiles(tiles)
     yield Command(
-        train_command("--multirun", *record.options, *record.typed),
+        train_command(*record.words(record.typed)),
         "The whole sweep again: finished jobs are skipped, others continued",
     )
-    yield Command(f"dino-exp sweeps resume {record.name}", "The same by its name")
+    yield Command(resume_command(record.name, outputs), "The same by its name")
 
 
 def _pictures(outcomes: Sequence[Outcome], metric: str) -> Iterator[Block]:
@@ -85,7 +91,7 @@ def _pictures(outcomes: Sequence[Outcome], metric: str) -> Iterator[Block]:
     if len(others) == 2:
         yield Figure(draw_sweep(outcomes, metric), "Of several jobs in one place, seeds for one, the mean.")
     for key in swept:
-        yield Figure(draw_setting(outcomes, metric, key), "A dot is a job; a bar is the mean of those above it.")
+        yield Figure(draw_setting(outcomes, metric, key), "A dot is a job; a bar is the mean of its column's dots.")
 
 
 def _jobs(outcomes: Sequence[Outcome], metric: str, metrics: Sequence[str]) -> Table:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from dino_exp.analysis.style import ALARM, HEAT, INK, STUDENT, Picture, bare, house, new_figure
+from dino_exp.catalogue.query import natural_mode
 from dino_exp.errors import UsageError
 from dino_exp.sweeps.outcome import Outcome
 from dino_exp.sweeps.report import swept_settings, value_of
+from dino_exp.words import count_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +85,7 @@ def _grid(outcomes: Sequence[Outcome], metric: str, keys: tuple[str, ...]) -> _G
         if one.has_failed:
             failed.add(place)
     if not any(values.values()):
-        raise UsageError(f"--metric {metric}: no job has it, so there is nothing to draw")
+        raise UsageError(f"--metric {metric}: no job has it that did not fail, so there is nothing to draw")
     return _Grid(keys=keys, ticks=ticks, values=values, failed=failed)
 
 
@@ -133,7 +135,8 @@ def _cross(axes: Axes, x: float, y: float) -> None:
 
 def _alt(grid: _Grid, metric: str) -> str:
     means = {place: grid.mean(place) for place, found in grid.values.items() if found}
-    best = max(means, key=lambda place: means[place])
+    lower = natural_mode(metric) == "min"
+    best = (min if lower else max)(means, key=lambda place: means[place])
     where = ", ".join(f"{key} {grid.ticks[axis][best[axis]]}" for axis, key in enumerate(grid.keys))
-    failed = f"; jobs failed at {len(grid.failed)} places" if grid.failed else ""
-    return f"The highest mean {metric} is {means[best]:.4g}, with {where}{failed}."
+    failed = f"; jobs failed at {count_text(len(grid.failed), 'place')}" if grid.failed else ""
+    return f"The {'lowest' if lower else 'highest'} mean {metric} is {means[best]:.4g}, with {where}{failed}."

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from dino_exp.attempts.run import start_of
-from dino_exp.attempts.target import Target
-from dino_exp.errors import DinoExpError, RefusedError
+from dino_exp.attempts.target import RUN_DIR_VARIABLE, Target
+from dino_exp.errors import CompositionError, ConfigError, DinoExpError, RefusedError, of_os
+from dino_exp.words import count_text
 
 Action: TypeAlias = Literal["new", "continue", "retry", "skip", "wrong"]
 FindTarget: TypeAlias = Callable[[Sequence[str]], Target]
@@ -18,12 +20,16 @@ ACTIONS: tuple[Action, ...] = ("new", "continue", "retry", "skip", "wrong")
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedJob:
-    """One job and what will happen to it; `directory` and `target` are None for settings that are wrong."""
+    """One job and what will happen to it; `directory` and `target` are None for settings that are wrong.
+
+    `composes`: whether Hydra can make a configuration of its overrides, be it right or wrong.
+    """
 
     overrides: tuple[str, ...]
     action: Action
     reason: str
     target: Target | None = None
+    composes: bool = True
 
     @property
     def directory(self) -> Path | None:
@@ -61,12 +67,36 @@ def plan_jobs(jobs: Sequence[Sequence[str]], find_target: FindTarget) -> list[Pl
     return planned
 
 
+def refuse_uncomposable(planned: Sequence[PlannedJob]) -> None:
+    """Raises CompositionError for jobs that Hydra cannot compose: it composes all, and would begin none."""
+    lines = [f"job {number}: {job.reason}" for number, job in enumerate(planned) if not job.composes]
+    if lines:
+        raise CompositionError(
+            f"{len(lines)} of {count_text(len(planned), 'job')} cannot be composed, and Hydra composes all before the "
+            "first begins:\n  " + "\n  ".join(lines) + "\nNothing was begun or written. Correct them, or take them out"
+        )
+
+
+def refuse_other_outputs(planned: Sequence[PlannedJob], outputs: Path) -> None:
+    """Raises ConfigError for a job elsewhere: a sweep lies in one folder with its runs, and is resumed there."""
+    for number, job in enumerate(planned):
+        resumes = any(word.lstrip("+").startswith("resume=") for word in job.overrides)  # that run lies where it lies
+        there = outputs if job.target is None or resumes else Path(job.target.config.paths.outputs)
+        if there != outputs:
+            raise ConfigError(
+                f"paths.outputs: found {there} for job {number} and {outputs} for the sweep, expected one folder for "
+                "all of it. Type a sweep for each folder, or sweep `run.variant` to tell runs apart"
+            )
+
+
 def _planned(overrides: tuple[str, ...], find_target: FindTarget) -> PlannedJob:
     try:
         target = find_target(overrides)
         start = start_of(target)
-    except DinoExpError as problem:
-        return PlannedJob(overrides=overrides, action="wrong", reason=str(problem))
+    except (DinoExpError, OSError) as problem:
+        reason = str(of_os(problem) if isinstance(problem, OSError) else problem)
+        composes = not isinstance(problem, CompositionError)
+        return PlannedJob(overrides=overrides, action="wrong", reason=reason, composes=composes)
     if start.kind == "new":
         return PlannedJob(overrides=overrides, action="new", reason=start.reason, target=target)
     if start.kind == "continue":
@@ -84,8 +114,10 @@ def _refuse_doubles(planned: Sequence[PlannedJob]) -> None:
     for directory, jobs in by_run.items():
         if len(jobs) > 1:
             which = "\n  ".join(" ".join(job.overrides) for job in jobs)
-            raise RefusedError(
-                f"{len(jobs)} jobs of this sweep are the same run, {directory.name}:\n  {which}\n"
-                "What they differ in does not change the result; give each a `run.variant=<name>`, or take all but one "
-                "out"
+            why = (
+                f"{RUN_DIR_VARIABLE} gives each of them this directory; unset it"
+                if os.environ.get(RUN_DIR_VARIABLE)
+                else "What they differ in does not change the result; give each a `run.variant=<name>`, or take all "
+                "but one out"
             )
+            raise RefusedError(f"{len(jobs)} jobs of this sweep are the same run, {directory.name}:\n  {which}\n{why}")

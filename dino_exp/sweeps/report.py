@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from dino_exp.sweeps.outcome import Outcome
 from dino_exp.sweeps.record import SweepRecord
 
 _ALSO = ("knn_top1", "knn_1shot", "loss")
+_USUAL = ("knn_top1", "val_loss", "loss")
 
 
 def report_lines(record: SweepRecord, outcomes: Sequence[Outcome], metric: str) -> Iterator[str]:
@@ -25,7 +27,7 @@ def report_lines(record: SweepRecord, outcomes: Sequence[Outcome], metric: str) 
     swept, settings = swept_settings(outcomes)
     yield f"# Sweep {record.name}"
     yield ""
-    yield f"    {train_command('--multirun', *record.options, *record.typed)}"
+    yield f"    {train_command(*record.words(record.typed))}"
     yield ""
     yield _line((*swept, *metrics, "kept", "a kill costs at most", "state", "run"))
     yield _line(["---"] * (len(swept) + len(metrics) + 4))
@@ -40,6 +42,14 @@ def report_lines(record: SweepRecord, outcomes: Sequence[Outcome], metric: str) 
                 one.run_key or "–",
             )
         )
+
+
+def usual_metric(outcomes: Sequence[Outcome]) -> str:
+    """What the jobs are judged by themselves; where they are not, what most people look at that some job has."""
+    records = [one.record for one in outcomes if one.record is not None]
+    judged = Counter(record.best.metric for record in records if record.best is not None)
+    names = (*(name for name, _ in judged.most_common(1)), *_USUAL)
+    return next((name for name in names if any(name in record.metrics for record in records)), _USUAL[0])
 
 
 def metrics_shown(outcomes: Sequence[Outcome], metric: str) -> list[str]:
@@ -58,7 +68,7 @@ def swept_settings(outcomes: Sequence[Outcome]) -> tuple[list[str], list[dict[st
 
 
 def rank(one: Outcome, metric: str) -> float:
-    """A key to sort jobs by, the best first and those without a value last."""
+    """A key to sort jobs by, the best first and those without a value, or that failed, last."""
     value = value_of(one, metric)
     if value is None or not math.isfinite(value):
         return math.inf
@@ -66,8 +76,8 @@ def rank(one: Outcome, metric: str) -> float:
 
 
 def value_of(one: Outcome, name: str) -> float | None:
-    """The latest value of a metric."""
-    return None if one.record is None else one.record.metrics.get(name)
+    """The latest value of a metric; that of a job that failed does not count."""
+    return None if one.record is None or one.has_failed else one.record.metrics.get(name)
 
 
 class Kept(NamedTuple):
@@ -87,8 +97,9 @@ def kept_of(one: Outcome) -> Kept:
         saved = [whole(event.get("step")) for event in read_lines(one.paths.events) if event.get("kind") == "saved"]
     except (DinoExpError, OSError, WrongShapeError) as problem:
         return Kept(problem=str(problem))
-    steps = [0, *saved, 0 if one.record is None else one.record.step]
-    return Kept(num_bytes, max(b - a for a, b in pairwise(steps)))
+    is_fork = one.record is not None and one.record.parent is not None  # its first save is the state of its parent
+    steps = [*([] if is_fork else [0]), *saved, 0 if one.record is None else one.record.step]
+    return Kept(num_bytes, max((b - a for a, b in pairwise(steps)), default=0))
 
 
 def _value(one: Outcome, name: str) -> str:

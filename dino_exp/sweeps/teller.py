@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import statistics
 import subprocess
 import time
@@ -19,10 +18,20 @@ from dino_exp.catalogue.catalogue import Catalogue
 from dino_exp.catalogue.database import CatalogueError
 from dino_exp.config.canonical import group_hash
 from dino_exp.dist.place import place_of
+from dino_exp.errors import STOPPING
 from dino_exp.runs.jsontext import utc_text
 from dino_exp.sweeps.outcome import OUTCOME_COLUMNS, Outcome, differing, first_line, outcome_lines, outcomes_of
-from dino_exp.sweeps.plan import ACTIONS, FindTarget, PlannedJob, plan_jobs
-from dino_exp.sweeps.record import PAGE, JobRecord, SweepRecord, load_sweep, save_sweep, sweep_name, sweep_path
+from dino_exp.sweeps.plan import ACTIONS, FindTarget, PlannedJob, plan_jobs, refuse_other_outputs, refuse_uncomposable
+from dino_exp.sweeps.record import (
+    PAGE,
+    JobRecord,
+    SweepRecord,
+    load_sweep,
+    resume_command,
+    save_sweep,
+    sweep_name,
+    sweep_path,
+)
 from dino_exp.words import duration_text
 
 if TYPE_CHECKING:
@@ -34,7 +43,6 @@ RunJob: TypeAlias = Callable[[Sequence[str], Sequence[str]], int]
 PrintTable: TypeAlias = Callable[[Sequence[str], Sequence[Sequence[str]]], object]
 
 _PAGE_SECS = 60.0
-SIGNALLED = 128  # exit codes above: stopped by a signal
 
 
 class SweepTeller:
@@ -57,8 +65,10 @@ class SweepTeller:
         if sweep.jobs is None:
             self._say(f"sweep {name}: {sweep.sweeper} decides on the jobs as it goes, so there is no plan")
             return 0 if asked.dry_run or sweep.plan else None
-        planned = plan_jobs(sweep.jobs, self._find_target)
+        planned = plan_jobs(sweep.jobs, lambda overrides: self._find_target((*sweep.search_path, *overrides)))
+        refuse_other_outputs(planned, self._outputs)
         self._print_plan(name, planned, sweep)
+        refuse_uncomposable(planned)
         if asked.dry_run:
             self._say("sweep.dry_run=true: nothing was done")
             return 0
@@ -69,10 +79,11 @@ class SweepTeller:
             name=name,
             typed=sweep.typed,
             options=sweep.options,
+            launch=sweep.launch,
             launcher=sweep.launcher,
             created_at=now,
             updated_at=now,
-            jobs=tuple(map(_recorded, planned)),
+            jobs=tuple(_recorded(job, self._outputs) for job in planned),
         )
         merged = made.merged(load_sweep(path))
         save_sweep(path, merged)
@@ -85,7 +96,7 @@ class SweepTeller:
 
     def ends(self, codes: Sequence[int]) -> int:
         """Look at the runs, record and print what became of them: 0, 1 if a job failed, 128+N if a signal came."""
-        signalled = next((code for code in codes if code > SIGNALLED), 0)
+        signalled = next((code for code in codes if code in STOPPING), 0)
         if self._recorded is None:
             return signalled or int(any(codes))
         path, record = self._recorded
@@ -96,16 +107,14 @@ class SweepTeller:
         self._end_page(path)
         ours = outcomes[: self._num_jobs]
         print_outcomes(ours, self._print_table, self._say)
-        self._say(
-            f"again, or on with it: dino-exp sweeps resume {record.name} --outputs {shlex.quote(str(self._outputs))}"
-        )
+        self._say(f"again, or on with it: {resume_command(record.name, self._outputs)}")
         return signalled or int(any(not one.is_well for one in ours) or any(codes))
 
     def _plan_each(self, planned: Sequence[PlannedJob], sweep: Sweep) -> int:
         """What each job would take, one after the other; the exit code. Here, because a launcher would write files."""
         code = 0
         for number, job in enumerate(planned):
-            if job.action in ("new", "continue", "retry") and code <= SIGNALLED:
+            if job.action in ("new", "continue", "retry") and code not in STOPPING:
                 self._say(f"\njob {number}: {' '.join(job.overrides)}")
                 code = self._run_job(job.overrides, sweep.options) or code
         return code
@@ -177,11 +186,15 @@ def print_outcomes(outcomes: Sequence[Outcome], print_table: PrintTable, say: Sa
             say(f"job {number} again: {one.command}")
 
 
-def _recorded(job: PlannedJob) -> JobRecord:
-    record = None if job.target is None else job.target.record
-    state = None if job.target is None else "new" if record is None else record.state
-    problem = job.reason if job.action == "wrong" else None
-    return JobRecord(overrides=job.overrides, run_key=job.run_key, state=state, problem=problem)
+def _recorded(job: PlannedJob, outputs: Path) -> JobRecord:
+    if job.target is None:
+        return JobRecord(overrides=job.overrides, run_key=None, state=None, problem=job.reason)
+    record, paths = job.target.record, job.target.paths
+    made = JobRecord(overrides=job.overrides, run_key=job.run_key, state="new" if record is None else record.state)
+    usual = made.paths(outputs)
+    if usual is not None and usual.directory.resolve() == paths.directory.resolve():
+        return made
+    return replace(made, directory=str(paths.directory.resolve()))
 
 
 def _about(secs: float | None) -> str:

@@ -165,6 +165,10 @@ def test_a_refusal_leaves_no_mark_on_earlier_attempts(lab: Lab) -> None:
     assert "no CUDA device" in lab.train("runtime.device=cuda", "train.stop_after_steps=4", code=2)
     assert record(run) == before
     assert not (run / "FAILED.txt").exists()
+    lab.train("runtime.device=cuda", "run.variant=first", code=2)  # where there are none, it says why
+    (other,) = (path for path in lab.runs() if path != run)
+    assert not (other / "run.json").exists()
+    assert "no CUDA device" in (other / "FAILED.txt").read_text()
 
 
 def test_a_moved_run_resumes_where_it_lies(lab: Lab) -> None:

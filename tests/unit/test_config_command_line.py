@@ -18,6 +18,8 @@ def task(settings, overrides):
         raise RefusedError("no seed 3 here")
     if config.seed == 4:
         raise SystemExit(143)
+    if config.seed == 7:
+        raise SystemExit(137)
     if config.seed == 5:
         raise ValueError("our own bug")
     print("ran", config.model.name, config.seed, sorted(touched_keys(overrides)), overrides)
@@ -124,7 +126,7 @@ def test_an_error_of_the_job_keeps_its_exit_code_and_a_bug_its_traceback(command
 
 
 def test_a_failing_job_does_not_end_the_sweep_and_a_signalled_one_does(command):
-    done = command("--multirun", "seed=1,3,-2,2,4,6")
+    done = command("--multirun", "seed=1,3,-2,7,2,4,6")  # 7: for want of memory, say
     assert [line.split()[2] for line in done.stdout.splitlines()] == ["1", "2"]
     assert done.returncode == 3
     assert done.stderr == "no seed 3 here\nconfiguration: seed: expected at least 0, got -2\n"

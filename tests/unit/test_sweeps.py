@@ -1,8 +1,7 @@
-"""A sweep's record, plan and report, and `dino-exp sweeps`, without any training."""
+"""A sweep's record and plan, without any training."""
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,33 +9,20 @@ from typing import Any
 
 import pytest
 from catalogue_samples import make
-from cli_samples import cli, contents
-from runs_samples import CODE_HEX, CONFIG_HEX, sample_attempt
+from runs_samples import CODE_HEX
+from sweep_samples import KEY, job, sweep, sweeps
 
 from dino_exp.attempts.target import Target
 from dino_exp.config.multirun import Sweep
 from dino_exp.config.schema import SweepConfig
-from dino_exp.errors import ConfigError, RefusedError, UsageError
+from dino_exp.errors import CompositionError, ConfigError, RefusedError, UsageError
 from dino_exp.fsio import DamagedFileError
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import load_record
-from dino_exp.sweeps.outcome import differing
+from dino_exp.sweeps.outcome import differing, outcomes_of
 from dino_exp.sweeps.plan import plan_jobs
-from dino_exp.sweeps.record import JobRecord, SweepRecord, load_sweep, save_sweep, sweep_name, sweep_path
+from dino_exp.sweeps.record import JobRecord, load_sweep, save_sweep, sweep_name, sweep_path
 from dino_exp.sweeps.teller import SweepTeller
-
-sweeps = functools.partial(cli, noun="sweeps")
-KEY = f"vit_nano-{CONFIG_HEX[:8]}-{CODE_HEX[:8]}"
-
-
-def job(variant: str, *words: str, **changes: Any) -> JobRecord:
-    return JobRecord(overrides=("model=vit_nano", *words), run_key=f"{KEY}-{variant}", state="new", **changes)
-
-
-def sweep(*jobs: JobRecord, name: str = "first", at: str = "2026-01-01T00:00:00Z") -> SweepRecord:
-    return SweepRecord(
-        name=name, typed=("seed=0,1",), launcher="BasicLauncher", created_at=at, updated_at=at, jobs=jobs
-    )
 
 
 def test_the_name_is_a_function_of_what_is_swept() -> None:
@@ -54,24 +40,98 @@ def test_a_job_that_became_right_replaces_the_wrong_one() -> None:
     assert sweep(right).merged(sweep(wrong, job("b", "seed=1"))).jobs == (right, job("b", "seed=1"))
 
 
-def test_a_sweep_that_began_meanwhile_keeps_its_jobs(tmp_path: Path) -> None:
-    def announced(seed: int) -> Sweep:
-        return Sweep(
-            typed=(f"seed={seed}",),
-            options=(),
-            jobs=((f"seed={seed}",),),
-            sweeper="BasicSweeper",
-            launcher="BasicLauncher",
-            settings=SweepConfig(name="both", dry_run=False),
-            outputs=tmp_path,
-        )
+def announced(outputs: Path, *jobs: list[str], **changes: Any) -> Sweep:
+    return Sweep(
+        typed=("seed=0,1",), jobs=tuple(map(tuple, jobs)), sweeper="BasicSweeper", launcher="BasicLauncher",
+        settings=SweepConfig(name="both", dry_run=False), outputs=outputs, **{"options": (), **changes},
+    )  # fmt: skip
 
+
+def teller(find: Any, told: list[str] | None = None) -> SweepTeller:
+    return SweepTeller(find, lambda *_: None, ([] if told is None else told).append, lambda *_: 1)
+
+
+def target_in(directory: Path, outputs: Path) -> Any:
+    config = SimpleNamespace(
+        paths=SimpleNamespace(outputs=str(outputs)), run=SimpleNamespace(on_code_change="warn"),
+        train=SimpleNamespace(stop_after_steps=5, stop_after_epochs=None), model=SimpleNamespace(name="vit_nano"),
+    )  # fmt: skip
+    paths = RunPaths(directory)
+    record = load_record(paths.run_json)
+    return SimpleNamespace(paths=paths, record=record, config=config, key=SimpleNamespace(code_id=CODE_HEX))
+
+
+@pytest.fixture(autouse=True)
+def any_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dino_exp.sweeps.teller.group_hash", lambda config: "g1:")
+    monkeypatch.setenv("DINO_EXP_SWEEP", "")  # set by a sweep that begins, and put back after each test
+    monkeypatch.delenv("DINO_EXP_SWEEP")
+
+
+def test_what_hydra_cannot_compose_ends_the_sweep_before_anything_is_written(tmp_path: Path) -> None:
+    def find(overrides: Any) -> Any:
+        if "model=vit_typo" in overrides:
+            raise CompositionError("configuration: model=vit_typo: there is no such choice")
+        assert overrides[0] == "hydra.searchpath=[here]"
+        return target_in(tmp_path / "runs" / "a", tmp_path)
+
+    told: list[str] = []
+    asked = announced(tmp_path, ["model=vit_nano"], ["model=vit_typo"], options=("hydra.searchpath=[here]",))
+    says = r"1 of 2 jobs cannot be composed.*\n  job 1: .+no such choice\nNothing was"
+    with pytest.raises(CompositionError, match=says):
+        teller(find, told).starts(asked)
+    assert told == ["sweep both: 1 new, 1 wrong; by BasicLauncher; one after the other about unknown"]
+    assert not (tmp_path / "sweeps").exists()
+
+
+def test_a_file_that_cannot_be_looked_at_spoils_one_job(tmp_path: Path) -> None:
+    def find(overrides: Any) -> Any:
+        if overrides == ("a",):
+            (tmp_path / ("a" * 300)).stat()
+        return target_in(tmp_path / "runs" / "b", tmp_path)
+
+    wrong, good = plan_jobs([["a"], ["b"]], find)
+    assert (wrong.action, good.action, wrong.composes) == ("wrong", "new", True)
+    assert wrong.reason.endswith("aaa: File name too long")
+
+
+def test_a_sweep_lies_in_one_folder(tmp_path: Path) -> None:
+    def find(overrides: Any) -> Any:
+        return target_in(tmp_path / overrides[0] / "runs" / "a", tmp_path / overrides[0])
+
+    with pytest.raises(ConfigError, match=rf"paths.outputs: found {tmp_path}/two for job 1 and {tmp_path}/one for"):
+        teller(find).starts(announced(tmp_path / "one", ["one"], ["two"]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_elsewhere_are_found_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [make(tmp_path / name, "a", state="completed", step=100) for name in ("one", "two")]
+    here = tmp_path / "here"
+    make(here, "b", state="preempted", step=3)
+
+    def find(overrides: Any) -> Any:
+        number = int(overrides[0].partition("=")[2])
+        return target_in([*made, here / "runs" / f"{KEY}-b"][number], here if number == 2 else tmp_path)
+
+    watcher = teller(find)
+    assert watcher.starts(announced(here, ["resume=0"], ["resume=1"], ["seed=2"])) is None
+    assert watcher.ends([0, 0, 0]) == 1
+    record = load_sweep(sweep_path(here, "both"))
+    assert record is not None
+    assert [one.directory for one in record.jobs] == [*map(str, made), None]
+    assert [one.state for one in outcomes_of(record, here)] == ["completed", "completed", "preempted"]
+    monkeypatch.setenv("DINO_EXP_RUN_DIR", str(made[0]))
+    with pytest.raises(RefusedError, match=r"DINO_EXP_RUN_DIR gives each of them this directory; unset it"):
+        plan_jobs([["x"], ["y"]], lambda _: target_in(made[0], here))
+
+
+def test_a_sweep_that_began_meanwhile_keeps_its_jobs(tmp_path: Path) -> None:
     def refuse(overrides: object) -> Target:
         raise ConfigError(f"not {overrides}")
 
-    first, second = (SweepTeller(refuse, lambda *_: None, lambda _: None, lambda *_: 1) for _ in range(2))
-    first.starts(announced(0))
-    second.starts(announced(1))
+    first, second = teller(refuse), teller(refuse)
+    first.starts(announced(tmp_path, ["seed=0"]))
+    second.starts(announced(tmp_path, ["seed=1"]))
     second.ends([])
     first.ends([])
     record = load_sweep(sweep_path(tmp_path, "both"))
@@ -98,6 +158,10 @@ def test_the_record_comes_back_and_damage_is_named(tmp_path: Path) -> None:
     assert load_sweep(path) is None
     made = sweep(job("a", "seed=0"), JobRecord(overrides=("x=1",), run_key=None, state=None, problem="no x"))
     save_sweep(path, made)
+    assert load_sweep(path) == made
+    older = json.loads(path.read_text())
+    del older["launch"], older["jobs"][0]["directory"], older["jobs"][1]["directory"]
+    path.write_text(json.dumps(older))
     assert load_sweep(path) == made
     for change in ({"jobs": 3}, {"more": 1}, {"format": "x"}, {"name": None}):
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -159,87 +223,3 @@ def test_only_what_differs_is_shown() -> None:
     assert differing([["a=1", "seed=0"], ["a=1", "seed=1"]]) == ["seed=0", "seed=1"]
     assert differing([["a=1", "seed=0"]]) == ["a=1 seed=0"]
     assert differing([]) == []
-
-
-@pytest.fixture
-def outputs(tmp_path: Path) -> Path:
-    make(tmp_path, "a", state="completed", metrics={"knn_top1": 0.5, "loss": 2.0})
-    attempts = (sample_attempt(outcome="failed", error="it broke"),)
-    failed = make(tmp_path, "b", state="failed", attempts=attempts, metrics={"knn_top1": 0.7, "loss": 1.0})
-    (failed / "FAILED.txt").write_text("Traceback")
-    wrong = JobRecord(overrides=("model=vit_nano", "seed=-1"), run_key=None, state=None, problem="no such seed\nmore")
-    save_sweep(sweep_path(tmp_path, "first"), sweep(job("a", "seed=0"), job("b", "seed=1"), job("c", "seed=2"), wrong))
-    save_sweep(sweep_path(tmp_path, "second"), sweep(job("a", "seed=0"), name="second", at="2026-03-03T00:00:00Z"))
-    return tmp_path
-
-
-def test_list(outputs: Path) -> None:
-    before = contents(outputs)
-    rows = sweeps("list", "--outputs", outputs, "--json").json
-    assert [(row["name"], row["num_jobs"]) for row in rows] == [("second", 1), ("first", 4)]
-    assert rows[1]["states"] == {"completed": 1, "failed": 1, "not begun": 2}
-    assert "1 completed, 1 failed, 2 not begun" in sweeps("list", "--outputs", outputs).out
-    assert contents(outputs) == before
-    assert sweeps("list", "--outputs", outputs / "nowhere").out.startswith("no sweep below")
-    sweep_path(outputs, "first").write_text("{")
-    assert len(sweeps("list", "--outputs", outputs).lines) == 2
-    sweep_path(outputs, "second").write_text("{")
-    none = sweeps("list", "--outputs", outputs)
-    assert (none.code, none.out, none.err.count("not strict JSON")) == (4, "", 2)
-    assert sweeps("list", "--outputs", outputs, "--json").json == []
-
-
-def test_show(outputs: Path) -> None:
-    found = sweeps("show", "fi", "--outputs", outputs, "--json").json
-    assert [one["state"] for one in found["jobs"]] == ["completed", "failed", None, None]
-    assert [one["error"] for one in found["jobs"]] == [None, "it broke", None, "no such seed"]
-    assert found["jobs"][1]["command"] == "python -m dino_exp.train model=vit_nano seed=1"
-    printed = sweeps("show", "first", "--outputs", outputs).out
-    assert f"job 1 again: python -m dino_exp.train model=vit_nano seed=1 (traceback in {outputs}" in printed
-    assert "job 3 again" in printed
-    assert "job 2 again" not in printed
-    assert sweeps("show", "last", "--outputs", outputs, "--json").json["name"] == "second"
-
-
-@pytest.mark.parametrize("verb", ["show", "resume", "report"])
-def test_an_unknown_sweep_is_told_with_those_there_are(verb: str, outputs: Path) -> None:
-    found = sweeps(verb, "third", "--outputs", outputs)
-    assert (found.code, found.out) == (2, "")
-    assert "there are: first, second" in found.err
-
-
-def test_report(outputs: Path) -> None:
-    lines = sweeps("report", "first", "--outputs", outputs).lines
-    assert lines[4] == "| seed | knn_top1 | loss | kept | a kill costs at most | state | run |"
-    assert [line.split(" | ")[0] for line in lines[6:]] == ["| 1", "| 0", "| 2", "| -1"]
-    by_loss = sweeps("report", "first", "--metric", "loss", "--outputs", outputs).lines
-    assert by_loss[4].startswith("| seed | loss | knn_top1 | kept |")
-    assert "no job has it" in sweeps("report", "first", "--metric", "x", "--outputs", outputs).err
-
-
-def test_the_report_tells_what_a_policy_keeps_and_what_a_kill_costs(outputs: Path) -> None:
-    run = make(outputs, "p", 0.1, 0.2, step=9)
-    (run / "events.jsonl").write_text('{"kind": "saved", "step": 1}\n{"kind": "saved", "step": 2}\n')
-    save_sweep(sweep_path(outputs, "third"), sweep(job("p", "seed=0"), name="third"))
-    (line,) = sweeps("report", "third", "--metric", "knn_top1", "--outputs", outputs).lines[6:]
-    assert " MB | 7 steps | stopped | " in line
-    (run / "events.jsonl").write_text("{\n")
-    (line,) = sweeps("report", "third", "--outputs", outputs).lines[6:]
-    assert "cannot be read" in line
-
-
-def test_pictures(outputs: Path) -> None:
-    for name, suffix in (("first", "png"), ("first", "svg")):
-        file = outputs / f"{name}.{suffix}"
-        assert sweeps("report", name, "--picture", file, "--outputs", outputs).code == 0
-        assert file.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
-    pairs = [job("a", "lr=1", "m=1"), job("b", "lr=1", "m=2"), job("c", "lr=2", "m=1")]
-    save_sweep(sweep_path(outputs, "map"), sweep(*pairs, name="map"))
-    assert sweeps("report", "map", "--picture", outputs / "map.pdf", "--outputs", outputs).code == 0
-    assert "ends in .svg" in sweeps("report", "map", "--picture", outputs / "map.txt", "--outputs", outputs).err
-    found = sweeps("report", "second", "--picture", outputs / "x.png", "--outputs", outputs)
-    assert "0 settings were swept" in found.err
-
-
-def test_nothing_has_failed(outputs: Path) -> None:
-    assert sweeps("resume", "second", "--failed", "--outputs", outputs).out == "no job of second has failed\n"

@@ -12,7 +12,7 @@ from dino_exp.analysis.style import ALARM, HEAT, INK, STUDENT, Picture, bare, ho
 from dino_exp.catalogue.query import natural_mode
 from dino_exp.errors import UsageError
 from dino_exp.sweeps.outcome import Outcome
-from dino_exp.sweeps.report import swept_settings, value_of
+from dino_exp.sweeps.report import last_value, swept_settings, value_of
 from dino_exp.words import count_text
 
 if TYPE_CHECKING:
@@ -25,12 +25,16 @@ _FAILED = "✕ failed or collapsed"
 
 @dataclass(frozen=True, kw_only=True)
 class _Grid:
-    """What was swept: names and ticks of the axes, the values found at each place, and where a job failed."""
+    """What was swept: names and ticks of the axes, the values found at each place, and where a job failed.
+
+    `well`: the places whose values are of jobs that did not fail.
+    """
 
     keys: tuple[str, ...]
     ticks: tuple[list[str], list[str]]
     values: dict[_Place, list[float]]
     failed: set[_Place]
+    well: set[_Place]
 
     def mean(self, place: _Place) -> float:
         found = self.values.get(place)
@@ -76,17 +80,20 @@ def _grid(outcomes: Sequence[Outcome], metric: str, keys: tuple[str, ...]) -> _G
     _, settings = swept_settings(outcomes)
     named = [[chosen.get(key, "–") for key in (*keys, "")][:2] for chosen in settings]
     ticks = (_ordered([one for one, _ in named]), _ordered([other for _, other in named]))
-    values: dict[_Place, list[float]] = {}
+    well: dict[_Place, list[float]] = {}
+    any_of: dict[_Place, list[float]] = {}
     failed = set()
     for one, (x, y) in zip(outcomes, named, strict=True):
         place = ticks[0].index(x), ticks[1].index(y)
-        value = value_of(one, metric)
-        values.setdefault(place, []).extend([] if value is None or not math.isfinite(value) else [value])
+        for values, value in ((well, value_of(one, metric)), (any_of, last_value(one, metric))):
+            values.setdefault(place, []).extend([] if value is None or not math.isfinite(value) else [value])
         if one.has_failed:
             failed.add(place)
-    if not any(values.values()):
-        raise UsageError(f"--metric {metric}: no job has it that did not fail, so there is nothing to draw")
-    return _Grid(keys=keys, ticks=ticks, values=values, failed=failed)
+    if not any(any_of.values()):
+        raise UsageError(f"--metric {metric}: no job has it, so there is nothing to draw")
+    # Where every job failed, what they had come to is the picture of a collapse; beside others it does not count.
+    values = {place: found or any_of[place] for place, found in well.items()}
+    return _Grid(keys=keys, ticks=ticks, values=values, failed=failed, well={place for place in well if well[place]})
 
 
 def _ordered(values: list[str]) -> list[str]:
@@ -134,9 +141,12 @@ def _cross(axes: Axes, x: float, y: float) -> None:
 
 
 def _alt(grid: _Grid, metric: str) -> str:
-    means = {place: grid.mean(place) for place, found in grid.values.items() if found}
+    means = {place: grid.mean(place) for place in grid.well}
+    failed = f"jobs failed at {count_text(len(grid.failed), 'place')}" if grid.failed else ""
+    if not means:
+        return f"Every job that has {metric} {failed.removeprefix('jobs ')}."
     lower = natural_mode(metric) == "min"
     best = (min if lower else max)(means, key=lambda place: means[place])
     where = ", ".join(f"{key} {grid.ticks[axis][best[axis]]}" for axis, key in enumerate(grid.keys))
-    failed = f"; jobs failed at {count_text(len(grid.failed), 'place')}" if grid.failed else ""
-    return f"The {'lowest' if lower else 'highest'} mean {metric} is {means[best]:.4g}, with {where}{failed}."
+    best_text = f"The {'lowest' if lower else 'highest'} mean {metric} is {means[best]:.4g}, with {where}"
+    return "; ".join(filter(None, [best_text, failed])) + "."

@@ -77,7 +77,12 @@ def rank(one: Outcome, metric: str) -> float:
 
 def value_of(one: Outcome, name: str) -> float | None:
     """The latest value of a metric; that of a job that failed does not count."""
-    return None if one.record is None or one.has_failed else one.record.metrics.get(name)
+    return None if one.has_failed else last_value(one, name)
+
+
+def last_value(one: Outcome, name: str) -> float | None:
+    """The latest value of a metric, of a job that failed too."""
+    return None if one.record is None else one.record.metrics.get(name)
 
 
 class Kept(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,10 +18,13 @@ from typing import Any
 
 from support.zygote import Attempt, Crew, Zygote
 
-_state = tempfile.TemporaryDirectory()  # where these trainings keep their key: not in the home of who runs the tests
+_state = tempfile.mkdtemp(
+    prefix="state-"
+)  # where these trainings keep their key: not in the home of who runs the tests
+atexit.register(shutil.rmtree, _state, ignore_errors=True)
 ENVIRONMENT = {
     **os.environ,
-    "XDG_STATE_HOME": _state.name,
+    "XDG_STATE_HOME": _state,
     "OMP_NUM_THREADS": "1",
     "PYTHONWARNINGS": "error",
     "NO_COLOR": "1",

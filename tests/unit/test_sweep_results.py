@@ -151,8 +151,12 @@ def test_a_job_that_failed_has_no_rank_and_no_part_in_a_mean(outputs: Path) -> N
     text = str(document)
     assert "0.7" not in text
     assert "from – to', value='0.5 – 0.5'" in text
-    with pytest.raises(UsageError, match="no job has it that did not fail"):
-        draw_sweep(outcomes[1:], "loss")
+    with pytest.raises(UsageError, match="no job has it"):
+        draw_sweep(outcomes[2:], "loss")
+    collapsed = draw_sweep(outcomes[1:], "loss")  # what it had come to is drawn, and crossed out
+    assert collapsed.alt == "Every job that has loss failed at 2 places."
+    (line, *_) = collapsed.figure.axes[0].lines
+    assert list(line.get_ydata()) == [1.0]
     assert draw_sweep(outcomes, "loss").alt == "The lowest mean loss is 2, with seed 0; jobs failed at 2 places."
     assert draw_sweep(outcomes[:2], "knn_top1").alt.endswith("; jobs failed at 1 place.")
 

@@ -15,8 +15,7 @@ from dino_exp.processes import ChildEnd, run_child
 
 PARENT = """
 import signal, sys
-if sys.argv[2] == "ignores":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[2] == "ignores" else signal.SIG_DFL)  # whatever nohup did
 from dino_exp.processes import run_child
 end = run_child(["sh", "-c", "echo $$ > child.new; mv child.new child; exec sleep " + sys.argv[1]])
 print(end.returned, *end.signals)

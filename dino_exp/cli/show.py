@@ -76,7 +76,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, right
         for line in lines
     )
     out.print(Text(head, "bold"), soft_wrap=True)
-    out.out("\n".join(rest), highlight=False)
+    print("\n".join(rest))  # what has no style needs no rich, which takes as long as all before
 
 
 def _cell(cell: Cell) -> Text:

@@ -60,12 +60,12 @@ def train(composed: Mapping[str, Any], overrides: Sequence[str], own: Sequence[s
     from dino_exp.runs.record import load_record
 
     overrides = [word for word in overrides if word not in own]
-    typed = (*search_path_of(HydraConfig.get()), *overrides)
+    beside = (*search_path_of(HydraConfig.get()), *own)
     if composed["plan"] is True:
-        return plan_only(lambda: find_target(composed, typed, own))
+        return plan_only(lambda: find_target(composed, overrides, beside))
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         place_of(os.environ).refuse_sweep()
-        target = find_target(composed, typed)
+        target = find_target(composed, overrides, beside)
         code = (
             0
             if is_done(target, SteadyConsole(highlight=False))
@@ -73,14 +73,14 @@ def train(composed: Mapping[str, Any], overrides: Sequence[str], own: Sequence[s
         )
         record = load_record(target.paths.run_json)
         return JobEnd(code, None if record is None or record.best is None else record.best.value)
-    command = Command(overrides=overrides, composed=composed, options=options_of(HydraConfig.get()))
+    command = Command(overrides=overrides, composed=composed, options=options_of(HydraConfig.get()), beside=beside)
     place, console = place_of(os.environ), SteadyConsole(highlight=False)
     try:
         if place.size > 1:
             from dino_exp.attempts.together import run_together
 
-            return JobEnd(run_together(place, lambda: find_target(composed, typed, own), command, console))
-        return JobEnd(run_attempt(lambda: find_target(composed, typed, own), command, console))
+            return JobEnd(run_together(place, lambda: find_target(composed, overrides, beside), command, console))
+        return JobEnd(run_attempt(lambda: find_target(composed, overrides, beside), command, console))
     except KeyboardInterrupt as interrupt:
         how = "aborted by a second interrupt" if isinstance(interrupt, SecondInterruptError) else "interrupted"
         sys.stderr.write(f"{how}; what was saved before stands\n")
@@ -110,19 +110,18 @@ def plan_only(find: Callable[[], Target]) -> JobEnd:
     return JobEnd(0)
 
 
-def find_target(composed: Mapping[str, Any], overrides: Sequence[str], own: Sequence[str] = ()) -> Target:
+def find_target(composed: Mapping[str, Any], overrides: Sequence[str], beside: Sequence[str] = ()) -> Target:
     """The run that the command leads to: a given one, the child of one, or that of these settings and this code.
 
-    `overrides` with `hydra.searchpath`, where it was given; `own` are the choices of a given run beside which the
-    command was composed (`with_own_choices`).
+    `beside`: `hydra.searchpath`, where it was given, and the choices of a given run (`with_own_choices`).
     """
     from dino_exp.attempts.fork import fork_target
     from dino_exp.attempts.target import resume_target, start_target
 
     if composed["resume"] is not None:
-        return resume_target(composed, touched_keys(overrides, own))
+        return resume_target(composed, touched_keys(overrides, beside))
     if composed["fork"] is not None:
-        return fork_target(composed, touched_keys(overrides, own))
+        return fork_target(composed, touched_keys(overrides, beside))
     return start_target(composed)
 
 

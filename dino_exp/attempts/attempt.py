@@ -48,11 +48,19 @@ log = logging.getLogger("dino_exp")
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What the user typed, for the records: overrides, options of the command line, and what Hydra composed of them."""
+    """What the user typed, for the records: overrides, options of the command line, and what Hydra composed of them.
+
+    `beside`: further overrides that this needs and that touch no setting (see `compose.touched_keys`).
+    """
 
     overrides: Sequence[str]
     composed: Mapping[str, Any]
     options: Sequence[str] = ()
+    beside: Sequence[str] = ()
+
+    def touched(self) -> frozenset[str]:
+        """The dotted keys that were typed. Raises ConfigError."""
+        return touched_keys(self.overrides, self.beside)
 
 
 class Attempt:
@@ -120,7 +128,7 @@ class Attempt:
         `facts`: schedule, data_fingerprint, numerics, weights that it began with, and why_not_exact of this attempt.
         """
         ref = CodeRef(id=code.id, commit=code.commit, dirty=code.dirty)
-        record = self.record and labelled(self.record, self.config.run, self.command.overrides)
+        record = self.record and labelled(self.record, self.config.run, self.command)
         record = record or RunRecord(
             run_key=self.run_key(),
             config_hash=self.target.key.config_hash,
@@ -204,12 +212,12 @@ class Attempt:
         return canonical_text(self.config)
 
 
-def labelled(record: RunRecord, run: RunConfig, overrides: Sequence[str]) -> RunRecord:
+def labelled(record: RunRecord, run: RunConfig, command: Command) -> RunRecord:
     """The record with the tags and the note that a later attempt was given; what it was not given stays."""
     tags, note = run.tags, run.note or ""
     if (tags, note) == (record.tags, record.note):
         return record
-    touched = touched_keys(overrides)
+    touched = command.touched()
     return replace(
         record,
         tags=tags if "run.tags" in touched else record.tags,

@@ -13,11 +13,10 @@ from typing import Any
 from dino_exp.attempts.reproduction import Span
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.errors import CorruptCheckpointError
-from dino_exp.fsio import DamagedFileError, read_json_bounded
+from dino_exp.runs.changes import changed_settings
 from dino_exp.runs.jsonl import read_lines
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import AttemptRecord, RunRecord
-from dino_exp.runs.shape import WrongShapeError, anything, list_of, map_of, text
 
 MAX_RANKS = 64  # on one host, for a replay: a record may come from a stranger
 _OF_STOPPING = ("train.stop_after_steps", "train.stop_after_epochs")
@@ -46,7 +45,8 @@ def legs_of(paths: RunPaths, record: RunRecord, span: Span) -> list[Leg]:
     """The legs of a span, in order. Raises DamagedFileError, CorruptCheckpointError, OSError."""
     found: list[Leg] = []
     for part, attempt in attempts_of(record.attempts, _beginnings(paths, record), span):
-        changes = {} if attempt.number == 1 else _changes(paths, attempt.number)
+        told = {} if attempt.number == 1 else changed_settings(paths, attempt.number)
+        changes = {key: value for key, value in told.items() if key not in _OF_STOPPING}
         leg = Leg(span=part, attempt=attempt, changes=changes, num_ranks=_num_ranks(paths, record, attempt))
         last = found[-1] if found else None
         if last is not None and _alike(last, leg):
@@ -85,19 +85,6 @@ def _beginnings(paths: RunPaths, record: RunRecord) -> dict[int, int]:
                 found[number] = step or 0
         has_saved = has_saved or event.get("kind") == "saved"
     return found or {1: known.get(1) or 0}
-
-
-def _changes(paths: RunPaths, attempt: int) -> dict[str, Any]:
-    """The settings that an attempt was given, where they are not the run's own; where it was to stop is none."""
-    path = paths.attempt_hydra_dir(attempt) / "diff.json"
-    try:
-        rows = list_of(map_of(anything))(read_json_bounded(path, max_depth=16))
-        changes = {text(row.get("key")): row.get("now") for row in rows}
-    except FileNotFoundError:
-        return {}
-    except WrongShapeError as error:
-        raise DamagedFileError(f"{path}: {error}") from error
-    return {key: value for key, value in changes.items() if key not in _OF_STOPPING}
 
 
 def _num_ranks(paths: RunPaths, record: RunRecord, attempt: AttemptRecord) -> int:

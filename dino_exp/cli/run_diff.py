@@ -13,7 +13,8 @@ from dino_exp.config.compare import roles_by_key
 from dino_exp.config.fields import walk_mapping
 from dino_exp.config.stored import stored_values
 from dino_exp.errors import UsageError
-from dino_exp.fsio import DamagedFileError, read_json_bounded
+from dino_exp.fsio import read_json_bounded
+from dino_exp.runs.changes import changed_settings
 from dino_exp.runs.code_difference import code_difference
 from dino_exp.runs.find import find_run
 from dino_exp.runs.jsontext import spell
@@ -114,17 +115,11 @@ def _by_role(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _changed_later(paths: RunPaths, record: RunRecord) -> dict[str, Any]:
     """What later attempts had other than the settings of the run. Raises DamagedFileError."""
-    found: dict[str, Any] = {}
-    for attempt in record.attempts[1:]:
-        path = paths.attempt_hydra_dir(attempt.number) / "diff.json"
-        try:
-            changes = read_json_bounded(path, max_depth=16)
-        except FileNotFoundError:
-            continue
-        if not isinstance(changes, list) or not all(isinstance(one, dict) and "now" in one for one in changes):
-            raise DamagedFileError(f"{path}: expected a list of changed settings; it may be removed, and is only shown")
-        found |= {_later(str(one.get("key")), attempt.number): one["now"] for one in changes}
-    return found
+    return {
+        _later(key, attempt.number): value
+        for attempt in record.attempts[1:]
+        for key, value in changed_settings(paths, attempt.number).items()
+    }
 
 
 def _code(record: RunRecord) -> dict[str, Any]:

@@ -31,7 +31,6 @@ from dino_exp.catalogue.query import (
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
 from dino_exp.cli.show import plain, print_json, print_table
 from dino_exp.errors import UsageError
-from dino_exp.runs.code_identity import PACKAGE_DIR, ask_git
 from dino_exp.words import age_text, count_text
 
 PUBLIC = (
@@ -190,6 +189,8 @@ def _commit_digits(commit: str) -> str:
     """The beginning of a commit's hash, as typed, or of the revision of this package's repository that was typed."""
     if _HASH.fullmatch(commit.lower()):
         return commit.lower()
+    from dino_exp.runs.code_identity import PACKAGE_DIR, ask_git
+
     found = ask_git(PACKAGE_DIR, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}")
     if found is None:
         raise UsageError(

@@ -107,7 +107,8 @@ def test_best(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs("best", "--outputs", outputs, "--commit", "abc").out.startswith(
         "no checkpoint of these that commit abc has written has knn_top1"
     )
-    monkeypatch.setattr("dino_exp.cli.runs.ask_git", lambda _, *words: "f" * 40 if "HEAD^{commit}" in words else None)
+    asked = "dino_exp.runs.code_identity.ask_git"
+    monkeypatch.setattr(asked, lambda _, *words: "f" * 40 if "HEAD^{commit}" in words else None)
     assert runs("best", "--outputs", outputs, "--commit", "HEAD", "--json").json == rows
 
 

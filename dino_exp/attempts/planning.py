@@ -144,7 +144,7 @@ def forecast(target: Target, clock: Callable[[], float] = time.perf_counter) -> 
     half = config.train.precision != "fp32"
     arithmetic = Arithmetic(
         half=half,
-        keeps_scores=half and device.type == "cpu",
+        written_out=half and device.type == "cpu",
         recomputes=config.runtime.gradient_checkpointing,
         in_parts=config.train.accumulate > 1,
     )

@@ -122,12 +122,15 @@ class StepMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic:
-    """How a step is computed: in half precision, attention written out (which keeps its scores), activations twice,
-    the images in several parts that add up to its gradients.
+    """How a step is computed: in half precision, by layers that are written out (`models.half`), activations twice, the
+    images in several parts that add up to its gradients.
+
+    Layers that are written out keep the scores of attention; weights are rounded again, and what follows a GELU is made
+    again, when the backward pass comes to them.
     """
 
     half: bool = False
-    keeps_scores: bool = False
+    written_out: bool = False
     recomputes: bool = False
     in_parts: bool = False
 
@@ -179,11 +182,10 @@ def step_memory(
 
 
 def _num_rounded(dims: Dimensions, arithmetic: Arithmetic, num_trained: int) -> int:
-    """How many weights are kept in half precision for the backward pass. Those of prototypes never are, and layers that
-    write out their attention round theirs again."""
+    """How many weights are kept in half precision for the backward pass. Those of prototypes never are."""
     if not arithmetic.half:
         return 0
-    if arithmetic.keeps_scores:
+    if arithmetic.written_out:
         return sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(dims.head_widths))
     return num_trained - dims.num_prototypes * dims.head_widths[-1]
 
@@ -203,8 +205,9 @@ def _block_bytes(dims: Dimensions, arithmetic: Arithmetic) -> list[int]:
         for layer in range(dims.depth):
             queries = tokens if layer < dims.depth - 1 else 1
             values = (3 * tokens + 2 * queries) * width  # normalised input, keys, values; queries and the mixture,
-            values += queries * (tokens * dims.num_heads if arithmetic.keeps_scores else width)  # and how it is made
-            values += queries * (width + 2 * dims.mlp_dim)  # normalised input of the MLP, before and after GELU
+            values += queries * (tokens * dims.num_heads if arithmetic.written_out else width)  # and how it is made
+            hidden = 1 if arithmetic.written_out else 2  # before GELU, and after it
+            values += queries * (width + hidden * dims.mlp_dim)  # with the normalised input of the MLP
             found[layer] += num * (arithmetic.number * values + FLOAT * (tokens + queries) * width)
     return found
 

@@ -89,15 +89,15 @@ class _Mlp(torch.autograd.Function):
         ctx: Any, tokens_TD: Tensor, weight_HD: Tensor, bias_H: Tensor, weight_DH: Tensor, bias_D: Tensor
     ) -> Tensor:
         before_TH = _product(tokens_TD, weight_HD, bias_H)
-        after_TH = functional.gelu(before_TH)
-        ctx.save_for_backward(tokens_TD, weight_HD, weight_DH, before_TH, after_TH)
-        return _product(after_TH, weight_DH, bias_D)
+        # What comes after the GELU is made again for the backward pass: kept, it is as large as what comes before.
+        ctx.save_for_backward(tokens_TD, weight_HD, weight_DH, before_TH)
+        return _product(functional.gelu(before_TH), weight_DH, bias_D)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Tensor, ...]:
-        tokens_TD, weight_HD, weight_DH, before_TH, after_TH = ctx.saved_tensors
-        of_second = _of_parameters(gradient_TD, after_TH, weight_DH.dtype)
+        tokens_TD, weight_HD, weight_DH, before_TH = ctx.saved_tensors
+        of_second = _of_parameters(gradient_TD, functional.gelu(before_TH), weight_DH.dtype)
         hidden_TH = gradient_TD @ weight_DH.to(_HALF)
         torch.ops.aten.gelu_backward.grad_input(hidden_TH, before_TH, grad_input=hidden_TH)  # in place
         of_first = _of_parameters(hidden_TH, tokens_TD, weight_HD.dtype)

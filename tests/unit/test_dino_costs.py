@@ -130,7 +130,7 @@ def test_the_memory_of_a_step_is_as_measured(overrides: tuple[str, ...]) -> None
         dimensions(of, steps.channels),
         Arithmetic(
             half=of.train.precision == "bf16",
-            keeps_scores=of.train.precision == "bf16",
+            written_out=of.train.precision == "bf16",
             recomputes=of.runtime.gradient_checkpointing,
             in_parts=of.train.accumulate > 1,
         ),

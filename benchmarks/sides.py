@@ -88,6 +88,9 @@ def _side(name: str, checkout: Path, recipe: Recipe) -> OfficialStep | Ours:
         return official
     ours = Ours(recipe)
     ours.load(official)
+    if recipe.device == "cuda":
+        del official
+        torch.cuda.reset_peak_memory_stats()
     return ours
 
 

@@ -85,12 +85,12 @@ def crops_of(recipe: Recipe, seed: int = 0) -> list[Tensor]:
 class Ours:
     """Our step, as the loop calls it, on crops that are there already."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, read_every: int | None = None) -> None:
         config = recipe.config()
         self.device, _ = apply_numerics(config.runtime, {"threads": torch.get_num_threads()})
         self.state = build.build_state(config, 3, self.device)
         build.prepare_layers(config.runtime, self.state)
-        self.rule = build.build_rule(config, read_every=build.read_every(self.state))
+        self.rule = build.build_rule(config, read_every=read_every or build.read_every(self.state))
         self.schedules = build.build_schedules(config, NUM_STEPS)
         self.batch = recipe.batch
 
@@ -123,7 +123,8 @@ class OfficialStep:
 
     def __init__(self, official: Official, recipe: Recipe) -> None:
         if not torch.distributed.is_initialized():  # its loss adds over ranks
-            torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+            backend, store = ("nccl" if recipe.device == "cuda" else "gloo"), torch.distributed.HashStore()
+            torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         utils, vits = official.utils, official.vision_transformer
         torch.manual_seed(0)
         with warnings.catch_warnings():

@@ -2,16 +2,17 @@
 
 ViT-S/16, two crops of 224 and eight of 96 pixels, K = 65,536. Both sides, each in a process of its own, begin with the
 same weights and see the same crops, in turn; a ratio is the median over the pairs. On CUDA (`--device cuda`) the batch
-is larger, and what the card's matrix units give in a plain product is measured beside.
+is larger, our side is as free of deterministic operations as the official one, what they cost is a table of its own,
+and what the card's matrix units give in a plain product is measured beside.
 `python -m benchmarks.throughput --official <checkout of facebookresearch/dino>`
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,7 +25,10 @@ from dino_exp import build
 from dino_exp.training.step import train_step
 
 GFLOP_PER_IMAGE = 113.8  # forward and backward, both networks (anchors of the project)
+FREE = "runtime.deterministic=false"
 TARGETS = {"fp32": 1.1, "bf16": 1.3, "fp16": 1.0}
+PARTS = {"cpu": ("losses", "fp32", "bf16", "training")}
+PARTS["cuda"] = (*PARTS["cpu"], "deterministic")
 AGREE_BATCH, AGREE_STEPS, AGREE_WITHIN = 2, 20, 1e-4
 
 
@@ -35,31 +39,40 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, help="images of a step; default 8 on a CPU, 256 on CUDA")
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--parts", default="losses,fp32,bf16,training", help="which tables, with commas between")
+    parser.add_argument("--parts", help=f"which tables, with commas between; default {','.join(PARTS['cpu'])}")
     parser.add_argument("--words", nargs="*", default=[], help="settings of ours, such as runtime.compile=true")
     asked = parser.parse_args()
     torch.set_num_threads(CORES)
-    unknown = set(asked.parts.split(",")) - {"losses", "training", *TARGETS}
-    if unknown:
-        parser.error(f"--parts {','.join(sorted(unknown))}: expected some of losses, training, {', '.join(TARGETS)}")
+    parts = asked.parts.split(",") if asked.parts else PARTS[asked.device]
+    known = {*PARTS["cuda"], *TARGETS}
+    if unknown := set(parts) - known:
+        parser.error(f"--parts {','.join(sorted(unknown))}: expected some of {', '.join(sorted(known))}")
     batch = asked.batch or (256 if asked.device == "cuda" else 8)
-    words = tuple(asked.words)
-    for part in asked.parts.split(","):
+    free = (FREE,) if asked.device == "cuda" else ()
+    recipe = Recipe(batch=batch, device=asked.device, words=(*free, *asked.words))
+    for part in parts:
         if part == "losses":
             _agreement(asked.official, asked.device)
         elif part == "training":
             for precision in ("fp32", "bf16"):
-                _training(Recipe(batch=batch, device=asked.device, precision=precision, words=words), asked.pairs)
+                _training(replace(recipe, precision=precision), asked.pairs)
+        elif part == "deterministic":
+            for precision in ("fp32", "bf16"):
+                bound = replace(recipe, precision=precision, words=tuple(asked.words))
+                _deterministic(asked.official, bound, asked.pairs)
         else:
-            _steps(asked.official, Recipe(batch=batch, device=asked.device, precision=part, words=words), asked.pairs)
+            _steps(asked.official, replace(recipe, precision=part), asked.pairs)
     if asked.device == "cuda":
         _plain_product()
 
 
 def _agreement(checkout: Path, device: str) -> None:
     """The losses of the first steps, from the same weights on the same crops."""
-    recipe = Recipe(batch=AGREE_BATCH, device=device, drop_path=0.0)
-    theirs, ours = OfficialStep(official_modules(checkout), recipe), Ours(recipe)
+    # Not deterministic: CUDA has no such gradient of the official code's resized positions. And the convolution that
+    # cuts its patches would be in TF32.
+    recipe = Recipe(batch=AGREE_BATCH, device=device, drop_path=0.0, words=(FREE,))
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    theirs, ours = OfficialStep(official_modules(checkout), recipe), Ours(recipe, read_every=1)
     ours.load(theirs)
     worst = 0.0
     for number in range(AGREE_STEPS):
@@ -83,6 +96,16 @@ def _steps(checkout: Path, recipe: Recipe, num_pairs: int) -> None:
     )
 
 
+def _deterministic(checkout: Path, recipe: Recipe, num_pairs: int) -> None:
+    """What deterministic operations cost: our step with them, and without."""
+    free = replace(recipe, words=(FREE, *recipe.words))
+    with Side("ours", checkout, recipe) as bound, Side("ours", checkout, free) as unbound:
+        bound.warm_up()
+        unbound.warm_up()
+        pairs = in_pairs(bound.step, unbound.step, num_pairs=num_pairs)
+    _report(f"step, {recipe.precision}: deterministic", "not", pairs, "–", recipe)
+
+
 def _report(a: str, b: str, pairs: Pairs, target: str, recipe: Recipe) -> None:
     rates = [recipe.batch / statistics.median(secs) for secs in (pairs.a_secs, pairs.b_secs)]
     print(f"\n{HEADER}\n{pairs.line(a, b, target)}")
@@ -97,7 +120,7 @@ def _training(recipe: Recipe, num_pairs: int) -> None:
     bare, whole = Ours(recipe), Ours(recipe)
     crops = crops_of(recipe)
     with build.build_batches(config, data.train, 0) as batches:
-        stream = itertools.chain(batches)
+        stream = build.build_prefetch(batches, whole.device)
 
         def step() -> None:
             train_step(whole.state, next(stream), augment=augment, schedules=whole.schedules, rule=whole.rule)

@@ -27,7 +27,8 @@ MAX_RECORDED_THREADS = 1024  # as many as the setting allows
 def choose_device(asked: str, place: Place = ALONE) -> torch.device:
     """The device to train on; of several processes on a host each has its own.
 
-    Raises ConfigError where cuda is asked for and torch sees none, or fewer devices than processes.
+    Raises ConfigError where cuda is asked for and torch sees none, or fewer devices than processes: on each of them, or
+    those that have a device would wait for the others.
     """
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
@@ -39,10 +40,10 @@ def choose_device(asked: str, place: Place = ALONE) -> torch.device:
     num_devices = torch.cuda.device_count()
     if num_devices == 1 and len(os.environ.get("CUDA_VISIBLE_DEVICES", ",").split(",")) == 1:
         return torch.device("cuda", 0)  # the launcher shows each process its own (submitit, srun --gpus-per-task=1)
-    if place.local_rank >= num_devices:
+    if place.local_size > num_devices:
         raise ConfigError(
-            f"rank {place.rank} is process {place.local_rank} of this host, which has {num_devices} CUDA devices; "
-            f"start as many processes as devices: torchrun --nproc-per-node {num_devices}"
+            f"rank {place.rank} is one of {place.local_size} processes on this host, which has {num_devices} CUDA "
+            f"devices; start as many processes as devices: torchrun --nproc-per-node {num_devices}"
         )
     return torch.device("cuda", place.local_rank)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from functools import partial
 from typing import Any, cast
 
@@ -119,6 +120,10 @@ def prepare_layers(runtime: RuntimeConfig, state: TrainState) -> None:
     # would depend on those that the process has met before.
     torch._dynamo.config.recompile_limit = _MOST_SHAPES
     torch._dynamo.config.fail_on_recompile_limit_hit = True
+    # Or it times kernels and takes the faster one, which need not add in the same order in the next process.
+    torch._inductor.config.deterministic = runtime.deterministic
+    # Its advice to use TF32 is given where runtime.tf32=false says not to.
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
     for block in (*student.blocks, *teacher.blocks):
         block.compile(dynamic=False)
 

@@ -2,17 +2,21 @@
 
 All tensors lie in one buffer that is used again for each save, so that a save costs a copy into memory that is there
 already, and one copy of the state is all the memory that it takes. On a CUDA device the buffer is page-locked and the
-copy runs on a stream of its own beside the next forward and backward pass.
+copy runs on a stream of its own beside the next forward and backward pass. Where memory cannot be locked (a limit of
+the system, a sandbox) the host waits for the copy instead.
 """
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Collection, Hashable, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 _ALIGN = 64  # bytes: a cache line, and enough for every element type
 _PAGE = 4096  # bytes
@@ -29,6 +33,7 @@ class HostBuffers(Generic[K]):
         self._arena = torch.empty(0, dtype=torch.uint8)
         self._views: dict[K, Tensor] = {}
         self._device_copies = _DeviceCopies()
+        self._may_pin = True
         self._unpin: weakref.finalize[..., HostBuffers[K]] | None = None  # at the latest when this object goes
 
     @property
@@ -63,7 +68,7 @@ class HostBuffers(Generic[K]):
     def _fit(self, tensors: Mapping[K, Tensor]) -> dict[K, Tensor]:
         """Views into the buffer, made anew only when names, types or shapes have changed."""
         layout = tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
-        pinned = any(tensor.is_cuda for tensor in tensors.values())
+        pinned = self._may_pin and any(tensor.is_cuda for tensor in tensors.values())
         if layout != self._layout or (pinned and self._unpin is None):
             starts, size = [], 0
             for tensor in tensors.values():
@@ -89,8 +94,9 @@ class HostBuffers(Generic[K]):
         self._arena = torch.empty(0, dtype=torch.uint8)  # the old memory goes before the new comes
         self._arena = _whole_pages(size) if pinned else torch.empty(size, dtype=torch.uint8)
         if pinned and size:
-            _pin(self._arena)
-            self._unpin = weakref.finalize(self, _unpin, self._arena, self._device_copies)
+            self._may_pin = _pin(self._arena)
+            if self._may_pin:
+                self._unpin = weakref.finalize(self, _unpin, self._arena, self._device_copies)
 
 
 class _DeviceCopies:
@@ -146,15 +152,28 @@ def _whole_pages(size: int) -> Tensor:
     return memory[start : start + -(-size // _PAGE) * _PAGE]
 
 
-def _pin(memory: Tensor) -> None:
-    """Page-lock memory in place: torch's own pinned allocator rounds sizes up to powers of two."""
+def _pin(memory: Tensor) -> bool:
+    """Page-lock memory in place: torch's own pinned allocator rounds sizes up to powers of two. Whether it could be."""
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    code = runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), _PORTABLE)
-    if int(code) != 0:
-        raise RuntimeError(
-            f"{memory.numel()} bytes of host memory could not be page-locked (CUDA error {int(code)}); saving without "
-            "the background needs none: checkpoint.storage.background=false"
-        )
+    code = int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), _PORTABLE))
+    if code == 0:
+        return True
+    _absorb_error()
+    log.warning(
+        "%d bytes of host memory could not be page-locked (CUDA error %d; see ulimit -l): each save waits until its "
+        "copy is made, and is as safe",
+        memory.numel(),
+        code,
+    )
+    return False
+
+
+def _absorb_error() -> None:
+    """CUDA keeps an error for the launch that comes next, which is not to be one of the training."""
+    try:
+        torch.zeros(1, device="cuda")
+    except RuntimeError as error:
+        log.debug("what CUDA had kept: %s", error)
 
 
 def _unpin(memory: Tensor, copies: _DeviceCopies) -> None:

@@ -34,6 +34,7 @@ from dino_exp.data.crops import (
     check_ranges,
     host_ids,
     on_device,
+    products_of_float32,
     random_boxes,
     to_unit,
 )
@@ -130,8 +131,10 @@ class DinoAugment:
         """The crops of a batch. Raises ConfigError for images without three channels."""
         check_coloured(images)
         plans = self.plan(images.sizes_B2, host_ids(sample_ids_B), epoch)
-        cuts = crop_and_resize(images, *((plan.boxes_VB, plan.size) for plan in plans))
-        coloured = self._coloured([bytes_VBCHW.flatten(0, 1) for bytes_VBCHW in cuts], [plan.recipe for plan in plans])
+        recipes = [plan.recipe for plan in plans]
+        with products_of_float32(images.device):
+            cuts = crop_and_resize(images, *((plan.boxes_VB, plan.size) for plan in plans))
+            coloured = self._coloured([bytes_VBCHW.flatten(0, 1) for bytes_VBCHW in cuts], recipes)
         return [
             view
             for crops_NCHW, bytes_VBCHW in zip(coloured, cuts, strict=True)
@@ -160,7 +163,8 @@ class DinoAugment:
         """The undistorted central squares at the global size, normalised alike: what evaluation sees."""
         check_coloured(images)
         squares_VB = centre_squares(images.sizes_B2).views(1)
-        (crops_VBCHW,) = crop_and_resize(images, (squares_VB, self.global_size))
+        with products_of_float32(images.device):
+            (crops_VBCHW,) = crop_and_resize(images, (squares_VB, self.global_size))
         return _normalised(to_unit(crops_VBCHW[0]), self._moments(images.device))
 
     def _recipe(self, draws_ND: Floats, views_N: Ints) -> Recipe:

@@ -9,6 +9,8 @@ Shapes: B images or crops of a batch, V views, C channels, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,6 +113,23 @@ def to_unit(images_BCHW: Tensor) -> Tensor:
     if images_BCHW.dtype != torch.uint8:
         raise TypeError(f"expected images of uint8, found {images_BCHW.dtype}")
     return images_BCHW.float().div_(255)
+
+
+@contextmanager
+def products_of_float32(device: torch.device) -> Iterator[None]:
+    """Products of matrices in here keep all digits of float32 on CUDA, whatever the training has chosen for its own.
+
+    TF32 has eleven bits, and so errs by a tenth in a pixel of 255.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    chosen, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = chosen
 
 
 def host_ids(sample_ids_B: Tensor) -> Ints:

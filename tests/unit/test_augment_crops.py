@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dino_exp.data.crops import BOX_DRAWS, Boxes, centre_squares, random_boxes, to_unit
+from dino_exp.data.crops import BOX_DRAWS, Boxes, centre_squares, products_of_float32, random_boxes, to_unit
 from dino_exp.data.images import Images
 from dino_exp.data.resize import crop_and_resize, resize_by_products
 from dino_exp.errors import ConfigError
@@ -160,3 +160,16 @@ def test_errors_name_the_setting() -> None:
         check_areas(global_area=(0.5, 1), local_area=(0.5, 1.5))
     with pytest.raises(ConfigError, match=r"augment\.blur_probability is -0\.1"):
         check_probabilities(blur_probability=-0.1)
+
+
+def test_tf32_is_for_the_model_and_not_for_pixels() -> None:
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        with products_of_float32(torch.device("cuda")):
+            assert matmul.fp32_precision == "ieee"
+        assert matmul.fp32_precision == "tf32"
+        with products_of_float32(torch.device("cpu")):
+            assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before

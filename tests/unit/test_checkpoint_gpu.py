@@ -102,6 +102,26 @@ def test_a_buffer_that_held_a_host_state_is_page_locked_for_a_device() -> None:
     assert copies["one"].is_pinned()
 
 
+def test_memory_that_cannot_be_page_locked_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = torch.cuda.cudart()
+
+    class Refusing:
+        def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+            return int(runtime.cudaHostRegister(0, size, flags))  # an invalid address: CUDA keeps that error
+
+    monkeypatch.setattr(torch.cuda, "cudart", Refusing)
+    tensors, buffers = {"early": on_device(1), "late": on_device(1)}, HostBuffers()
+    for value in (1.0, 2.0):
+        copies = buffers.copy(tensors, late={"late"})
+        tensors["early"].fill_(value + 1)
+        buffers.wait_on_device()
+        tensors["late"].fill_(value + 1)
+        buffers.wait_on_host()
+        for name in tensors:
+            assert torch.equal(copies[name], torch.full((SIZE,), value)), name
+            assert not copies[name].is_pinned()
+
+
 class DeviceState:
     """Parameters on the device that each step changes, and a statistic that moves in the forward pass."""
 

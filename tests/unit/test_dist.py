@@ -209,7 +209,7 @@ def test_processes_that_found_different_devices_are_refused_on_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("visible", "num", "local_rank", "chosen"), [("3", 1, 1, 0), ("0,1", 2, 1, 1), (None, 2, 1, 1), (None, 1, 0, 0)]
+    ("visible", "num", "local_rank", "chosen"), [("3", 1, 1, 0), ("0,1", 2, 1, 1), (None, 2, 1, 1), (None, 3, 0, 0)]
 )
 def test_each_process_takes_the_device_that_its_launcher_shows_it(
     visible: str | None, num: int, local_rank: int, chosen: int, monkeypatch: pytest.MonkeyPatch
@@ -223,12 +223,13 @@ def test_each_process_takes_the_device_that_its_launcher_shows_it(
     assert choose_device("auto", place) == torch.device("cuda", chosen)
 
 
-def test_too_few_devices_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rank", [0, 1])  # the first would have a device, and would wait for the second
+def test_too_few_devices_are_told_by_all(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(ConfigError, match="has 1 CUDA devices"):
-        choose_device("auto", Place(rank=1, size=2, local_rank=1, local_size=2))
+        choose_device("auto", Place(rank=rank, size=2, local_rank=rank, local_size=2))
 
 
 @pytest.mark.parametrize("missing", ["MASTER_ADDR", "MASTER_PORT"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -65,6 +66,18 @@ class Training:
         return self.state
 
 
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """In here it is an error if the host waits for the device."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_no_step_waits_for_the_device(precision: str) -> None:
     training = Training(f"train.precision={precision}")
@@ -73,12 +86,9 @@ def test_no_step_waits_for_the_device(precision: str) -> None:
         for _ in range(3):  # caches fill, the first moments are made
             training.step(next(batches))
         settle(training.state)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waiting():
             for _ in range(5):
                 training.step(next(batches))
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     settle(training.state)
     assert training.state.step == 8
 

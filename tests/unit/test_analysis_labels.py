@@ -70,3 +70,19 @@ def test_accuracy_beside_baselines_that_are_near() -> None:
     best = Best(metric="knn_top1", value=0.985, step=440)
     names = ("k = 20", "10 labels", "1 label", "raw pixels", "untrained", "best 98.5")
     check(draw_accuracy(History(columns, 20), 22, best), *names)
+
+
+@pytest.mark.parametrize("pixels", [0.967, 0.93])  # a line just above the best one, and one below it
+def test_no_level_is_drawn_through_the_name_of_the_best(pixels: float) -> None:
+    columns = {
+        "knn_top1": Series(STEPS, 0.947 - 0.2 * np.exp(-STEPS / 40)),
+        "pixel_knn_top1": Series(np.zeros(1), np.array([pixels])),
+        "knn_1shot": Series(STEPS, 0.65 + STEPS / 10_000),
+    }
+    figure = draw_accuracy(History(columns), 22, Best(metric="knn_top1", value=0.947, step=330)).figure
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    (name,) = [text for text in axes.texts if text.get_text().startswith("best")]
+    box = name.get_window_extent()
+    _, level = axes.transData.transform((0, 100 * pixels))
+    assert not box.y0 <= level <= box.y1

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dino_exp.analysis.figures.labels import label_ends
+from dino_exp.analysis.figures.labels import FONT_POINTS, crossed, label_ends
 from dino_exp.analysis.history import History, Series
 from dino_exp.analysis.style import (
     ALARM,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_POINTS = 800  # of a curve: more than a page has pixels
+_FROM_BEST = 7  # points between the mark of the best one and its name
 _ROOM = 1.16  # of the axis, for the names at the ends of lines
 _DOTTED = (0, (1, 2))
 _BASELINES = (("pixel_", "raw pixels"), ("init_", "untrained"))
@@ -59,14 +60,17 @@ def draw_accuracy(history: History, per_epoch: int, best: Best | None) -> Pictur
         if not any(len(line.series.finite) for line in lines):
             note(axes, "no evaluation yet")
         else:
-            _draw(axes, lines, per_epoch, with_markers=True, levels=_baselines(history))
+            levels = _baselines(history)
+            _draw(axes, lines, per_epoch, with_markers=True, levels=levels)
             if best is not None and best.metric == "knn_top1":
                 x, y = best.step / per_epoch, 100 * best.value
                 axes.plot(x, y, "o", color=BEST, markersize=8, zorder=5)
                 at_end = x > 0.9 / _ROOM * axes.get_xlim()[1]  # where the names of the lines begin
+                above = not crossed(axes, y, [level for level, _ in levels], _FROM_BEST)
                 axes.annotate(
-                    f"best {y:.1f}", (x, y), xytext=(0, 7), textcoords="offset points", color=BEST, fontsize=9,
-                    ha="right" if at_end else "center",
+                    f"best {y:.1f}", (x, y), xytext=(0, _FROM_BEST if above else -_FROM_BEST),
+                    textcoords="offset points", color=BEST, fontsize=FONT_POINTS,
+                    ha="right" if at_end else "center", va="bottom" if above else "top",
                 )  # fmt: skip
             axes.set_ylabel("k-NN accuracy, %")
     knn = history.series("knn_top1")

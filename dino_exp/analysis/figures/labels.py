@@ -21,9 +21,7 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
     To be called when the axes have their place in the figure and their limits.
     """
     low, high = axes.get_ylim()
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    points = axes.get_position().height * figure.get_figheight() * 72
+    points = _height_points(axes)
     least = _LINE_POINTS * (high - low) / points
     named = list(ends)[: 1 + int(points / _LINE_POINTS)]
     for (x, _, name, colour), y in zip(named, spread_out([end[1] for end in named], least, low, high), strict=True):
@@ -31,6 +29,19 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
             name, (x, y), xytext=(_GAP_POINTS, 0), textcoords="offset points", color=colour, va="center",
             fontsize=FONT_POINTS, annotation_clip=False,
         )  # fmt: skip
+
+
+def crossed(axes: Axes, y: float, levels: Sequence[float], away: float) -> bool:
+    """Whether one of the horizontal lines at `levels` would go through a name that begins `away` points above `y`."""
+    low, high = axes.get_ylim()
+    point = (high - low) / _height_points(axes)
+    return any(y + (away - 1) * point < level < y + (away + _LINE_POINTS) * point for level in levels)
+
+
+def _height_points(axes: Axes) -> float:
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return axes.get_position().height * figure.get_figheight() * 72
 
 
 def spread_out(heights: Sequence[float], least: float, low: float, high: float) -> list[float]:

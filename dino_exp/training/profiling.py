@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ class ProfiledProgress:
         self._inner.saved(step, reasons)
 
     def _begin(self) -> None:
+        # Read at the first use of torch's recorder, which otherwise writes lines of its own to the error stream.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         activities = [ProfilerActivity.CPU]
         activities += [ProfilerActivity.CUDA] if self._device.type == "cuda" else []
         self._recording = profile(activities=activities)

@@ -33,6 +33,7 @@ def test_a_profiled_training_ends_in_the_same_bits_and_its_run_stays_healthy(lab
 
     table, trace = run / "profile" / "attempt-001.txt", run / "profile" / "attempt-001.trace.json.gz"
     assert str(table) in printed
+    assert "profiler_start" not in printed  # what torch's recorder says of itself
     (event,) = events(run, "profiled")
     assert (event["first"], event["last"], event["table"]) == (4, 8, table.name)
     names = {event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}

@@ -31,7 +31,7 @@ CREATE TABLE {schema}.runs (
 ) WITHOUT ROWID;
 CREATE TABLE {schema}.bests (
     name TEXT, metric TEXT, code_id TEXT, git_commit TEXT, git_dirty INTEGER,
-    highest REAL, highest_step INTEGER, lowest REAL, lowest_step INTEGER
+    highest REAL, highest_step INTEGER, lowest REAL, lowest_step INTEGER -- of equals the earlier step
 );
 CREATE INDEX {schema}.bests_by_metric ON bests (metric, name);
 CREATE INDEX {schema}.bests_by_run ON bests (name);
@@ -41,7 +41,7 @@ CREATE TABLE {schema}.checkpoints (
     PRIMARY KEY (name, step)
 ) WITHOUT ROWID;
 """
-FORMAT = zlib.crc32(_TABLES.encode()) >> 1  # other tables are another format; SQLite keeps 31 bits of it
+FORMAT = zlib.crc32(_TABLES.encode()) >> 1  # other tables, or remarks in them, are another format; SQLite keeps 31 bits
 _SHOWN_STATE = "CASE WHEN state = 'running' AND name NOT IN (SELECT name FROM live) THEN 'interrupted' ELSE state END"
 _ALL = ("runs", "bests", "checkpoints")
 

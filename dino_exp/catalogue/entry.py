@@ -62,7 +62,7 @@ class RunEntry:
     checkpoints: tuple[Row, ...] = ()
 
     def bests(self) -> Iterator[Best]:
-        """For each metric and code, the best checkpoints; among equals the newest, as retention ranks them."""
+        """For each metric and code, the best checkpoints; of equals the earlier step, as retention ranks them."""
         found: dict[tuple[str, _Code], list[tuple[float, int]]] = {}
         for row in self.checkpoints:
             for metric, value in row.info.metrics.items():
@@ -71,15 +71,14 @@ class RunEntry:
         attempts = () if self.record is None else self.record.attempts
         dirty: dict[_Code, bool | None] = {(one.code.id, one.code.commit): one.code.dirty for one in attempts}
         for (metric, code), values in found.items():
-            lowest = min(values, key=lambda one: (one[0], -one[1]))
             code_id, commit = code
             yield Best(
                 metric=metric,
                 code_id=code_id,
                 commit=commit,
                 dirty=dirty.get(code),
-                highest=max(values),
-                lowest=lowest,
+                highest=max(values, key=lambda one: (one[0], -one[1])),
+                lowest=min(values),
             )
 
 

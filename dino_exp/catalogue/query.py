@@ -243,14 +243,14 @@ def best_groups(
 
 
 def _ranked(view: View, runs: Filter, metric: str, mode: Mode, commit: str | None) -> list[_Ranked]:
-    """The best checkpoint of each run, the best first; among equals of a run the newest."""
+    """The best checkpoint of each run, the best first; of equals of a run the earlier step."""
     condition, values = runs.sql()
     value, step, order = ("highest", "highest_step", "ASC") if mode == "max" else ("lowest", "lowest_step", "DESC")
     by_commit, commits = ("", []) if commit is None else ("AND substr(git_commit, 1, ?) = ?", [len(commit), commit])
     rows = view.rows(
         f"""SELECT name, {value}, {step}, code_id, git_commit, git_dirty FROM bests
             WHERE metric = ? {by_commit} AND name IN (SELECT name FROM runs WHERE {condition})
-            ORDER BY {value} {order}, {step}""",
+            ORDER BY {value} {order}, {step} DESC""",
         [metric, *commits, *values],
     )
     found = {row[0]: _Ranked(*row) for row in rows}  # the last of a run is its best

@@ -25,7 +25,8 @@ from dino_exp.catalogue.entry import RunEntry, read_entry
 from dino_exp.catalogue.query import Filter, best_groups, best_runs, count_runs, list_runs, problems
 from dino_exp.catalogue.rows import rows_of
 from dino_exp.checkpoint.pins import pin
-from dino_exp.checkpoint.policies import KeepAny, LatestN
+from dino_exp.checkpoint.policies import BestN, KeepAny, LatestN
+from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.errors import UsageError
 from dino_exp.runs.record import load_record, save_record
 
@@ -301,16 +302,24 @@ def test_order_and_limit(tmp_path: Path, catalogue: Catalogue) -> None:
             names(catalogue, sort=metric)
 
 
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_of_equals_it_is_the_earlier_as_retention_has_it(tmp_path: Path, catalogue: Catalogue, mode: str) -> None:
+    run = make(tmp_path, "a", 0.5, 0.9, 0.9, 0.5)
+    infos = CheckpointReader(run / "checkpoints").infos()
+    kept = BestN("knn_top1", mode).rank(infos)[0]
+    assert best(catalogue, mode=mode) == [("a", kept.step, kept.metrics["knn_top1"])]
+
+
 def test_the_best_is_healthy_finite_and_there(tmp_path: Path, catalogue: Catalogue) -> None:
     make(tmp_path, "a", 0.5, 0.9, 0.7)
     make(tmp_path, "b", 0.8, math.nan, 0.8)
     make(tmp_path, "c", 0.99, healthy=False)
     make(tmp_path, "d")
     for _ in range(2):
-        assert best(catalogue) == [("a", 2, 0.9), ("b", 3, 0.8)]
+        assert best(catalogue) == [("a", 2, 0.9), ("b", 1, 0.8)]
         assert best(catalogue, metric="loss", mode="min") == [
             ("a", 2, pytest.approx(0.1)),
-            ("b", 3, pytest.approx(0.2)),
+            ("b", 1, pytest.approx(0.2)),
         ]
         assert best(catalogue, limit=1) == [("a", 2, 0.9)]
         assert best(catalogue, commit="f" * 7) == best(catalogue)

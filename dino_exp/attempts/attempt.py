@@ -183,13 +183,13 @@ class Attempt:
         """Let the catalogue know of the run as it is now; what it is not told, its readers find out themselves."""
         self._catalogue.update(self.paths.directory)
 
-    def resumed(self, step: int, reasons: Sequence[str]) -> None:
-        """Record the step that this attempt goes on from, and why its checkpoint was not exact any more."""
+    def resumed(self, step: int, best: Best | None, reasons: Sequence[str]) -> None:
+        """Record the step that this attempt goes on from, its best until then, and why it was not exact any more."""
         assert self.record is not None
         last = self.record.attempts[-1]
         why = tuple(dict.fromkeys((*reasons, *last.why_not_exact)))
         last = replace(last, resumed_from=step, exact=not why, why_not_exact=why)
-        self.update(attempts=(*self.record.attempts[:-1], last))
+        self.update(attempts=(*self.record.attempts[:-1], last), best=best)
 
     def end(self, state: str, *, step: int | None = None, error: str | None = None) -> None:
         """Record how the attempt ended, and at which step where nothing is ever saved; FAILED.txt goes at a good end.

@@ -72,7 +72,7 @@ def train_along(
     saves = ranks.from_first(False)
     folder = RunPaths(Path(directory)).checkpoints
     member = build.build_member(config.checkpoint, folder, ranks.council, ranks.connect(), attempt=attempt)
-    manifest = _restore(ranks, member, state)
+    manifest = _restore(ranks, member, state, plan.metric)
     with contextlib.ExitStack() as stack:
         batches = stack.enter_context(build.build_batches(config, data.train, state.step, place))
         set_generators(manifest, config.seed, place.rank)
@@ -106,7 +106,7 @@ def train_along(
         return run_training(training)
 
 
-def _restore(ranks: ManyRanks, member: Member, state: TrainState) -> Manifest | None:
+def _restore(ranks: ManyRanks, member: Member, state: TrainState, metric: str) -> Manifest | None:
     """Take part in loading what rank 0 has chosen: the run's newest checkpoint, a parent's, or none."""
     resumes = ranks.from_first(False)
     forks = not resumes and ranks.from_first(False)
@@ -114,5 +114,5 @@ def _restore(ranks: ManyRanks, member: Member, state: TrainState) -> Manifest | 
         return None
     restored = member.restore(state, optional=OPTIONAL, is_own=resumes)
     if forks:
-        state.begin_as_fork(elsewhere=ranks.from_first(False))
+        state.begin_as_fork(metric, ranks.from_first({}))
     return None if restored is None else restored.manifest

@@ -208,11 +208,12 @@ class Work:
                 return None
             reader, step = found
             manifest, reasons = reader.restore(state, step, optional=OPTIONAL, writers=self.writers), []
-            elsewhere = self.ranks.from_first(has_other_data(self.attempt.target))
-            self.forked_metrics = {} if elsewhere else dict(manifest.metrics)
-            state.begin_as_fork(elsewhere=elsewhere)
+            # What was measured on other data is no measure here, and what had collapsed is never best.
+            counts = manifest.healthy and not has_other_data(self.attempt.target)
+            self.forked_metrics = self.ranks.from_first(dict(manifest.metrics) if counts else {})
+            state.begin_as_fork(self.config.checkpoint.keep.metric, self.forked_metrics)
             self.events.append("forked", step=state.step)
-        self.attempt.resumed(state.step, reasons)
+        self.attempt.resumed(state.step, best_of(state.best), reasons)
         log.info("resumed at step=%d", state.step)
         return manifest
 

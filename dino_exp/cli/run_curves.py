@@ -56,7 +56,7 @@ def compare(
         directories.setdefault(directory.resolve(), directory)  # one run may be spelled in several ways
     found = [CheckpointAnalyzer(directory) for directory in directories.values()]
     curves = list(map(_curve, found, _names(found), [metric] * len(found)))
-    if not any(len(curve.series) for curve in curves):
+    if not any(len(curve.series) or curve.best is not None for curve in curves):
         known = sorted({name for run in found for name in run.history.columns})
         raise UsageError(f"--metric {metric}: none of these runs has it; there are {', '.join(known) or 'none at all'}")
     order = sorted(range(len(found)), key=lambda place: _rank(curves[place].best, metric))
@@ -79,11 +79,12 @@ def _curve(run: CheckpointAnalyzer, name: str, metric: str) -> RunCurve:
     from dino_exp.analysis.figures.runs import RunCurve
 
     series = run.history.series(metric)
-    finite = series.finite.values
-    best = None
-    if len(finite):
-        best = float(finite.min() if natural_mode(metric) == "min" else finite.max())
-    return RunCurve(name=name, series=series, per_epoch=run.record.schedule.steps_per_epoch, best=best)
+    finite, own = series.finite, run.record.best
+    found = list(zip(finite.values.tolist(), map(int, finite.steps), strict=True))
+    if own is not None and own.metric == metric and math.isfinite(own.value):
+        found.append((own.value, own.step))  # the state that a fork began with, which has no row here
+    value, step = min(found, key=lambda one: (_rank(one[0], metric), one[1]), default=(None, None))
+    return RunCurve(name=name, series=series, per_epoch=run.record.schedule.steps_per_epoch, best=value, best_step=step)
 
 
 def _names(runs: Sequence[CheckpointAnalyzer]) -> list[str]:
@@ -111,13 +112,10 @@ def _rank(best: float | None, metric: str) -> float:
 
 
 def _line(run: CheckpointAnalyzer, curve: RunCurve) -> tuple[str, ...]:
-    finite = curve.series.finite
     epoch = f"{curve.series.steps[-1] / curve.per_epoch:.4g}" if len(curve.series) else "–"
     latest = f"{curve.series.values[-1]:.6g}" if len(curve.series) else "–"
-    if curve.best is None:
-        return run.record.run_key, curve.name, run.state, epoch, "–", "–", latest
-    at = finite.steps[list(finite.values).index(curve.best)]
-    return run.record.run_key, curve.name, run.state, epoch, f"{curve.best:.6g}", f"{at:.0f}", latest
+    best, at = ("–", "–") if curve.best is None else (f"{curve.best:.6g}", str(curve.best_step))
+    return run.record.run_key, curve.name, run.state, epoch, best, at, latest
 
 
 def _for_programs(run: CheckpointAnalyzer, curve: RunCurve, metric: str) -> dict[str, Any]:
@@ -128,6 +126,7 @@ def _for_programs(run: CheckpointAnalyzer, curve: RunCurve, metric: str) -> dict
         "state": run.state,
         "metric": metric,
         "best": curve.best,
+        "best_step": curve.best_step,
         "steps": [int(step) for step in curve.series.steps],
         "values": spell(curve.series.values.tolist()),
     }

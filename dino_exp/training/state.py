@@ -64,14 +64,15 @@ class TrainState:
     torn: bool = field(default=False, init=False)
     unread: list[Unread] = field(default_factory=list, init=False)
 
-    def begin_as_fork(self, *, elsewhere: bool) -> None:
+    def begin_as_fork(self, metric: str, metrics: Mapping[str, float]) -> None:
         """After another run's state was loaded: other settings get the full patience of the alarm.
 
-        `elsewhere`: that run had other data, so that its best value is none of this one.
+        The best evaluation of that run may be of a step that this one has not. So the best here is this very state, by
+        `metric`, where what was measured of it (`metrics`) says so; else there is none yet.
         """
         self.collapse_rows, self.healthy = 0, True
-        if elsewhere:
-            self.best = None
+        value = metrics.get(metric, math.nan)
+        self.best = Best(step=self.step, metric=metric, value=value) if math.isfinite(value) else None
 
     def state_dict(self) -> dict[str, Any]:
         """The flat state: names to tensors (live, not copied) and to JSON values."""

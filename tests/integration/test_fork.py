@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 from support.runs import Lab, manifests, record, rows
+
+from dino_exp.checkpoint.canonical import seal, unseal
 
 
 def test_a_fork_goes_on_with_other_settings_and_is_found_again(lab: Lab) -> None:
@@ -74,3 +80,73 @@ def test_a_damaged_run_beside_does_not_stop_a_fork(lab: Lab) -> None:
     (lab.outputs / "runs" / "other" / "run.json").write_text('{"a": 1}')
     lab.settings = ()
     assert "passed over" in lab.train(f"fork={run}", "optimizer.lr=1e-3", "train.stop_after_steps=4")
+
+
+def told_best(lab: Lab, run: Path) -> dict[str, tuple[int, float] | None]:
+    """Which evaluation or checkpoint each command calls the best of a run: step and value."""
+
+    def asked(*words: str) -> Any:
+        return json.loads(lab.cli(*words, "--outputs", str(lab.outputs), "--json"))
+
+    def of(best: Any) -> tuple[int, float] | None:
+        return None if best is None else (best["step"], best["value"])
+
+    listed = {name: {row["run_key"]: row for row in asked("runs", name)} for name in ("list", "best")}
+    (compared,) = [row for row in asked("runs", "compare", *map(str, lab.runs())) if row["run_key"] == run.name]
+    kinds = [
+        (row["step"], row["metrics"]["knn_top1"])
+        for row in asked("checkpoints", "list", str(run))
+        if "best" in row["kinds"]
+    ]
+    shown = asked("checkpoints", "show", f"{run}@best") if kinds else None
+    return {
+        "run.json": of(record(run)["best"]),
+        "runs list": of(listed["list"][run.name]["best"]),
+        "runs show": of(asked("runs", "show", str(run))["best"]),
+        "runs best": of(listed["best"].get(run.name, {}).get("best")),
+        "runs compare": None if compared["best"] is None else (compared["best_step"], compared["best"]),
+        "checkpoints list": kinds[0] if kinds else None,
+        "checkpoints show @best": None if shown is None else (shown["step"], shown["metrics"]["knn_top1"]),
+    }
+
+
+def test_the_best_of_a_fork_is_of_a_step_that_it_has(lab: Lab) -> None:
+    """Its parent's best is behind the step at which it begins, or is that step."""
+    lab.train()
+    parent = lab.only_run()
+    values = {row["step"]: row["knn_top1"] for row in rows(parent) if "knn_top1" in row}
+    assert set(told_best(lab, parent).values()) == {(22, values[22])}
+    assert values[44] < values[22], "else the parent's best is not behind it"
+    lab.settings = ()
+    children = []
+    for fork, began, ended in (
+        (("fork=last", "train.epochs=3"), 44, 66),
+        ((f"fork={parent}@22", "run.variant=again"), 22, 44),
+    ):
+        lab.train(*fork, f"train.stop_after_steps={began + 2}")
+        (child,) = [run for run in lab.runs() if run not in (parent, *children)]
+        children.append(child)
+        assert set(told_best(lab, child).values()) == {(began, values[began])}, (
+            "that it began with, before any of its own"
+        )
+        printed = lab.train(*fork)
+        told = told_best(lab, child)
+        own = {began: values[began]} | {row["step"]: row["knn_top1"] for row in rows(child) if "knn_top1" in row}
+        assert own.keys() == {began, ended}
+        step = max(own, key=lambda step: (own[step], -step))
+        assert set(told.values()) == {(step, own[step])}, told
+        assert f"knn_top1 {own[step]:.4f} at step {step}\n" in printed
+        improved = "improved" in manifests(child)[ended]["reasons"]
+        assert improved == (step == ended), "over the state that it began with"
+
+
+def test_a_fork_of_a_collapsed_state_begins_without_a_best(lab: Lab) -> None:
+    lab.train("train.stop_after_steps=22")
+    parent = lab.only_run()
+    manifest = parent / "checkpoints" / "step-000000022.json"
+    manifest.write_bytes(seal({**unseal(manifest.read_bytes(), manifest.name), "healthy": False}))
+    lab.settings = ()
+    lab.train("fork=last", "optimizer.lr=1e-3", "train.stop_after_steps=23")
+    (child,) = [run for run in lab.runs() if run != parent]
+    assert manifests(child)[22]["healthy"]
+    assert set(told_best(lab, child).values()) == {None}

@@ -36,7 +36,7 @@ def test_heights_are_moved_apart_and_stay_within(heights: list[float], expected:
 def curve(number: int, end: float = 0.9) -> RunCurve:
     values = end * (1 - np.exp(-STEPS / 60)) + 0.004 * np.sin(STEPS + number)
     name = f"seed {number}, lr 0.00{number}, a long setting"
-    return RunCurve(name=name, series=Series(STEPS, values), per_epoch=22, best=float(values.max()))
+    return RunCurve(name=name, series=Series(STEPS, values), per_epoch=22, best=float(values.max()), best_step=0)
 
 
 def check(picture: Picture, *names: str) -> None:

@@ -19,12 +19,13 @@ _CHAR_INCHES = 0.075  # of a name, beside the axes
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunCurve:
-    """One run: its name in the picture, its curve, and its best value, None where it has none."""
+    """One run: its name in the picture, its curve, and its best value with the step of it, None where it has none."""
 
     name: str
     series: Series
     per_epoch: int
     best: float | None
+    best_step: int | None
 
 
 def draw_runs(curves: Sequence[RunCurve], metric: str, *, less_is_better: bool) -> Picture:

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 from dino_exp.attempts.run import start_of
 from dino_exp.attempts.target import RUN_DIR_VARIABLE, Target
 from dino_exp.errors import CompositionError, ConfigError, DinoExpError, RefusedError, of_os
+from dino_exp.training.plan import plan_stop
 from dino_exp.words import count_text
 
 Action: TypeAlias = Literal["new", "continue", "retry", "skip", "wrong"]
@@ -42,19 +43,24 @@ class PlannedJob:
         directory = self.directory
         return None if directory is None else directory.name
 
-    @property
-    def num_steps_left(self) -> int | None:
-        """Steps until its stop, where its run has begun; None where only its start will tell."""
-        if self.action == "skip":
+    def num_steps_left(self, steps_per_epoch: int | None = None) -> int | None:
+        """Steps until its stop. `steps_per_epoch` counts where its run has not begun; None where that is not known."""
+        if self.action in ("skip", "wrong") or self.target is None:
             return 0
-        if self.target is None or self.target.record is None:
+        record, train, parent = self.target.record, self.target.config.train, self.target.parent
+        if record is not None:
+            horizon, steps_per_epoch, step = record.schedule.horizon_steps, record.schedule.steps_per_epoch, record.step
+        elif steps_per_epoch is not None:
+            horizon, step = train.epochs * steps_per_epoch, 0 if parent is None else int(parent["step"])
+        else:
             return None
-        record, train = self.target.record, self.target.config.train
-        stops = [record.schedule.horizon_steps]
-        stops += [] if train.stop_after_steps is None else [train.stop_after_steps]
-        per_epoch = record.schedule.steps_per_epoch
-        stops += [] if train.stop_after_epochs is None else [train.stop_after_epochs * per_epoch]
-        return max(min(stops) - record.step, 0)
+        stop = plan_stop(
+            horizon_steps=horizon,
+            steps_per_epoch=steps_per_epoch,
+            stop_after_steps=train.stop_after_steps,
+            stop_after_epochs=train.stop_after_epochs,
+        )
+        return max(stop - step, 0)
 
 
 def plan_jobs(jobs: Sequence[Sequence[str]], find_target: FindTarget) -> list[PlannedJob]:

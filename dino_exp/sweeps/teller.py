@@ -132,8 +132,8 @@ class SweepTeller:
             process.kill()
 
     def _print_plan(self, name: str, planned: Sequence[PlannedJob], sweep: Sweep) -> None:
-        speeds = Speeds(self._outputs)
-        secs = [speeds.secs_left(job) for job in planned]
+        paces = Paces(self._outputs)
+        secs = [paces.secs_left(job) for job in planned]
         swept = differing([job.overrides for job in planned])
         lines = [
             (str(number), job.run_key or "–", job.action, _about(left), swept[number], first_line(job.reason))
@@ -146,34 +146,39 @@ class SweepTeller:
         self._say(f"sweep {name}: {what}; by {sweep.launcher}; one after the other about {total}")
 
 
-class Speeds:
-    """Seconds a step of earlier runs: of the same settings but for the seed, else of the same model."""
+_PACES = """
+SELECT group_hash, model, data, secs_per_step / batch, horizon * batch * 1.0 / epochs FROM (
+    SELECT *, json_extract(settings, '$."model.name"') AS model, json_extract(settings, '$."data.name"') AS data,
+        json_extract(settings, '$."train.batch_size"') AS batch, json_extract(settings, '$."train.epochs"') AS epochs
+    FROM runs WHERE secs_per_step IS NOT NULL
+) WHERE typeof(batch) = 'integer' AND batch > 0 AND typeof(epochs) = 'integer' AND epochs > 0
+"""
+
+
+class Paces:
+    """How fast earlier runs were: of the same settings but for the seed, else of the same model and data set."""
 
     def __init__(self, outputs: Path) -> None:
-        self._by_group: dict[str, list[float]] = {}
-        self._by_model: dict[str, list[tuple[float, int]]] = {}
+        self._known: dict[object, list[tuple[float, float]]] = {}  # seconds an image, images an epoch
         with contextlib.suppress(CatalogueError, OSError):  # an estimate is not worth an error
             view = Catalogue(outputs, say=lambda _: None).view()
             with contextlib.closing(view):
-                query = (
-                    "SELECT group_hash, json_extract(settings, '$.\"model.name\"'), secs_per_step, horizon FROM runs"
-                )
-                for group, model, secs, horizon in view.rows(f"{query} WHERE secs_per_step IS NOT NULL"):
-                    self._by_group.setdefault(group, []).append(secs)
-                    self._by_model.setdefault(model, []).append((secs, horizon))
+                for group, model, data, secs, images in view.rows(_PACES):
+                    for alike in (group, (model, data)):
+                        self._known.setdefault(alike, []).append((secs, images))
 
     def secs_left(self, job: PlannedJob) -> float | None:
         """About how long a job will take; None where nobody knows."""
-        if job.action in ("skip", "wrong") or job.target is None:
+        if job.target is None or job.action == "skip":
             return 0.0
         config = job.target.config
-        same = self._by_group.get(group_hash(config))
-        like = self._by_model.get(config.model.name, [])
-        steps = job.num_steps_left
-        if steps is None:
-            steps = config.train.stop_after_steps or (round(statistics.median(h for _, h in like)) if like else None)
-        found = same or [secs for secs, _ in like]
-        return None if not found or steps is None else statistics.median(found) * steps
+        batch, alike = config.train.batch_size, (config.model.name, config.data.name)
+        found = self._known.get(group_hash(config)) or self._known.get(alike)
+        if not found:
+            return None
+        secs, images = map(statistics.median, zip(*found, strict=True))
+        steps = job.num_steps_left(max(round(images / batch), 1))
+        return None if steps is None else secs * batch * steps
 
 
 def print_outcomes(outcomes: Sequence[Outcome], print_table: PrintTable, say: Say) -> None:

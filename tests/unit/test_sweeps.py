@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from catalogue_samples import make
-from runs_samples import CODE_HEX
+from runs_samples import CODE_HEX, sample_attempt
 from sweep_samples import KEY, job, sweep, sweeps
 
 from dino_exp.attempts.target import Target
@@ -18,11 +18,11 @@ from dino_exp.config.schema import SweepConfig
 from dino_exp.errors import CompositionError, ConfigError, RefusedError, UsageError
 from dino_exp.fsio import DamagedFileError
 from dino_exp.runs.layout import RunPaths
-from dino_exp.runs.record import load_record
+from dino_exp.runs.record import Schedule, load_record
 from dino_exp.sweeps.outcome import differing, outcomes_of
 from dino_exp.sweeps.plan import plan_jobs
 from dino_exp.sweeps.record import JobRecord, load_sweep, save_sweep, sweep_name, sweep_path
-from dino_exp.sweeps.teller import SweepTeller
+from dino_exp.sweeps.teller import Paces, SweepTeller
 
 
 def test_the_name_is_a_function_of_what_is_swept() -> None:
@@ -54,11 +54,14 @@ def teller(find: Any, told: list[str] | None = None) -> SweepTeller:
 def target_in(directory: Path, outputs: Path) -> Any:
     config = SimpleNamespace(
         paths=SimpleNamespace(outputs=str(outputs)), run=SimpleNamespace(on_code_change="warn"),
-        train=SimpleNamespace(stop_after_steps=5, stop_after_epochs=None), model=SimpleNamespace(name="vit_nano"),
+        train=SimpleNamespace(stop_after_steps=5, stop_after_epochs=None, epochs=1, batch_size=64),
+        model=SimpleNamespace(name="vit_nano"), data=SimpleNamespace(name="digits"),
     )  # fmt: skip
     paths = RunPaths(directory)
     record = load_record(paths.run_json)
-    return SimpleNamespace(paths=paths, record=record, config=config, key=SimpleNamespace(code_id=CODE_HEX))
+    return SimpleNamespace(
+        paths=paths, record=record, config=config, key=SimpleNamespace(code_id=CODE_HEX), parent=None
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -194,11 +197,13 @@ def test_the_plan_follows_the_state_of_the_run(state: str, step: int, action: st
     record = load_record(paths.run_json)
     train = SimpleNamespace(stop_after_steps=5, stop_after_epochs=None)
     config = SimpleNamespace(train=train, run=SimpleNamespace(on_code_change="warn"))
-    target: Any = SimpleNamespace(paths=paths, record=record, config=config, key=SimpleNamespace(code_id=CODE_HEX))
+    target: Any = SimpleNamespace(
+        paths=paths, record=record, config=config, key=SimpleNamespace(code_id=CODE_HEX), parent=None
+    )
     (planned,) = plan_jobs([["seed=0"]], lambda _: target)
     assert planned.action == action
     assert planned.run_key == paths.directory.name
-    assert planned.num_steps_left == (0 if action == "skip" else 5 - step)
+    assert planned.num_steps_left() == (0 if action == "skip" else 5 - step)
 
 
 def test_wrong_settings_spoil_no_other_job_and_doubles_are_refused(tmp_path: Path) -> None:
@@ -217,6 +222,50 @@ def test_wrong_settings_spoil_no_other_job_and_doubles_are_refused(tmp_path: Pat
     assert [one.run_key for one in planned] == ["seed=0", None, "seed=2"]
     with pytest.raises(RefusedError, match=r"2 jobs of this sweep are the same run, seed=0:\n  seed=0 x\n  seed=0 y\n"):
         plan_jobs([["seed=0", "x"], ["seed=0", "y"]], find)
+
+
+def ran(
+    outputs: Path, variant: str, group: str, *, secs: int, epochs: int, batch: int = 64, data: str = "digits"
+) -> None:
+    """A run of vit_nano that has trained its epochs, of 10 steps each, in so many seconds."""
+    ended = sample_attempt(outcome="completed", ended_at=f"2026-01-01T00:00:{secs:02d}Z")
+    run = make(
+        outputs, variant, state="completed", step=10 * epochs, attempts=(ended,),
+        schedule=Schedule(horizon_steps=10 * epochs, steps_per_epoch=10), group_hash="g1:" + group * 64,
+    )  # fmt: skip
+    settings = {"data": {"name": data}, "train": {"batch_size": batch, "epochs": epochs}}
+    (run / "config.canonical.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        ({"group": "a", "epochs": 5}, 50.0),  # as long as that of another seed, however many short ones there are
+        ({"group": "c", "epochs": 5}, 50 * 0.3),  # by the pace of all of this model and data, and by its own epochs
+        ({"group": "c", "epochs": 5, "batch_size": 128}, 50 * 0.3),  # half the steps, of twice the images
+        ({"group": "c", "epochs": 5, "stop_after_epochs": 2}, 20 * 0.3),
+        ({"group": "c", "epochs": 5, "stop_after_steps": 7}, 7 * 0.3),
+        ({"group": "c", "epochs": 5, "parent": {"step": 40}}, 10 * 0.3),  # a fork does what is left
+        ({"group": "c", "epochs": 5, "data": "synthetic"}, None),
+        ({"group": "c", "epochs": 5, "model": "vit_s"}, None),
+    ],
+)
+def test_the_time_of_a_job_goes_by_its_own_epochs(
+    job: dict[str, Any], expected: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran(tmp_path, "long", "a", secs=50, epochs=5)
+    for variant in ("s", "t", "u"):
+        ran(tmp_path, variant, "b", secs=3, epochs=1)
+    ran(tmp_path, "other", "d", secs=59, epochs=1, data="cifar10")
+    monkeypatch.setattr("dino_exp.sweeps.teller.group_hash", lambda config: "g1:" + job["group"] * 64)
+    target = target_in(tmp_path / "runs" / "new", tmp_path)
+    train = {"batch_size": 64, "stop_after_steps": None, "stop_after_epochs": None}
+    vars(target.config.train).update(train | {name: job[name] for name in job.keys() & {"epochs", *train}})
+    target.config.data.name, target.config.model.name = job.get("data", "digits"), job.get("model", "vit_nano")
+    target.parent = job.get("parent")
+    (planned,) = plan_jobs([["seed=0"]], lambda _: target)
+    assert planned.action == "new"
+    assert Paces(tmp_path).secs_left(planned) == (None if expected is None else pytest.approx(expected))
 
 
 def test_only_what_differs_is_shown() -> None:

@@ -190,7 +190,7 @@ def best_runs(
     `best` says which it is, and its `code` which wrote it: after a resume not always the run's.
 
     `commit`: only checkpoints that this commit (or one whose hash begins so) has written. Raises UsageError for a
-    metric that no checkpoint has.
+    metric that no checkpoint has, where any has metrics.
     """
     ranked = _ranked(view, runs, metric, mode, commit)[:limit]
     rows = _rows_of(view, [one.name for one in ranked])
@@ -256,8 +256,8 @@ def _ranked(view: View, runs: Filter, metric: str, mode: Mode, commit: str | Non
     found = {row[0]: _Ranked(*row) for row in rows}  # the last of a run is its best
     if not found:
         names = [name for (name,) in view.rows("SELECT DISTINCT metric FROM bests ORDER BY metric")]
-        if metric not in names:
-            raise UsageError(f"--metric {metric}: no checkpoint has it; there are {', '.join(names) or 'none at all'}")
+        if names and metric not in names:
+            raise UsageError(f"--metric {metric}: no checkpoint has it; there are {', '.join(names)}")
     sign = -1 if mode == "max" else 1
     return sorted(found.values(), key=lambda one: (sign * one.value, one.name))
 

@@ -93,7 +93,7 @@ def list_all(
             lines = [tuple(_cell(row, name, now_secs) for name in names) for row in rows]
             print_table(names, lines, right=[name for name in names if name not in ("run_key", "state", "best")])
         elif not total:
-            print(f"no run{' of these' if where or state or tag else ''} below {outputs}")
+            print(_no_run(outputs, chosen))
         if len(rows) < total:
             print(f"{len(rows)} of {count_text(total, 'run')}; all: --limit 0")
     _tell_unread(unread)
@@ -128,12 +128,15 @@ def best(
     digits = None if commit is None else _commit_digits(commit)
     with _view(outputs) as view:
         rows = question(view, chosen, metric=metric, mode=direction, commit=digits, limit=_limit(limit, as_json))
-        unread = problems(view)
+        total, unread = count_runs(view, chosen), problems(view)
     if as_json:
         print_rows(rows if group else [_public(row, outputs) for row in rows])
+    elif not total:
+        print(_no_run(outputs, chosen))
     elif not rows:
         by = "" if digits is None else f" that commit {digits[:12]} has written"
-        print(f"no checkpoint of these{by} has {metric}, below {outputs}")
+        look = f"dino-exp runs list --outputs {shlex.quote(str(outputs))}"
+        print(plain(f"no checkpoint of these{by} has {metric}, below {outputs}; how far the runs are: {look}"))
     elif group:
         _print_groups(rows, metric)
     else:
@@ -177,6 +180,13 @@ def _view(outputs: Path) -> Iterator[View]:
 
 def _say(text: str) -> None:
     print(plain(text), file=sys.stderr)
+
+
+def _no_run(outputs: Path, chosen: Filter) -> str:
+    """That there is none, and what makes one or finds one."""
+    if chosen != Filter():
+        return plain(f"no run of these below {outputs}")
+    return plain(f"no run below {outputs}; `python -m dino_exp.train` makes one, `--outputs DIR` looks elsewhere")
 
 
 def _limit(asked: int | None, as_json: bool) -> int | None:

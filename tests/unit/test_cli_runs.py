@@ -112,6 +112,22 @@ def test_best(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs("best", "--outputs", outputs, "--commit", "HEAD", "--json").json == rows
 
 
+@pytest.mark.parametrize("words", [("list",), ("best",), ("best", "--group"), ("best", "--metric", "nix")])
+def test_where_there_is_no_run_it_says_where_it_looked_and_what_to_do(words: tuple[str, ...], tmp_path: Path) -> None:
+    told = f"no run below {tmp_path}; `python -m dino_exp.train` makes one, `--outputs DIR` looks elsewhere\n"
+    found = runs(*words, "--outputs", tmp_path)
+    assert (found.code, found.out, found.err) == (0, told, "")
+    assert runs(*words, "--outputs", tmp_path, "--json").json == []
+
+
+def test_where_no_checkpoint_was_saved_yet_best_says_what_to_look_at(tmp_path: Path) -> None:
+    make(tmp_path, "a")
+    found = runs("best", "--outputs", tmp_path)
+    look = f"dino-exp runs list --outputs {tmp_path}"
+    assert found.out == f"no checkpoint of these has knn_top1, below {tmp_path}; how far the runs are: {look}\n"
+    assert (found.code, found.err) == (0, "")
+
+
 def test_best_names_the_code_that_wrote_the_checkpoint(tmp_path: Path) -> None:
     later = CodeRef(id="1" * 64, commit="1" * 40, dirty=True)
     run = make(tmp_path, "a", 0.5, attempts=(sample_attempt(), replace(sample_attempt(2), code=later)))

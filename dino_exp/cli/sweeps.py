@@ -190,7 +190,7 @@ def _summary(record: SweepRecord, outcomes: Sequence[Outcome]) -> dict[str, Any]
 
 
 def _states(outcomes: Sequence[Outcome]) -> Counter[str]:
-    return Counter(one.state or "not begun" for one in outcomes)
+    return Counter(one.shown_state for one in outcomes)
 
 
 def _states_text(states: dict[str, int] | Counter[str]) -> str:

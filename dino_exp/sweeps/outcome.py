@@ -34,6 +34,11 @@ class Outcome:
     traceback: Path | None = None
 
     @property
+    def shown_state(self) -> str:
+        """Its state, for people."""
+        return self.state or "not begun"
+
+    @property
     def is_well(self) -> bool:
         """Whether it has come to its end, or to where it was to stop."""
         return self.state in WELL
@@ -110,7 +115,7 @@ def outcome_lines(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
     """A line for each job, below OUTCOME_COLUMNS."""
     swept = differing([one.job.overrides for one in outcomes])
     return [
-        (str(number), one.run_key or "–", one.state or "not begun", one.best, swept[number], one.error)
+        (str(number), one.run_key or "–", one.shown_state, one.best, swept[number], one.error)
         for number, one in enumerate(outcomes)
     ]
 

@@ -61,7 +61,7 @@ def sweep_document(
 
 
 def _summary(record: SweepRecord, outcomes: Sequence[Outcome], metric: str, outputs: Path) -> Iterator[Block]:
-    states = Counter(one.state or "not begun" for one in outcomes)
+    states = Counter(one.shown_state for one in outcomes)
     found = [(value, one) for one in outcomes if (value := _finite(one, metric)) is not None]
     tiles = [Tile("jobs", str(len(outcomes)), ", ".join(f"{num} {state}" for state, num in sorted(states.items())))]
     if found:
@@ -106,7 +106,7 @@ def _jobs(outcomes: Sequence[Outcome], metric: str, metrics: Sequence[str]) -> T
                 *(cell(value_of(one, name), ".4f") for name in metrics),
                 cell(None if kept.num_bytes is None else kept.num_bytes / _MEGA, ".1f"),
                 cell(kept.most_lost_steps, "d"),
-                cell(one.state or "not begun"),
+                cell(one.shown_state),
                 cell(one.run_key),
             ]
         )

@@ -87,7 +87,7 @@ def _grid(outcomes: Sequence[Outcome], metric: str, keys: tuple[str, ...]) -> _G
         place = ticks[0].index(x), ticks[1].index(y)
         for values, value in ((well, value_of(one, metric)), (any_of, last_value(one, metric))):
             values.setdefault(place, []).extend([] if value is None or not math.isfinite(value) else [value])
-        if one.has_failed:
+        if one.state == "failed":  # not one that could not begin: its settings were refused, and nothing collapsed
             failed.add(place)
     if not any(any_of.values()):
         raise UsageError(f"--metric {metric}: no job has it, so there is nothing to draw")

@@ -14,7 +14,7 @@ from dino_exp.config.typed import train_command
 from dino_exp.errors import DinoExpError, UsageError
 from dino_exp.runs.jsonl import read_lines
 from dino_exp.runs.shape import WrongShapeError, whole
-from dino_exp.sweeps.outcome import Outcome
+from dino_exp.sweeps.outcome import Outcome, differing
 from dino_exp.sweeps.record import SweepRecord
 
 _ALSO = ("knn_top1", "knn_1shot", "loss")
@@ -38,10 +38,13 @@ def report_lines(record: SweepRecord, outcomes: Sequence[Outcome], metric: str) 
                 *(chosen.get(key, "–") for key in swept),
                 *(_value(one, name) for name in metrics),
                 *_kept(one),
-                one.state or one.error or "not begun",
+                one.shown_state,
                 one.run_key or "–",
             )
         )
+    named = differing([one.job.overrides for one in outcomes])
+    reasons = [f"- {words}: {one.error}" for words, one in zip(named, outcomes, strict=True) if one.error]
+    yield from ["", *reasons] if reasons else []
 
 
 def usual_metric(outcomes: Sequence[Outcome]) -> str:

@@ -64,11 +64,29 @@ def test_an_unknown_sweep_is_told_with_those_there_are(verb: str, outputs: Path)
 def test_report(outputs: Path) -> None:
     lines = sweeps("report", "first", "--outputs", outputs).lines
     assert lines[4] == "| seed | knn_top1 | loss | kept | a kill costs at most | state | run |"
-    assert [line.split(" | ")[0] for line in lines[6:]] == ["| 0", "| 1", "| 2", "| -1"]
-    assert [line.split(" | ")[1] for line in lines[6:]] == ["0.5000", "–", "–", "–"]  # 1 has failed
+    assert [line.split(" | ")[0] for line in lines[6:10]] == ["| 0", "| 1", "| 2", "| -1"]
+    assert [line.split(" | ")[1] for line in lines[6:10]] == ["0.5000", "–", "–", "–"]  # 1 has failed
     by_loss = sweeps("report", "first", "--metric", "loss", "--outputs", outputs).lines
     assert by_loss[4].startswith("| seed | loss | knn_top1 | kept |")
     assert "no job has it" in sweeps("report", "first", "--metric", "x", "--outputs", outputs).err
+
+
+def test_the_report_has_the_states_of_show_and_the_reasons_below(outputs: Path) -> None:
+    shown = sweeps("show", "first", "--outputs", outputs).lines[1:5]
+    lines = sweeps("report", "first", "--outputs", outputs).lines
+    states = [line.split(" | ")[5] for line in lines[6:10]]
+    assert states == ["completed", "failed", "not begun", "not begun"]
+    assert all(state in line for state, line in zip(states, shown, strict=True))
+    assert lines[10:] == ["", "- seed=1: it broke", "- seed=-1: no such seed"]
+
+
+def test_a_job_that_could_not_begin_is_not_drawn_as_collapsed(outputs: Path) -> None:
+    record = load_sweep(sweep_path(outputs, "first"))
+    assert record is not None
+    done, failed, _, wrong = outcomes_of(record, outputs)
+    assert draw_sweep([done, wrong], "loss").alt == "The lowest mean loss is 2, with seed 0."
+    for jobs, title in (([done, wrong], ""), ([done, failed, wrong], "✕ failed or collapsed")):
+        assert draw_sweep(jobs, "loss").figure.axes[0].get_title("left") == title
 
 
 def test_the_report_tells_what_a_policy_keeps_and_what_a_kill_costs(outputs: Path) -> None:
@@ -154,10 +172,10 @@ def test_a_job_that_failed_has_no_rank_and_no_part_in_a_mean(outputs: Path) -> N
     with pytest.raises(UsageError, match="no job has it"):
         draw_sweep(outcomes[2:], "loss")
     collapsed = draw_sweep(outcomes[1:], "loss")  # what it had come to is drawn, and crossed out
-    assert collapsed.alt == "Every job that has loss failed at 2 places."
+    assert collapsed.alt == "Every job that has loss failed at 1 place."
     (line, *_) = collapsed.figure.axes[0].lines
     assert list(line.get_ydata()) == [1.0]
-    assert draw_sweep(outcomes, "loss").alt == "The lowest mean loss is 2, with seed 0; jobs failed at 2 places."
+    assert draw_sweep(outcomes, "loss").alt == "The lowest mean loss is 2, with seed 0; jobs failed at 1 place."
     assert draw_sweep(outcomes[:2], "knn_top1").alt.endswith("; jobs failed at 1 place.")
 
 

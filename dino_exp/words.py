@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
+
+_DIGEST = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")
 
 
 def size_text(num_bytes: float) -> str:
@@ -44,6 +47,11 @@ def duration_text(secs: float) -> str:
     if secs < 86400:
         return f"{secs // 3600}h {secs % 3600 // 60:02d}m"
     return f"{secs // 86400}d {secs % 86400 // 3600:02d}h"
+
+
+def with_short_digests(text: str) -> str:
+    """A text for a table: of each digest of 64 digits the first eight, `s1:b8bf7757`."""
+    return _DIGEST.sub(r"\1", text)
 
 
 def count_text(num: int, noun: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from dino_exp.config.stored import stored_values
 from dino_exp.errors import UsageError
 from dino_exp.runs.find import find_run
 from dino_exp.runs.jsontext import spell
+from dino_exp.words import with_short_digests
 
 if TYPE_CHECKING:
     from dino_exp.analysis.analyzer import CheckpointAnalyzer
@@ -64,7 +66,8 @@ def compare(
         from dino_exp.analysis.figures.runs import draw_runs
 
         less_is_better = natural_mode(metric) == "min"
-        draw_runs([curves[place] for place in order], metric, less_is_better=less_is_better).save(picture)
+        shown = [replace(curves[place], name=with_short_digests(curves[place].name)) for place in order]
+        draw_runs(shown, metric, less_is_better=less_is_better).save(picture)
     if as_json:
         print_json([_for_programs(found[place], curves[place], metric) for place in order])
         return
@@ -115,7 +118,7 @@ def _line(run: CheckpointAnalyzer, curve: RunCurve) -> tuple[str, ...]:
     epoch = f"{curve.series.steps[-1] / curve.per_epoch:.4g}" if len(curve.series) else "–"
     latest = f"{curve.series.values[-1]:.6g}" if len(curve.series) else "–"
     best, at = ("–", "–") if curve.best is None else (f"{curve.best:.6g}", str(curve.best_step))
-    return run.record.run_key, curve.name, run.state, epoch, best, at, latest
+    return run.record.run_key, with_short_digests(curve.name), run.state, epoch, best, at, latest
 
 
 def _for_programs(run: CheckpointAnalyzer, curve: RunCurve, metric: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from dino_exp.catalogue.query import (
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
 from dino_exp.cli.show import plain, print_json, print_table
 from dino_exp.errors import UsageError
-from dino_exp.words import age_text, count_text
+from dino_exp.words import age_text, count_text, with_short_digests
 
 PUBLIC = (
     "run_key", "path", "state", "config_hash", "group_hash", "code", "data_fingerprint", "parent", "attempts", "step",
@@ -283,7 +283,7 @@ def _print_groups(groups: Sequence[Mapping[str, Any]], metric: str) -> None:
             _number(group["min"]),
             _number(group["max"]),
             group["best"]["run_key"],
-            *(_number(group["settings"].get(key)) for key in differing),
+            *(with_short_digests(_number(group["settings"].get(key))) for key in differing),
         )
         for group in groups
     ]

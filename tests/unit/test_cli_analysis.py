@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,17 @@ def test_runs_compare_names_runs_by_what_differs(run: RunPaths, tmp_path: Path) 
     wrong = cli("compare", run.directory, "--metric", "speed", noun="runs")
     assert (wrong.code, "there are epoch, knn_top1, loss" in wrong.err) == (2, True)
     assert json.loads(cli("compare", run.directory, run.directory, "--json", noun="runs").out)[0]["name"] == KEY
+
+
+def test_runs_compare_shortens_the_digest_of_an_origin_for_people(run: RunPaths, tmp_path: Path) -> None:
+    origin = "s1:" + "0123456789abcdef" * 4
+    other = make_run(tmp_path / "other", rows=ROWS, config=replace(config(), origin=origin))
+    words, picture = ("compare", run.directory, other.directory), tmp_path / "runs.svg"
+    told = cli(*words, "--picture", picture, noun="runs")
+    assert "origin s1:01234567 " in told.out
+    assert max(map(len, told.lines)) < 130
+    assert "origin s1:01234567<" in picture.read_text()
+    assert {one["name"] for one in cli(*words, "--json", noun="runs").json} == {"origin None", f"origin {origin}"}
 
 
 def test_runs_compare_tells_copies_apart_and_takes_a_run_once(run: RunPaths, tmp_path: Path) -> None:

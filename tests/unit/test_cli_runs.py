@@ -153,6 +153,14 @@ def test_best_of_groups(outputs: Path) -> None:
     assert runs("best", "--group", "--outputs", outputs).lines[1].split()[1:3] == ["2", "0.8500"]
 
 
+def test_groups_of_forks_have_short_digests_for_people(outputs: Path) -> None:
+    origin, fork = "s1:" + "0123456789abcdef" * 4, make(outputs, "f", 0.7, group_hash="g1:" + "ab" * 32)
+    (fork / "config.canonical.json").write_text(json.dumps({"origin": origin, "seed": 0}))
+    found = runs("best", "--group", "--outputs", outputs)
+    assert found.lines[2].split()[-1] == "s1:01234567"
+    assert runs("best", "--group", "--outputs", outputs, "--json").json[1]["settings"]["origin"] == origin
+
+
 def test_show_with_lineage_and_trouble(outputs: Path) -> None:
     parent, attempts = "vit_nano-abababab-cdcdcdcd-a", (sample_attempt(outcome="failed", error="it broke"),)
     child = make(outputs, "c", parent={"run_key": parent, "step": 2}, attempts=attempts, state="failed")

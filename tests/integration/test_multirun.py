@@ -73,6 +73,9 @@ def test_the_same_sweep_again_skips_continues_and_retries(lab: Lab) -> None:
     alone.train("seed=0", "train.stop_after_steps=4")
     (run,) = alone.runs()
     assert last_digest(lab.outputs / "runs" / run.name) == last_digest(run)
+    told = (ROOT / "outputs" / "README.md").read_text()
+    made = [*lab.outputs.iterdir(), *(path for path in lab.outputs.glob("sweeps/*") if path.is_file())]
+    assert [name for path in made if (name := path.relative_to(lab.outputs).as_posix()) not in told] == []
 
 
 @pytest.mark.slow

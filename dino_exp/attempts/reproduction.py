@@ -13,11 +13,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -36,6 +37,7 @@ from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import RunRecord, save_record
 
 _GRACE_SECS = 60.0  # in which a replay that is told to end has ended
+_LAST_WORDS_SECS = 5.0  # in which what a replay said before its end has come through
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,11 @@ class Comparison:
     num_rows: int
     states: tuple[int, ...]
     difference: Difference | None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was compared, so that nothing is known."""
+        return self.difference is None and not self.num_rows and not self.states
 
 
 class StoppedError(DinoExpError):
@@ -119,6 +126,28 @@ def choose_span(paths: RunPaths, record: RunRecord, *, at: int | None, num_steps
     return Span(start=at, stop=stop)
 
 
+def refuse_empty(paths: RunPaths, record: RunRecord, span: Span) -> None:
+    """Raise UsageError, with a span that would do, where the run has nothing to compare a replay of this one with.
+
+    Before the replay: after it, a word of equality would be said of nothing.
+    """
+    marks = {
+        "row": _rows(paths, Span(start=span.start, stop=record.step)),
+        "checkpoint": [step for step in CheckpointReader(paths.checkpoints).steps() if span.start < step],
+    }
+    first = {what: min(steps) for what, steps in marks.items() if steps}
+    if any(step <= span.stop for step in first.values()):
+        return
+    told = f"nothing to compare in steps {span.start} to {span.stop}"
+    if not first:
+        raise UsageError(f"{told}: the run has no row and no checkpoint of a step after {span.start}")
+    what = min(first, key=lambda name: first[name])
+    raise UsageError(
+        f"{told}: the first {what} of the run{f' after step {span.start}' if span.start else ''} is of step "
+        f"{first[what]}; try --verify {first[what] - span.start}"
+    )
+
+
 def prepare_copy(paths: RunPaths, record: RunRecord, span: Span, outputs: Path) -> RunPaths:
     """The run below another outputs folder, as if it had been stopped at the start of the span. Raises OSError."""
     copy = RunPaths(outputs / "runs" / record.run_key)
@@ -168,11 +197,11 @@ def set_settings(paths: RunPaths, copy: RunPaths, changes: Mapping[str, Any]) ->
     write_atomic(copy.directory / YAML_NAME, text)
 
 
-def replay(paths: RunPaths, copy: RunPaths, stop: int, code: Path, num_ranks: int = 1) -> int:
+def replay(paths: RunPaths, copy: RunPaths, stop: int, code: Path, num_ranks: int = 1, *, keeps_copy: bool) -> int:
     """Train the copy to the step `stop` by the code below `code`; the exit code. It prints to standard error.
 
     By as many processes as the run's attempt had, all of them on this host: another number gives other bits. Whatever
-    is raised meanwhile, by a signal, ends them too.
+    is raised meanwhile, by a signal, ends them too. `keeps_copy`: the copy stays, so lines that name it are of use.
     """
     places = [str(code), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), "PYTHONSAFEPATH": "1"}
@@ -182,9 +211,16 @@ def replay(paths: RunPaths, copy: RunPaths, stop: int, code: Path, num_ranks: in
     words += no_trackers(copy) + what_images_need(copy, paths.directory.parent.parent)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command = [sys.executable, *(launcher if num_ranks > 1 else []), "-m", "dino_exp.train", *words]
-    child = subprocess.Popen(command, env=environment, cwd=copy.directory, stdout=sys.stderr)
+    child = subprocess.Popen(
+        command, env=environment, cwd=copy.directory, stdout=subprocess.PIPE, text=True, errors="backslashreplace"
+    )
+    assert child.stdout is not None
+    passing = threading.Thread(target=_pass_on, args=(child.stdout, None if keeps_copy else copy), daemon=True)
+    passing.start()
     try:
-        return child.wait()
+        exit_code = child.wait()
+        passing.join(_LAST_WORDS_SECS)  # not for ever: a process that the child left behind holds the pipe too
+        return exit_code
     except BaseException:
         child.terminate()  # it ends in its own way, and its workers with it
         try:
@@ -193,6 +229,18 @@ def replay(paths: RunPaths, copy: RunPaths, stop: int, code: Path, num_ranks: in
             child.kill()
             child.wait()
         raise
+
+
+def _pass_on(lines: IO[str], without: RunPaths | None) -> None:
+    """Print what a replay prints, but for lines that name a run which is removed when it ends: nobody can use them.
+
+    By what they name, since the code that prints them may be of any version.
+    """
+    with lines:
+        for line in lines:
+            if without is None or str(without.directory) not in line:
+                sys.stderr.write(line)
+                sys.stderr.flush()
 
 
 def no_trackers(copy: RunPaths) -> list[str]:

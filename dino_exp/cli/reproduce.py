@@ -21,6 +21,7 @@ from dino_exp.attempts.reproduction import (
     compare_replay,
     ended_by_signals,
     prepare_copy,
+    refuse_empty,
     replay,
     set_settings,
 )
@@ -36,6 +37,7 @@ from dino_exp.runs.jsontext import spell
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import RunRecord, load_record
 from dino_exp.runs.signature import own_key
+from dino_exp.words import count_text
 
 
 def reproduce(
@@ -63,7 +65,7 @@ def reproduce(
     Examples:
       dino-exp runs reproduce last --verify 20
       dino-exp runs reproduce vit_nano-67b8 --at 770 --verify 50
-      dino-exp runs reproduce /shared/runs/vit_s-1234 --verify 5 --trust --keep /tmp/again
+      dino-exp runs reproduce /shared/runs/vit_s-1234 --verify 100 --trust --keep /tmp/again
     """
     paths = RunPaths(find_run(outputs, run).absolute())
     record = load_record(paths.run_json)
@@ -71,6 +73,7 @@ def reproduce(
         raise UsageError(f"{paths.run_json}: there is no run")
     load_stored(paths.directory)  # refuses settings that were edited
     span = choose_span(paths, record, at=at, num_steps=verify)
+    refuse_empty(paths, record, span)
     legs = [
         (leg, recorded_code(paths.code_dir, leg.attempt.number, leg.attempt.code))
         for leg in legs_of(paths, record, span)
@@ -84,7 +87,7 @@ def reproduce(
     with ended_by_signals():
         home = Path(tempfile.mkdtemp(prefix="reproduce-")) if keep is None else keep.absolute()
         try:
-            found = _replay(paths, record, legs, home)
+            found = _replay(paths, record, legs, home, keeps_copy=keep is not None)
         finally:
             if keep is None:
                 shutil.rmtree(home, ignore_errors=True)
@@ -96,7 +99,9 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def _replay(paths: RunPaths, record: RunRecord, legs: Sequence[tuple[Leg, RecordedCode]], home: Path) -> Comparison:
+def _replay(
+    paths: RunPaths, record: RunRecord, legs: Sequence[tuple[Leg, RecordedCode]], home: Path, *, keeps_copy: bool
+) -> Comparison:
     home.mkdir(parents=True, exist_ok=True)
     span = Span(start=legs[0][0].span.start, stop=legs[-1][0].span.stop)
     copy = prepare_copy(paths, record, span, home / "outputs")
@@ -104,10 +109,16 @@ def _replay(paths: RunPaths, record: RunRecord, legs: Sequence[tuple[Leg, Record
     places = {code.id: rebuild_code(code, home / _folder(number)) for number, (_, code) in _first_of_each(legs).items()}
     for leg, code in legs:
         set_settings(paths, copy, leg.changes)
-        exit_code = replay(paths, copy, leg.span.stop, places[code.id], leg.num_ranks)
+        exit_code = replay(paths, copy, leg.span.stop, places[code.id], leg.num_ranks, keeps_copy=keeps_copy)
         if exit_code != 0:
             raise DinoExpError(f"the replay ended with exit code {exit_code} before step {leg.span.stop}; see above")
-    return compare_replay(paths, copy, span)
+    found = compare_replay(paths, copy, span)
+    if found.is_empty:  # the run has a checkpoint there, made at a step at which the replay had no reason to save
+        raise DinoExpError(
+            f"nothing was compared: no row of the run is of steps {span.start} to {span.stop}, and the replay made "
+            "none of its checkpoints; try more steps: a greater --verify, or none"
+        )
+    return found
 
 
 def _first_of_each(legs: Sequence[tuple[Leg, RecordedCode]]) -> dict[int, tuple[Leg, RecordedCode]]:
@@ -167,7 +178,7 @@ def _tell(record: RunRecord, legs: Sequence[tuple[Leg, RecordedCode]], changed: 
 
 def _tell_end(found: Comparison, span: Span, legs: Sequence[Leg]) -> None:
     states = f"the states of steps {', '.join(map(str, found.states))}" if found.states else "no state"
-    what = f"{found.num_rows} rows and {states}"
+    what = f"{count_text(found.num_rows, 'row')} and {states}"
     if found.difference is None:
         print(f"exact: {what} of steps {span.start} to {span.stop} are the same, bit for bit")
         return

@@ -70,7 +70,12 @@ def test_a_strangers_run_is_run_only_if_one_says_so(lab: Lab) -> None:
     (run / "code" / "git.json").write_text(json.dumps({**described, "commit": "1" * 40}))
     assert "one of the two is not of this run" in reproduce(lab, "--verify", "1", "--trust", code=3)
     (run / "code" / "git.json").write_text(json.dumps(described))
-    assert "exact" in reproduce(lab, "--verify", "1", "--trust")
+    told = reproduce(lab, "--verify", "1", "--trust")
+    assert "exact: 1 row and" in told
+    assert "resume=" not in told  # the folder of the replay is gone
+    rows = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(line for line in rows if json.loads(line)["step"] != 1))
+    assert "nothing to compare in steps 0 to 1" in reproduce(lab, "--verify", "1", "--trust", code=2)
 
 
 def git(*words: str, cwd: Path) -> None:

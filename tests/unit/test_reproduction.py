@@ -15,10 +15,20 @@ import pytest
 from cli_samples import make_run
 from config_examples import config
 from runs_samples import sample_attempt, sample_record
+from support.checkpoints import CodedState, open_manager, request
 
 from dino_exp.attempts.legs import attempts_of, legs_of
-from dino_exp.attempts.reproduction import Span, StoppedError, ended_by_signals, replay, set_settings
+from dino_exp.attempts.reproduction import (
+    Comparison,
+    Span,
+    StoppedError,
+    ended_by_signals,
+    refuse_empty,
+    replay,
+    set_settings,
+)
 from dino_exp.config.stored import load_stored, write_stored
+from dino_exp.errors import UsageError
 from dino_exp.fsio import DamagedFileError
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import AttemptRecord, CodeRef
@@ -148,9 +158,61 @@ def test_a_signal_ends_the_replay_too(signum: signal.Signals, paths: RunPaths, t
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(StoppedError, match=signum.name) as caught, ended_by_signals():
-        replay(paths, paths, 1, tmp_path / "code")
+        replay(paths, paths, 1, tmp_path / "code", keeps_copy=False)
     thread.join()
     assert caught.value.exit_code == 128 + signum
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
     assert signal.signal(signum, found) == before
+
+
+SAYING = """
+import os
+print("Attempt 2: continue")
+print("  go on  python -m dino_exp.train resume=" + os.getcwd())
+print("step 1/1")
+"""
+
+
+@pytest.mark.parametrize("keeps_copy", [False, True])
+def test_a_replay_names_its_folder_only_where_that_stays(
+    keeps_copy: bool, paths: RunPaths, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "code" / "dino_exp"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "train.py").write_text(SAYING)
+    assert replay(paths, paths, 1, tmp_path / "code", keeps_copy=keeps_copy) == 0
+    told = capfd.readouterr()
+    assert told.out == ""
+    go_on = [f"  go on  python -m dino_exp.train resume={paths.directory}"] if keeps_copy else []
+    assert told.err.splitlines() == ["Attempt 2: continue", *go_on, "step 1/1"]
+
+
+def note_rows(paths: RunPaths, *steps: int) -> None:
+    paths.metrics.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in steps))
+
+
+def test_a_replay_with_nothing_to_compare_is_refused_with_a_number_that_would_do(paths: RunPaths) -> None:
+    record, from_start = sample_record(step=24), Span(start=0, stop=5)
+    note_rows(paths, 0, 10, 20)
+    with pytest.raises(UsageError, match=r"in steps 0 to 5: the first row of the run is of step 10; try --verify 10$"):
+        refuse_empty(paths, record, from_start)
+    refuse_empty(paths, record, Span(start=0, stop=10))
+    with pytest.raises(UsageError, match=r"the first row of the run after step 10 is of step 20; try --verify 10$"):
+        refuse_empty(paths, record, Span(start=10, stop=19))
+    note_rows(paths, 0, 30)  # the last was written by an attempt that was killed
+    with pytest.raises(UsageError, match=r"no row and no checkpoint of a step after 0$"):
+        refuse_empty(paths, record, from_start)
+    manager = open_manager(paths.checkpoints)
+    manager.save(CodedState(7), request(7))
+    manager.drain()
+    with pytest.raises(UsageError, match=r"the first checkpoint of the run is of step 7; try --verify 7$"):
+        refuse_empty(paths, record, from_start)
+    refuse_empty(paths, record, Span(start=0, stop=7))
+
+
+def test_a_comparison_of_nothing_is_none() -> None:
+    assert Comparison(num_rows=0, states=(), difference=None).is_empty
+    assert not Comparison(num_rows=1, states=(), difference=None).is_empty
+    assert not Comparison(num_rows=0, states=(7,), difference=None).is_empty

@@ -19,6 +19,7 @@ from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.config.compare import roles_by_key
 from dino_exp.config.fields import walk_mapping
 from dino_exp.config.stored import stored_values
+from dino_exp.config.typed import setting_text
 from dino_exp.errors import DinoExpError
 from dino_exp.fsio import read_json_bounded
 from dino_exp.runs.command import command_of
@@ -146,7 +147,7 @@ def settings(run: CheckpointAnalyzer) -> Iterator[Block]:
         yield Command(command_of(run.paths), "What was typed; the same again is the same run")
     found = stored_values(run.directory)
     roles = roles_by_key()
-    rows = [[cell(key), cell(_text(value)), cell(roles.get(key, "identity"))] for key, value in found.items()]
+    rows = [[cell(key), cell(setting_text(value)), cell(roles.get(key, "identity"))] for key, value in found.items()]
     for title, of_role in (("Settings that make the result", True), ("All other settings", False)):
         chosen = [row for row in rows if (row[2].text == "identity") is of_role]
         yield Folded(
@@ -188,4 +189,4 @@ def identity(run: CheckpointAnalyzer) -> Iterator[Block]:
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
-    return "–" if value is None else str(value)
+    return "–" if value is None else setting_text(value)

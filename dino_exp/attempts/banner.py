@@ -28,6 +28,7 @@ def opening(
     code: CodeRecord,
     plan: TrainingPlan,
     device: torch.device,
+    num_threads: int,
     step: int,
     weights: Mapping[str, Any] | None,
 ) -> None:
@@ -35,7 +36,7 @@ def opening(
     target, record = attempt.target, attempt.record
     assert record is not None
     commit = f"{code.commit[:12]}{' (dirty)' if code.dirty else ''}" if code.commit else f"none: {code.note}"
-    threads = f", {record.numerics['threads']} threads" if device.type == "cpu" else ""
+    threads = f", {num_threads} threads" if device.type == "cpu" else ""
     stop = "" if plan.stop_step == plan.horizon_steps else f", stopping at {plan.stop_step}"
     rows = [
         ("run", record.run_key),

@@ -27,7 +27,7 @@ from dino_exp.config.canonical import config_hash
 from dino_exp.config.check import asked_from_mapping
 from dino_exp.config.compare import compare, overlay, roles_by_key, values_by_key
 from dino_exp.config.schema import Config
-from dino_exp.config.typed import override
+from dino_exp.config.typed import override, setting_text
 from dino_exp.errors import ConfigError, NoCheckpointError, RefusedError, UsageError
 from dino_exp.runs.code_identity import PACKAGE_DIR, code_id
 from dino_exp.runs.find import find_run, split_at
@@ -87,7 +87,10 @@ def _check_fit(was: Config, now: Config, parent: Parent, directory: Path) -> Non
     before, after = values_by_key(was), values_by_key(now)
     differing = [key for key in KEPT if before.get(key) != after.get(key)]
     if differing:
-        lines = [f"  {key}: {before.get(key)} there, {after.get(key)} asked for" for key in differing]
+        lines = [
+            f"  {key}: {setting_text(before.get(key))} there, {setting_text(after.get(key))} asked for"
+            for key in differing
+        ]
         raise ConfigError(
             "fork: the state of the parent is made for other settings:\n" + "\n".join(lines) + "\n"
             "keep them, or start a new run without `fork=`"

@@ -12,6 +12,7 @@ from typing import Any
 
 from dino_exp.attempts.reproduction import Span
 from dino_exp.checkpoint.reader import CheckpointReader
+from dino_exp.config.typed import setting_text
 from dino_exp.errors import CorruptCheckpointError
 from dino_exp.runs.changes import changed_settings
 from dino_exp.runs.jsonl import read_lines
@@ -37,7 +38,7 @@ class Leg:
 
     def describe(self) -> str:
         """The settings that are not the run's own, in words."""
-        told = [f"{key}={value}" for key, value in self.changes.items()]
+        told = [f"{key}={setting_text(value)}" for key, value in self.changes.items()]
         return ", ".join([*told, *([f"{self.num_ranks} processes"] if self.num_ranks > 1 else [])])
 
 

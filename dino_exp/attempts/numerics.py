@@ -16,6 +16,7 @@ import torch
 from dino_exp.allocator import keep_freed_memory
 from dino_exp.config.evaluate import MachineConfig
 from dino_exp.config.schema import RuntimeConfig
+from dino_exp.config.typed import setting_text
 from dino_exp.dist.place import ALONE, Place
 from dino_exp.errors import ConfigError
 
@@ -96,7 +97,9 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     switches = dict.fromkeys(SWITCHES, False)
     was, now = switches | dict(recorded), switches | dict(now)
     changed = [name for name, value in now.items() if was.get(name) != value]
-    found = [f"{name} was {was.get(name, 'not recorded')}, is {now[name]}" for name in changed]
+    found = [
+        f"{name} was {setting_text(was.get(name, 'not recorded'))}, is {setting_text(now[name])}" for name in changed
+    ]
     return [
         f"{text} (every step still sees the same images)" if text.startswith("world_size") else text for text in found
     ]

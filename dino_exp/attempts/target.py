@@ -21,7 +21,7 @@ from dino_exp.config.check import asked_from_mapping, config_from_mapping
 from dino_exp.config.compare import Change, compare, overlay, roles_by_key
 from dino_exp.config.schema import Config
 from dino_exp.config.stored import load_stored
-from dino_exp.config.typed import override, train_command
+from dino_exp.config.typed import override, setting_text, train_command
 from dino_exp.errors import ConfigError, DinoExpError, RefusedError, UsageError
 from dino_exp.runs.code_identity import PACKAGE_DIR, code_id
 from dino_exp.runs.find import find_run, split_at
@@ -182,7 +182,9 @@ def refuse_identity_changes(paths: RunPaths, changes: Collection[Change], *, is_
 
 def changes_text(changes: Collection[Change]) -> str:
     """The changes as a table of key, was, now and verdict."""
-    rows = [("setting", "was", "now", "")] + [(c.key, str(c.was), str(c.now), c.verdict) for c in changes]
+    rows = [("setting", "was", "now", "")] + [
+        (c.key, setting_text(c.was), setting_text(c.now), c.verdict) for c in changes
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
         "  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows

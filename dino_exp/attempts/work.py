@@ -37,7 +37,7 @@ from dino_exp.checkpoint.types import CheckpointInfo
 from dino_exp.checkpoint.writers import Writers
 from dino_exp.checkpoint.writing import NonFiniteStateError
 from dino_exp.config.canonical import config_hash, group_hash
-from dino_exp.config.typed import override, train_command
+from dino_exp.config.typed import override, setting_text, train_command
 from dino_exp.dist.ranks import ONE_RANK, ManyRanks, Ranks
 from dino_exp.errors import CorruptCheckpointError, NoCheckpointError, RefusedError, SaveFailedError
 from dino_exp.loggers.console import ConsoleProgress, is_evaluated
@@ -119,7 +119,7 @@ class Work:
             batches = stack.enter_context(build.build_batches(self.config, self.data.train, state.step, ranks.place))
             self.attempt.lock.start_heartbeat()  # a thread: only after the workers have been started
             set_generators(restored, self.config.seed)
-            opening(self.attempt, self.code, plan, self.device, state.step, self.weights)
+            opening(self.attempt, self.code, plan, self.device, numerics["threads"], state.step, self.weights)
             progress: Progress = stack.enter_context(self.progress(plan, state.step))
             if self.config.runtime.profile:
                 progress = stack.enter_context(self.profiled(progress, plan, state.step))
@@ -172,7 +172,11 @@ class Work:
             return unsure
         reasons = unsure + differences(recorded.numerics, numerics)
         changes = [change for change in self.attempt.target.changes if change.verdict == "warned"]
-        reasons += [f"{c.key} was {c.was}, is {c.now}" for c in changes if not c.key.startswith("runtime.")]
+        reasons += [
+            f"{c.key} was {setting_text(c.was)}, is {setting_text(c.now)}"
+            for c in changes
+            if not c.key.startswith("runtime.")
+        ]
         if self.attempt.target.code_changed:
             reasons.append(f"code was {recorded.code.id[:8]}, is {self.code.id[:8]}")
         if recorded.data_fingerprint != fingerprint:

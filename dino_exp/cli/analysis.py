@@ -16,6 +16,7 @@ from dino_exp.analysis.style import check_suffix
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, RunArgument, RunAtArgument, named, named_run
 from dino_exp.cli.progress import progress
 from dino_exp.cli.show import Cell, plain, print_json, print_table
+from dino_exp.config.typed import setting_text
 from dino_exp.errors import NoCheckpointError, UsageError
 from dino_exp.runs.jsontext import spell
 from dino_exp.words import count_text, moment_text, size_text
@@ -303,4 +304,4 @@ def _number(value: float | None) -> str:
 
 
 def _text(value: Any) -> str:
-    return "–" if value is None else _number(value) if isinstance(value, float) else str(value)
+    return "–" if value is None else _number(value) if isinstance(value, float) else setting_text(value)

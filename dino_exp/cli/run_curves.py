@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ from dino_exp.catalogue.query import natural_mode
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
 from dino_exp.cli.show import plain, print_json, print_table
 from dino_exp.config.stored import stored_values
+from dino_exp.config.typed import setting_text
 from dino_exp.errors import UsageError
 from dino_exp.runs.find import find_run
 from dino_exp.runs.jsontext import spell
@@ -97,7 +98,7 @@ def _names(runs: Sequence[CheckpointAnalyzer]) -> list[str]:
     differing = [key for key in keys if len({str(one.get(key)) for one in settings}) > 1 and key not in _NOT_NAMES]
     more = f" and {len(differing) - _MOST_SETTINGS} more" if len(differing) > _MOST_SETTINGS else ""
     names = [
-        ", ".join(f"{key.rpartition('.')[2]} {one.get(key, '–')}" for key in differing[:_MOST_SETTINGS]) + more
+        ", ".join(f"{key.rpartition('.')[2]} {_value_text(one, key)}" for key in differing[:_MOST_SETTINGS]) + more
         for one in settings
     ]
     if len(set(names)) < len(runs) or not differing:
@@ -106,6 +107,10 @@ def _names(runs: Sequence[CheckpointAnalyzer]) -> list[str]:
             places = [str(run.directory) for run in runs]
         names = [f"{name} {place}".strip() for name, place in zip(names, places, strict=True)]
     return names
+
+
+def _value_text(settings: Mapping[str, Any], key: str) -> str:
+    return setting_text(settings[key]) if key in settings else "–"
 
 
 def _rank(best: float | None, metric: str) -> float:

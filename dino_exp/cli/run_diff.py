@@ -9,9 +9,10 @@ import typer
 
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, RunArgument
 from dino_exp.cli.show import plain, print_json, print_table
-from dino_exp.config.compare import roles_by_key
+from dino_exp.config.compare import ABSENT, roles_by_key
 from dino_exp.config.fields import walk_mapping
 from dino_exp.config.stored import stored_values
+from dino_exp.config.typed import setting_text
 from dino_exp.errors import UsageError
 from dino_exp.fsio import read_json_bounded
 from dino_exp.runs.changes import changed_settings
@@ -48,11 +49,10 @@ def diff(
     if code:
         print(plain(code_difference(one.code_dir, other.code_dir), keep="\n\t"))
         return
-    found = compare(one, other)
     if as_json:
-        print_json(found)
-        return
-    _print(found)
+        print_json(compare(one, other))
+    else:
+        _print(_compare(one, other))
 
 
 def compare(a: RunPaths, b: RunPaths) -> dict[str, Any]:
@@ -63,12 +63,19 @@ def compare(a: RunPaths, b: RunPaths) -> dict[str, Any]:
     What a later attempt had otherwise has its number in the key. `same_cause`: nothing that could change a result
     differs, and every attempt was exact. Raises UsageError, DamagedFileError, OSError.
     """
+    found = _compare(a, b)
+    sides = [{side: None if row[side] is ABSENT else row[side] for side in "ab"} for row in found["differences"]]
+    return {**found, "differences": [row | side for row, side in zip(found["differences"], sides, strict=True)]}
+
+
+def _compare(a: RunPaths, b: RunPaths) -> dict[str, Any]:
+    """The same, with ABSENT for what one of the two does not have: beside it null is a value."""
     one, other = _record(a), _record(b)
     rows = [
-        *_rows("data", {"data_fingerprint": one.data_fingerprint}, {"data_fingerprint": other.data_fingerprint}),
+        *_rows("data", *(_known({"data_fingerprint": run.data_fingerprint}) for run in (one, other))),
         *_by_role(_rows("settings", stored_values(a.directory), stored_values(b.directory))),
         *_by_role(_rows("settings", _changed_later(a, one), _changed_later(b, other))),
-        *_rows("code", _code(one), _code(other)),
+        *_rows("code", _known(_code(one)), _known(_code(other))),
         *_rows("numerics", one.numerics, other.numerics),
         *_rows(
             "numerics",
@@ -98,10 +105,15 @@ def _record(paths: RunPaths) -> RunRecord:
 
 def _rows(section: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
-        {"section": section, "key": key, "a": one.get(key), "b": other.get(key)}
+        {"section": section, "key": key, "a": one.get(key, ABSENT), "b": other.get(key, ABSENT)}
         for key in dict.fromkeys((*one, *other))
         if one.get(key) != other.get(key)
     ]
+
+
+def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is recorded as not there, such as a commit where there is no git: unlike a setting of null."""
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _by_role(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -166,7 +178,7 @@ def _flat(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 def _print(found: Mapping[str, Any]) -> None:
     columns = ("what", "key", found["a"], found["b"])
-    lines = [(row["section"], row["key"], _text(row["a"]), _text(row["b"])) for row in found["differences"]]
+    lines = [(row["section"], row["key"], _shown(row["a"]), _shown(row["b"])) for row in found["differences"]]
     if lines:
         print_table(columns, lines)
     if found["same_cause"]:
@@ -177,11 +189,15 @@ def _print(found: Mapping[str, Any]) -> None:
             print(plain(f"  {one['run']}, attempt {one['attempt']}: {one['why']}"))
     if found["metrics"]:
         print()
-        metrics = [(row["name"], _text(row["a"]), _text(row["b"])) for row in found["metrics"]]
+        metrics = [(row["name"], _metric(row["a"]), _metric(row["b"])) for row in found["metrics"]]
         print_table(("metric", found["a"], found["b"]), metrics, right=(found["a"], found["b"]))
 
 
-def _text(value: Any) -> str:
+def _shown(value: Any) -> str:
+    return "–" if value is ABSENT else setting_text(value)
+
+
+def _metric(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

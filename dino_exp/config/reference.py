@@ -13,6 +13,7 @@ from dino_exp.config.evaluate import EvaluateConfig, MachineConfig
 from dino_exp.config.explain import group_choices
 from dino_exp.config.fields import Entry, Section, Setting, describe, entries
 from dino_exp.config.schema import Config, PathsConfig
+from dino_exp.config.typed import setting_text
 
 _HEAD = """\
 # Settings
@@ -108,16 +109,8 @@ def _rows(section: type[Section], prefix: str, values: Mapping[str, Any]) -> Ite
 
 def _row(prefix: str, entry: Entry, setting: Setting, value: Any) -> str:
     kind = " | ".join(setting.choices) if len(setting.choices) > 1 else describe(entry.hint).removeprefix("a ")
-    cells = f"`{prefix}{entry.name}`", kind, f"`{_shown(value)}`", setting.role, setting.help
+    cells = f"`{prefix}{entry.name}`", kind, f"`{setting_text(value)}`", setting.role, setting.help
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
-
-
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_shown, value)) + "]"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _choices(group: str, groups: Mapping[str, list[str]]) -> str:

@@ -22,6 +22,20 @@ def override(key: str, value: object) -> str:
     return f'{key}="{text}"'
 
 
+def setting_text(value: object) -> str:
+    """The value of a setting as people type it, for tables and messages: null, true, [a, b]; a number in full."""
+    match value:
+        case None | bool():
+            return {None: "null", True: "true", False: "false"}[value]
+        case list() | tuple():
+            return "[" + ", ".join(map(setting_text, value)) + "]"
+        case float():
+            short = f"{value:.6g}"
+            return short if float(short) == value else repr(value)
+        case _:
+            return str(value)
+
+
 def train_command(*words: str) -> str:
     """The line that trains with these overrides and options."""
     return shlex.join(["python", "-m", "dino_exp.train", *words])

@@ -200,6 +200,7 @@ def test_changed_threads_continue_and_say_that_exactness_is_lost(lab: Lab) -> No
     run = lab.only_run()
     printed = lab.train("runtime.threads=2", "train.stop_after_steps=6")
     assert "threads was 1, is 2" in printed
+    assert "cpu, 2 threads" in printed
     attempt = record(run)["attempts"][1]
     assert attempt["exact"] is False
     assert any("threads" in reason for reason in attempt["why_not_exact"])

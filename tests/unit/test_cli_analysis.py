@@ -227,6 +227,14 @@ def test_runs_compare_names_three_settings_and_says_how_many_more(run: RunPaths,
     assert all(name.count(",") == 2 and name.endswith(" and 1 more") for name in names)
 
 
+def test_runs_compare_names_settings_as_they_are_typed(run: RunPaths, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", rows=ROWS, config=config("loss.use_bn=false", "train.stop_after_epochs=1"))
+    words = (run.directory, other.directory, "--json", "--picture", tmp_path / "runs.svg")
+    names = [one["name"] for one in cli("compare", *words, noun="runs").json]
+    assert names == ["use_bn true, stop_after_epochs null", "use_bn false, stop_after_epochs 1"]
+    assert "use_bn true" in (tmp_path / "runs.svg").read_text()
+
+
 def test_timeline_says_that_an_attempt_was_not_exact(tmp_path: Path) -> None:
     attempts = (sample_attempt(1, outcome="completed", exact=False, why_not_exact=("threads was 1, is 2",)),)
     paths = make_run(tmp_path / "run", attempts=attempts)

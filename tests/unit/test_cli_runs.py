@@ -215,6 +215,14 @@ def test_diff_puts_causes_first(outputs: Path) -> None:
     assert found["metrics"] == [{"name": "knn_top1", "a": 0.9, "b": 0.8}]
     assert found["same_cause"] is False
     assert "optimizer.lr" in runs("diff", a, b).out
+    assert ["seed", "seed", "0", "1"] in [line.split() for line in runs("diff", a, b).lines]
+    (a / "config.yaml").write_text("run:\n  note: null\nlogger:\n  report: true\nseed: 0\n")
+    (b / "config.yaml").write_text("run:\n  note: x\nlogger:\n  report: false\nseed: 0\n")
+    shown = [line.split() for line in runs("diff", a, b).lines]
+    for row in (["run.note", "null", "x"], ["logger.report", "true", "false"]):
+        assert ["runtime", *row] in shown
+    (a / "config.yaml").write_text("seed: 0\n")
+    assert ["runtime", "run.note", "–", "x"] in [line.split() for line in runs("diff", a, b).lines]
     same = runs("diff", a, a).out
     assert same == "nothing differs that could change a result\n"
 

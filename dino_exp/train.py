@@ -119,10 +119,10 @@ def find_target(composed: Mapping[str, Any], overrides: Sequence[str], beside: S
     from dino_exp.attempts.target import resume_target, start_target
 
     if composed["resume"] is not None:
-        return resume_target(composed, touched_keys(overrides, beside))
+        return resume_target(composed, touched_keys(overrides, beside), overrides)
     if composed["fork"] is not None:
-        return fork_target(composed, touched_keys(overrides, beside))
-    return start_target(composed)
+        return fork_target(composed, touched_keys(overrides, beside), overrides)
+    return start_target(composed, overrides)
 
 
 def train_apart(overrides: Sequence[str], options: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ written down with the child, so the same command later continues that child, how
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from dino_exp.attempts.data_files import apart_from_files, with_files_at, with_f
 from dino_exp.attempts.target import (
     KEPT,
     Target,
+    before_horizon,
     existing_or_new,
     readable_record,
     stored_settings,
@@ -49,8 +50,10 @@ class Parent:
     settings: str
 
 
-def fork_target(composed: Mapping[str, Any], touched: Collection[str]) -> Target:
+def fork_target(composed: Mapping[str, Any], touched: Collection[str], typed: Sequence[str] = ()) -> Target:
     """The child that `fork=` leads to: the parent's settings with the overrides in `touched` (dotted keys).
+
+    `typed`: the overrides, word by word, for a line to type where it is refused.
 
     Raises UsageError where there is no such run or word, NoCheckpointError where it has no such checkpoint or only a
     part of it, ConfigError where the settings cannot go on from that state.
@@ -70,14 +73,14 @@ def fork_target(composed: Mapping[str, Any], touched: Collection[str]) -> Target
     for child in _children(outputs, asked):
         origin = outputs / "runs" / str(child["run_key"]) if directory is None else directory
         if origin.is_dir() and config_hash(settings_of(origin)) == child["settings"]:
-            return _target(settings_of(origin), Parent(**child), origin)
+            return _target(settings_of(origin), Parent(**child), origin, typed)
     directory = find_run(outputs, named) if directory is None else directory
     config = settings_of(directory)
-    return _target(config, _resolve(directory, config, at, asked), directory)
+    return _target(config, _resolve(directory, config, at, asked), directory, typed)
 
 
-def _target(config: Config, parent: Parent, directory: Path) -> Target:
-    child = existing_or_new(replace(config, origin=parent.state_digest))
+def _target(config: Config, parent: Parent, directory: Path, typed: Sequence[str]) -> Target:
+    child = existing_or_new(replace(config, origin=parent.state_digest), typed)
     if child.record is None:
         _check_fit(stored_settings(directory), config, parent, directory)
     return replace(child, parent=asdict(parent), parent_directory=directory)
@@ -96,7 +99,8 @@ def _check_fit(was: Config, now: Config, parent: Parent, directory: Path) -> Non
             "keep them, or start a new run without `fork=`"
         )
     if was.data == now.data:  # other images may give other epochs: `check_schedule` knows once they are there
-        _check_horizon(parent.step, now.train.epochs * _parent_record(directory).schedule.steps_per_epoch)
+        per_epoch = _parent_record(directory).schedule.steps_per_epoch
+        _check_horizon(directory, parent.step, Schedule(now.train.epochs * per_epoch, per_epoch))
 
 
 def check_schedule(target: Target, schedule: Schedule) -> None:
@@ -116,7 +120,7 @@ def check_schedule(target: Target, schedule: Schedule) -> None:
             f"fork: step {step} lies inside an epoch of the parent, which has {theirs} steps an epoch; with these data "
             f"there are {schedule.steps_per_epoch}, so it has to begin at the end of one: {instead or 'none is left'}"
         )
-    _check_horizon(step, schedule.horizon_steps)
+    _check_horizon(directory, step, schedule)
 
 
 def _parent_record(directory: Path) -> RunRecord:
@@ -125,9 +129,16 @@ def _parent_record(directory: Path) -> RunRecord:
     return record
 
 
-def _check_horizon(step: int, horizon: int) -> None:
-    if step >= horizon:
-        raise ConfigError(f"fork: it would begin at step {step} of {horizon}; extend it: train.epochs=<more>")
+def _check_horizon(directory: Path, step: int, schedule: Schedule) -> None:
+    horizon, per_epoch = schedule.horizon_steps, schedule.steps_per_epoch
+    if step < horizon:
+        return
+    earlier = before_horizon(directory, horizon)
+    instead = f", or begin earlier: {override('fork', f'{directory}@{earlier}')}" if earlier is not None else ""
+    raise ConfigError(
+        f"fork: it would begin at step {step} of {horizon}; extend it: train.epochs={step // per_epoch + 1} or more"
+        f"{instead}"
+    )
 
 
 def _resolve(directory: Path, config: Config, at: str | None, asked: str) -> Parent:

@@ -5,9 +5,10 @@ Every spelling of the same settings arrives at the same directory, because its n
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from dino_exp.config.stored import load_stored
 from dino_exp.config.typed import override, setting_text, train_command
 from dino_exp.errors import ConfigError, DinoExpError, RefusedError, UsageError
 from dino_exp.runs.code_identity import PACKAGE_DIR, code_id
+from dino_exp.runs.command import key_of, words_with
 from dino_exp.runs.find import find_run, split_at
 from dino_exp.runs.job import job_of
 from dino_exp.runs.key import RunKey, choose_name, parse_run_key
@@ -61,18 +63,19 @@ class Target:
         return self.record is not None and self.record.code.id != self.key.code_id
 
 
-def start_target(composed: Mapping[str, Any]) -> Target:
+def start_target(composed: Mapping[str, Any], typed: Sequence[str] = ()) -> Target:
     """The run of these settings and this code: an existing one, or a new directory's name.
 
+    `typed`: the overrides, word by word, for a line to type where it is refused; so in the functions below.
     Raises ConfigError for impossible settings, RefusedError where DINO_EXP_RUN_DIR holds a run of other settings.
     """
     config = config_from_mapping(composed)
     if config.origin is not None:
         raise ConfigError("origin is set by a fork; use `fork=<run>[@best|@latest|@<step>]`")
-    return existing_or_new(with_weights_of_start(with_files(config)))
+    return existing_or_new(with_weights_of_start(with_files(config)), typed)
 
 
-def existing_or_new(config: Config) -> Target:
+def existing_or_new(config: Config, typed: Sequence[str] = ()) -> Target:
     """The run of these settings and this code, wherever it lies. Raises RefusedError as `start_target` does."""
     key = RunKey(
         model=config.model.name,
@@ -92,7 +95,7 @@ def existing_or_new(config: Config) -> Target:
             "back, or set `run.variant=<name>` for a directory of its own"
         )
     changes = [] if record is None else compare(settings_of_record(paths, record), config, roles_by_key())
-    refuse_identity_changes(paths, changes, is_given=bool(given))
+    refuse_identity_changes(paths, changes, typed, is_given=bool(given))
     return Target(
         paths=paths,
         key=key,
@@ -103,7 +106,7 @@ def existing_or_new(config: Config) -> Target:
     )
 
 
-def resume_target(composed: Mapping[str, Any], touched: Collection[str]) -> Target:
+def resume_target(composed: Mapping[str, Any], touched: Collection[str], typed: Sequence[str] = ()) -> Target:
     """The run that `resume=` names, with its own settings and the overrides in `touched` (dotted keys).
 
     Raises UsageError where there is no such run, RefusedError where an override changes the run's identity.
@@ -122,7 +125,7 @@ def resume_target(composed: Mapping[str, Any], touched: Collection[str]) -> Targ
     asked = with_files(asked) if CHOICE in touched else asked
     moved, others = with_files_at(stored, of_files), touched - of_files.keys()
     changes = (*compare(stored, moved, of_files), *compare(moved, asked, others))
-    refuse_identity_changes(paths, changes)
+    refuse_identity_changes(paths, changes, typed)
     config = overlay(moved, asked, others)
     assert not any(change.verdict == "refused" for change in compare(moved, config, roles_by_key()))
     if "paths.cache" in touched:
@@ -161,23 +164,49 @@ def without_stop(config: Config) -> Config:
     return replace(config, train=replace(config.train, stop_after_steps=None, stop_after_epochs=None))
 
 
-def refuse_identity_changes(paths: RunPaths, changes: Collection[Change], *, is_given: bool = False) -> None:
+def refuse_identity_changes(
+    paths: RunPaths, changes: Collection[Change], typed: Sequence[str] = (), *, is_given: bool = False
+) -> None:
     """Raise RefusedError, with a table, when the settings are those of another run than the one that is there.
 
     `is_given`: the directory is that of DINO_EXP_RUN_DIR, where nothing else can begin.
     """
     if not any(change.verdict == "refused" for change in changes):
         return
-    refused = {change.key for change in changes if change.verdict == "refused"}
-    # A fork begins with the state of its parent: not with a file of weights, nor with what that state does not fit.
-    forkable = not any(key in KEPT or key.startswith("init.") for key in refused)
-    fork = f"from it (`{override('fork', paths.directory)}`) or " if forkable else ""
-    aside = f"unset {RUN_DIR_VARIABLE} or give it another folder, and " if is_given else ""
+    words = [word for word in typed if key_of(word) not in ("resume", "fork")]
+    aside = f"env -u {RUN_DIR_VARIABLE} " if is_given else ""
+    lines = [f"  {aside}{train_command(*(words if is_given else words_with(paths, words)))}   # from nothing"]
+    step = _step_to_fork(paths, changes)
+    if step is not None:
+        fork = train_command(override("fork", f"{paths.directory}@{step}"), *words)
+        lines.insert(0, f"  {aside}{fork}   # from its step {step}")
     raise RefusedError(
         f"these settings make another run than {paths.directory}:\n{changes_text(changes)}\n"
-        f"leave them out to continue this run, or {aside}make a new one {fork}from nothing "
-        "(`run.variant=<name>`), with the same overrides"
+        "leave them out to continue this run, or make a new one:\n" + "\n".join(lines)
     )
+
+
+def _step_to_fork(paths: RunPaths, changes: Collection[Change]) -> int | None:
+    """The newest checkpoint of a run from which one with these changes could begin; None where there is none.
+
+    A fork begins with the state of its parent: not with a file of weights, nor with what that state does not fit.
+    """
+    if any(
+        change.verdict == "refused" and (change.key in KEPT or change.key.startswith("init.")) for change in changes
+    ):
+        return None
+    with contextlib.suppress(DinoExpError, OSError):  # damage is told to whoever goes on with the run
+        record = load_record(paths.run_json)
+        assert record is not None
+        epochs = [change.now * record.schedule.steps_per_epoch for change in changes if change.key == "train.epochs"]
+        return before_horizon(paths.directory, *(epochs or [record.schedule.horizon_steps]))
+    return None
+
+
+def before_horizon(directory: Path, horizon: int) -> int | None:
+    """The newest whole checkpoint of a run before a step; None where there is none. Raises CorruptCheckpointError."""
+    steps = whole_steps(CheckpointReader(RunPaths(directory).checkpoints))
+    return max((step for step in steps if step < horizon), default=None)
 
 
 def changes_text(changes: Collection[Change]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from unicodedata import bidirectional, category
 
@@ -28,6 +29,23 @@ def command_of(paths: RunPaths) -> str:
         raise UsageError(
             f"{path}: it is gone, so nobody knows what was typed; {paths.config_yaml} has the values"
         ) from gone
+
+
+def words_with(paths: RunPaths, words: Sequence[str]) -> list[str]:
+    """What was typed when the run began, from nothing, with `words` in the place of what they say otherwise.
+
+    Only `words` where that cannot be read any more.
+    """
+    asked = {key_of(word) for word in words} | {"resume", "fork"}
+    before: list[str] = []
+    with contextlib.suppress(FileNotFoundError, DamagedFileError):
+        before = [word for word in _words(paths.hydra_dir / "overrides.yaml") if key_of(word) not in asked]
+    return [*before, *words]
+
+
+def key_of(word: str) -> str:
+    """What an override is about: `optimizer.lr` of `+optimizer.lr=1e-3`."""
+    return word.lstrip("+~").partition("=")[0]
 
 
 def _words(path: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -186,13 +187,20 @@ def test_a_resume_that_changes_identity_is_refused_with_a_table(lab: Lab) -> Non
     lab.train("train.stop_after_steps=3")
     run = lab.only_run()
     before = snapshot(run)
-    lab.settings = ()
+    lab_settings, lab.settings = lab.settings, ()
     printed = lab.train(f"resume={run}", "optimizer.lr=0.5", code=3)
     assert "optimizer.lr" in printed
     assert "refused" in printed
-    assert "fork=" in printed
     assert snapshot(run) == before
     assert lab.runs() == [run]
+    advised = [shlex.split(line, comments=True) for line in printed.splitlines() if "# from" in line]
+    assert [words[:4] for words in advised] == [
+        ["python", "-m", "dino_exp.train", f"fork={run}@3"],
+        ["python", "-m", "dino_exp.train", lab_settings[0]],
+    ]
+    for words in advised:
+        lab.train(*words[3:], "train.stop_after_steps=4")
+    assert [record(one)["step"] for one in lab.runs()].count(4) == 2
 
 
 def test_changed_threads_continue_and_say_that_exactness_is_lost(lab: Lab) -> None:

@@ -146,7 +146,7 @@ def test_a_directory_of_ones_own(lab: Lab) -> None:
     assert not lab.outputs.exists()
     refused = lab.train("train.stop_after_steps=4", "optimizer.lr=1", code=3)
     assert "optimizer.lr" in refused
-    assert "unset DINO_EXP_RUN_DIR or give it another folder, and make a new one from it" in refused
+    assert f"env -u DINO_EXP_RUN_DIR python -m dino_exp.train 'fork={mine}@4'" in refused
     assert f"dino-exp checkpoints list '{mine}'" in lab.train("train.stop_after_steps=4")
 
 

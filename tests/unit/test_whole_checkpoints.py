@@ -130,11 +130,14 @@ def test_a_child_of_other_epochs_begins_where_one_of_its_parent_ends(paths: RunP
     check_schedule(fork(paths, 4), Schedule(693, 7))
     with pytest.raises(ConfigError, match=r"step 3 .* 2 steps an epoch; .* there are 7, .*: `fork=\S+@4`$"):
         check_schedule(fork(paths, 3), Schedule(693, 7))
-    with pytest.raises(ConfigError, match=r"at step 4 of 4; extend it: train\.epochs=<more>"):
+    with pytest.raises(ConfigError, match=r"at step 4 of 4; extend it: train\.epochs=5 or more, .*: fork=\S+@3$"):
         check_schedule(fork(paths, 4), Schedule(4, 1))
     save_record(paths.run_json, sample_record(schedule=RecordSchedule(horizon_steps=100, steps_per_epoch=5)))
     with pytest.raises(ConfigError, match="none is left"):
         check_schedule(fork(paths, 3), Schedule(693, 7))
+    save_record(paths.run_json, sample_record(schedule=RecordSchedule(horizon_steps=100, steps_per_epoch=1)))
+    with pytest.raises(ConfigError, match=r"at step 3 of 3; extend it: train\.epochs=4 or more$"):
+        check_schedule(fork(paths, 3), Schedule(3, 1))
 
 
 @pytest.mark.parametrize(
@@ -142,9 +145,32 @@ def test_a_child_of_other_epochs_begins_where_one_of_its_parent_ends(paths: RunP
     [("optimizer.lr", True), ("init.weights_digest", False), ("model.embed_dim", False), ("loss.out_dim", False)],
 )
 def test_a_fork_is_advised_only_where_it_can_be(paths: RunPaths, key: str, forkable: bool) -> None:
-    with pytest.raises(RefusedError, match=r"from nothing \(`run\.variant=<name>`\)") as caught:
-        refuse_identity_changes(paths, [Change(key=key, was=1, now=2, role="identity", verdict="refused")])
-    assert ("fork=" in str(caught.value)) == forkable
+    change = Change(key=key, was=1, now=2, role="identity", verdict="refused")
+    with pytest.raises(RefusedError, match=r"dino_exp\.train x=1   # from nothing") as caught:
+        refuse_identity_changes(paths, [change], [f"resume={paths.directory}", "x=1"])
+    assert (f"fork={paths.directory}@4 x=1   # from its step 4" in str(caught.value)) == forkable
+
+
+@pytest.mark.parametrize(("horizon", "step"), [(4, 3), (3, None)])
+def test_a_fork_is_advised_from_a_step_before_the_end(paths: RunPaths, horizon: int, step: int | None) -> None:
+    save_record(paths.run_json, sample_record(schedule=RecordSchedule(horizon_steps=horizon, steps_per_epoch=1)))
+    change = Change(key="optimizer.lr", was=1, now=2, role="identity", verdict="refused")
+    with pytest.raises(RefusedError, match="# from nothing") as caught:
+        refuse_identity_changes(paths, [change])
+    assert ("fork=" in str(caught.value)) == (step is not None)
+    assert step is None or f"@{step} " in str(caught.value)
+    longer = Change(key="train.epochs", was=horizon, now=5, role="identity", verdict="refused")
+    with pytest.raises(RefusedError, match="@4 "):
+        refuse_identity_changes(paths, [longer])
+
+
+def test_what_is_advised_says_what_the_run_was_begun_with(paths: RunPaths) -> None:
+    paths.hydra_dir.mkdir()
+    (paths.hydra_dir / "overrides.yaml").write_text("[seed=1, +run.note=x, fork=last]")
+    change = Change(key="seed", was=1, now=2, role="identity", verdict="refused")
+    with pytest.raises(RefusedError) as caught:
+        refuse_identity_changes(paths, [change], ["resume=last", "seed=2", 'run.tags=["a b"]'])
+    assert "  python -m dino_exp.train +run.note=x seed=2 'run.tags=[\"a b\"]'   # from nothing" in str(caught.value)
 
 
 def test_a_resume_of_a_thinned_checkpoint_advises_forks_that_work(paths: RunPaths) -> None:

@@ -73,6 +73,14 @@ class NoCheckpointError(DinoExpError):
     exit_code = 4
 
 
+class NothingSavedError(NoCheckpointError):
+    """A run has no checkpoint at all."""
+
+    def __init__(self, directory: object) -> None:
+        super().__init__(f"{directory}: no checkpoint is there: nothing has been saved yet")
+        self.directory = str(directory)
+
+
 class CorruptCheckpointError(DinoExpError):
     """Bytes on disk are not the bytes that were written."""
 

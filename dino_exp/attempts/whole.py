@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dino_exp.checkpoint.absent import to_see
 from dino_exp.checkpoint.manifest import Manifest
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.errors import NoCheckpointError
@@ -28,5 +29,5 @@ def check_whole(reader: CheckpointReader, manifest: Manifest, asked: str) -> Non
     what = f"the nearest whole ones are of step {' and step '.join(map(str, near))}" if near else "no whole one is left"
     raise NoCheckpointError(
         f"{asked}: only a part of the checkpoint of step {manifest.step} was kept ({parts}), so no training can go on "
-        f"from it; {what}. To see them: dino-exp checkpoints list <run>"
+        f"from it; {what}. {to_see(reader.folder)}"
     )

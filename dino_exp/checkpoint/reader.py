@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dino_exp.checkpoint.absent import listed, no_checkpoint
 from dino_exp.checkpoint.canonical import metrics_to_json
 from dino_exp.checkpoint.layout import parse_manifest_name
 from dino_exp.checkpoint.manifest import Manifest
@@ -25,7 +26,7 @@ from dino_exp.checkpoint.stock import sort_rows, verify_newest
 from dino_exp.checkpoint.store import Store
 from dino_exp.checkpoint.types import JSON, CheckpointInfo, Schedule, Stateful, UnsupportedFormatError
 from dino_exp.checkpoint.verify import Damage, Seen, find_damage, read_verified
-from dino_exp.errors import ConfigError, CorruptCheckpointError, NoCheckpointError, RefusedError, UsageError
+from dino_exp.errors import ConfigError, CorruptCheckpointError, RefusedError, UsageError
 from dino_exp.fsio import LOCAL, Files
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MOST_LISTED = 20
 Loaded = TypeVar("Loaded")
 
 
@@ -68,6 +68,11 @@ class CheckpointReader:
         Raises CorruptCheckpointError for bad pins.
         """
         return self._infos(read_index(self._store))
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie, below their run."""
+        return self._store.folder
 
     def steps(self) -> list[int]:
         """The steps that have a manifest, readable or not, ascending."""
@@ -137,10 +142,7 @@ class CheckpointReader:
         self._speak_of_unreadable(index, infos, at)
         found = rank_best(index.retention(), infos)[:1] if at == "best" else infos[-1:]
         if not found:
-            raise NoCheckpointError(
-                f"{self._store.folder}: no checkpoint is {at}; steps here: {_listed(index.rows)}. "
-                "To see them: dino-exp checkpoints list <run>"
-            )
+            raise no_checkpoint(self._store.folder, f"is {at}", self._store.steps())
         return found[0].step
 
     def _speak_of_unreadable(self, index: Index, infos: Sequence[CheckpointInfo], at: str) -> None:
@@ -154,7 +156,7 @@ class CheckpointReader:
                 f"({index.damaged[newest]}){instead}; {to_see}"
             )
         if at == "best" and index.damaged:
-            unread = _listed(sorted(index.damaged))
+            unread = listed(sorted(index.damaged))
             log.warning("%s: step %s cannot be read, so best means the best of the others; %s", run, unread, to_see)
 
     def manifest(self, at: str | int | Path = "latest") -> Manifest:
@@ -335,10 +337,7 @@ class CheckpointReader:
     def _known(self, step: int) -> int:
         steps = self._store.steps()
         if step not in steps:
-            raise NoCheckpointError(
-                f"{self._store.folder}: no checkpoint of step {step}; steps here: {_listed(steps)}. "
-                "To see them: dino-exp checkpoints list <run>"
-            )
+            raise no_checkpoint(self._store.folder, f"of step {step}", steps)
         return step
 
     def _resolve_path(self, path: Path) -> int:
@@ -387,9 +386,3 @@ class CheckpointReader:
 
 def _place(step: int | None, damage: Damage) -> dict[str, Any]:
     return {"step": step, "tensor": damage.tensor, "pack": damage.pack, "reason": damage.reason}
-
-
-def _listed(steps: Iterable[int]) -> str:
-    found = list(steps)
-    newest = ", ".join(map(str, found[-_MOST_LISTED:])) or "none"
-    return newest if len(found) <= _MOST_LISTED else f"{newest} and {len(found) - _MOST_LISTED} older"

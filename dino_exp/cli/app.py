@@ -14,6 +14,7 @@ import typer
 
 import dino_exp
 from dino_exp.cli.show import plain
+from dino_exp.config.typed import failure_text
 from dino_exp.errors import DinoExpError, of_os
 from dino_exp.streams import steady_streams
 
@@ -134,8 +135,7 @@ def run() -> int:
     try:
         application(sys.argv[1:])()
     except DinoExpError as error:
-        text = "\n".join([str(error), *getattr(error, "__notes__", ())])
-        print(f"dino-exp: {plain(text, keep=chr(10))}", file=sys.stderr)
+        print(f"dino-exp: {plain(failure_text(error), keep=chr(10))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end

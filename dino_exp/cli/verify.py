@@ -18,7 +18,7 @@ from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption, named
 from dino_exp.cli.progress import progress
 from dino_exp.cli.show import plain, print_json
 from dino_exp.config.typed import override, train_command
-from dino_exp.errors import DinoExpError, NoCheckpointError, UsageError
+from dino_exp.errors import DinoExpError, NoCheckpointError, NothingSavedError, UsageError
 from dino_exp.runs.find import all_runs
 from dino_exp.runs.layout import RunPaths
 from dino_exp.runs.record import load_record
@@ -55,7 +55,7 @@ def verify(
     outputs: OutputsOption = OUTPUTS,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every byte and compare it with its digest; exit 4 on damage.
+    """Read every byte and compare it with its digest; exit 4 on damage, or where there is nothing to check.
 
     Changes nothing, and may look at a run while it is being trained.
 
@@ -92,6 +92,8 @@ def _verify_named(typed: str, outputs: Path, *, quiet: bool) -> Verdict:
     with progress("verifying", quiet=quiet) as bar:
         bar.expect(_num_bytes(wanted.paths.directory, steps))
         verdict = _verdict(wanted.paths, reader, steps, bar.reached)
+    if not verdict.checked and not verdict.places:
+        raise NothingSavedError(wanted.paths.directory)
     if steps is None or verdict.places:
         return verdict
     return replace(verdict, state=reader.state_digest(steps[0]))
@@ -196,6 +198,9 @@ def _tell(verdicts: list[Verdict], where: str) -> None:
         _tell_damage(verdict)
     checked = count_text(sum(verdict.checked for verdict in verdicts), "checkpoint")
     if not bad:
+        if not any(verdict.checked for verdict in verdicts):
+            print(f"nothing to check: {where} below, and no checkpoint")
+            return
         state = f"; its state is {verdicts[0].state}" if verdicts[0].state else ""
         print(f"all good: {checked} of {where} checked, every byte{state}")
     elif len(verdicts) > 1:

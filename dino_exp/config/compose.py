@@ -31,6 +31,7 @@ from dino_exp.config.explain import HYDRA_ERRORS, conf_directory, explain
 from dino_exp.config.fields import Section, walk_mapping
 from dino_exp.config.multirun import AnnounceSweep, Sweep
 from dino_exp.config.schema import Config
+from dino_exp.config.typed import failure_text
 from dino_exp.errors import STOPPING, CompositionError, ConfigError, DinoExpError, of_os
 
 PRESETS = ("experiment", "debug")  # groups whose choices set keys of many sections
@@ -194,8 +195,7 @@ def _exit_code(call: Callable[[], int], schema: type[Section] = Config) -> int:
         failure = of_os(error)
     except SystemExit as error:
         return _system_exit_code(error)
-    notes = getattr(failure, "__notes__", [])  # what to do, added where more was known than where it was raised
-    sys.stderr.write("\n".join([str(failure), *notes]) + "\n")
+    sys.stderr.write(f"{failure_text(failure)}\n")
     return failure.exit_code
 
 

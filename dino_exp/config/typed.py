@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 
+from dino_exp.errors import DinoExpError, NothingSavedError
+
 _PLAIN = re.compile(r"[A-Za-z0-9_./~@+-]+( [A-Za-z0-9_./~@+-]+)*")
 _NO_TEXT = re.compile(r"null|true|false|[+-]?(nan|inf|[0-9_.]+(e[+-]?[0-9_]+)?)", re.IGNORECASE)
 _BEFORE_QUOTE = re.compile(r'(\\*)("|$)')
@@ -34,6 +36,14 @@ def setting_text(value: object) -> str:
             return short if float(short) == value else repr(value)
         case _:
             return str(value)
+
+
+def failure_text(failure: DinoExpError) -> str:
+    """What is told of a failure: its message, and what to do, where more was known of that than where it was raised."""
+    lines = [str(failure), *getattr(failure, "__notes__", ())]
+    if isinstance(failure, NothingSavedError):
+        lines.append(f"To go on with it: {train_command(override('resume', failure.directory))}")
+    return "\n".join(lines)
 
 
 def train_command(*words: str) -> str:

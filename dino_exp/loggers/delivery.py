@@ -8,10 +8,12 @@ attempt asks the tracker, and goes on from there.
 from __future__ import annotations
 
 import logging
+import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from dino_exp.errors import DinoExpError, LockedError
@@ -47,6 +49,11 @@ class Tracker(Protocol):
 
     def abandon(self) -> None:
         """Called by another thread where it did not: let nothing of it hold up the end of the program."""
+
+
+def deliver_command(run: Path, *choice: str) -> str:
+    """The command that brings the rows of a run to the tracker of these options."""
+    return shlex.join(["dino-exp", "runs", "deliver", str(run), *choice])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from dino_exp.errors import RefusedError
 from dino_exp.fsio import make_dirs
-from dino_exp.loggers.delivery import Row, numbers_of
+from dino_exp.loggers.delivery import Row, deliver_command, numbers_of
 from dino_exp.loggers.histograms import Weights, histogram_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ class TensorBoardFiles:
     """
 
     name = "TensorBoard"
-    remedy = "the next attempt with logger=tensorboard writes them, or `dino-exp runs deliver`"
 
     def __init__(
         self,
@@ -58,6 +57,12 @@ class TensorBoardFiles:
         self._file: IO[bytes] | None = None
         self._records: RecordWriter | None = None
         self._last_step, self._last_histogram_step, self._last_picture_step = -1, -1, -1
+
+    @property
+    def remedy(self) -> str:
+        """How the rest gets there."""
+        command = deliver_command(self.folder.parent, "--tensorboard")
+        return f"the next attempt with logger=tensorboard writes them, or `{command}`"
 
     def open(self) -> int | None:
         """The step of the newest row in the files. Raises OSError, RefusedError for a folder that leads elsewhere."""

@@ -21,7 +21,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from dino_exp.errors import RefusedError, UsageError
 from dino_exp.fsio import make_dirs
-from dino_exp.loggers.delivery import Row, numbers_of
+from dino_exp.loggers.delivery import Row, deliver_command, numbers_of
 from dino_exp.loggers.wandb_file import history_steps, run_files
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ class WandbRun:
     def remedy(self) -> str:
         """How the rest gets there."""
         verb = "writes" if self.mode == "offline" else "sends"
-        return f"the next attempt with logger=wandb {verb} them, or `dino-exp runs deliver`"
+        command = deliver_command(self.folder.parent, "--wandb", self.mode)
+        return f"the next attempt with logger=wandb {verb} them, or `{command}`"
 
     def open(self) -> int | None:
         """Begin or resume the run. Raises OSError where no server answers, NoAccountError, errors of wandb."""

@@ -16,7 +16,7 @@ from dino_exp.checkpoint.pins import save_pins
 from dino_exp.checkpoint.policies import KeepAny, LatestN
 from dino_exp.checkpoint.reader import CheckpointReader
 from dino_exp.checkpoint.types import UnsupportedFormatError
-from dino_exp.errors import NoCheckpointError, UsageError
+from dino_exp.errors import NoCheckpointError, NothingSavedError, UsageError
 
 FIELDS = {
     "step", "epoch", "kinds", "metrics", "bytes", "created_at", "config_hash", "git_commit", "code_id",
@@ -71,8 +71,9 @@ def test_words_steps_and_paths_name_a_checkpoint(tmp_path: Path) -> None:
     for at in ("newest", "", "-1", path.with_name("run.json"), tmp_path / "packs" / path.name):
         with pytest.raises(UsageError):
             reader.resolve(at)
-    with pytest.raises(NoCheckpointError, match="steps here: 2, 7, 8"):
+    with pytest.raises(NoCheckpointError, match="steps here: 2, 7, 8") as caught:
         reader.resolve(3)
+    assert str(caught.value).endswith(f"To see them: dino-exp checkpoints list {tmp_path.parent}")
 
 
 def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
     assert reader.rows() == []
     assert reader.verify() == {"ok": True, "checked": 0, "damaged": []}
     for at in ("latest", "best"):
-        with pytest.raises(NoCheckpointError, match="steps here: none"):
+        with pytest.raises(NothingSavedError, match="nothing has been saved yet"):
             reader.resolve(at)
 
 

@@ -116,6 +116,17 @@ def test_verify_all_or_one(run: Path, tmp_path: Path) -> None:
     assert "no run in" in cli("verify", "--all", "--outputs", tmp_path / "nowhere").err
 
 
+def test_a_run_that_has_saved_nothing_is_not_called_good(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for words in (("verify", run), ("verify", run, "--json"), ("show", run), ("pin", f"{run}@latest")):
+        found = cli(*words)
+        assert (found.code, found.out) == (4, "")
+        assert "nothing has been saved yet" in found.err
+        assert found.err.endswith(f"To go on with it: python -m dino_exp.train resume={run}\n")
+    found = cli("verify", "--all", "--outputs", tmp_path)
+    assert (found.code, found.out) == (0, "nothing to check: 1 run below, and no checkpoint\n")
+
+
 def test_list_is_for_people(run: Path) -> None:
     cli("pin", f"{run}@3")
     found = cli("list", run)

@@ -158,6 +158,16 @@ def test_wandb_follows_no_link_out_of_the_run(tmp_path: Path) -> None:
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_a_tracker_that_is_behind_names_the_command_that_brings_it_the_rest(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    wandb = WandbRun(
+        run, id="a", mode="offline", project="p", entity=None, label="a", tags=(), note=None, config={},
+        secs_to_finish=1,
+    )  # fmt: skip
+    for tracker, choice in ((files(run / "tensorboard"), "--tensorboard"), (wandb, "--wandb offline")):
+        assert tracker.remedy.endswith(f"`dino-exp runs deliver '{run}' {choice}`")
+
+
 def test_wandb_offline_leaves_nothing_where_there_is_no_row_for_it(tmp_path: Path) -> None:
     tracker = WandbRun(
         tmp_path, id="a", mode="offline", project="p", entity=None, label="a", tags=(), note=None, config={},

@@ -13,7 +13,7 @@ from typing import Any
 
 from dino_exp.config.check import config_from_mapping
 from dino_exp.config.compare import as_mapping
-from dino_exp.config.image_sections import CifarDataConfig, FilesDataConfig, ReadyDataConfig
+from dino_exp.config.image_sections import AnyDataConfig, CifarDataConfig, FilesDataConfig, ReadyDataConfig
 from dino_exp.config.schema import Config
 from dino_exp.errors import ConfigError
 
@@ -74,6 +74,18 @@ def with_files_at(config: Config, said: Mapping[str, Any]) -> Config:
         values["root"] = _absolute(str(values["root"]))
     mapping = as_mapping(config)
     return config_from_mapping({**mapping, "data": {**mapping["data"], **values}})
+
+
+def check_data(data: AnyDataConfig) -> None:
+    """Refuse a training whose data is not where its settings say, before it leaves a mark. Raises ConfigError.
+
+    Images in files were looked through where their digest was asked for; a resume may find them all in its cache.
+    """
+    if isinstance(data, CifarDataConfig) and data.root is not None:
+        # Imported here: numpy is not needed for other data.
+        from dino_exp.data.cifar import COLLECTIONS, check_place
+
+        check_place(COLLECTIONS[data.name], Path(data.root), fetches=data.download)
 
 
 def _looked_through(config: Config, data: FilesDataConfig) -> Config:

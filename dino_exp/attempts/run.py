@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dino_exp.attempts.attempt import Attempt, Command
+from dino_exp.attempts.data_files import check_data
 from dino_exp.attempts.target import Target
 from dino_exp.attempts.tracking import check_packages
 from dino_exp.errors import DinoExpError, LockedError, RefusedError
@@ -49,6 +50,7 @@ def run_attempt(
     if is_done(target, console):
         return 0
     check_packages(target.config.logger)
+    check_data(target.config.data)
     make_dirs(target.paths.directory)
     with SignalFlags() as signals, lock_of(target, signals) as lock:
         found = find_target()  # the owner before us may have changed everything that was decided above

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dino_exp.build.preparation import Preparation, in_turn
 from dino_exp.config.image_sections import CifarDataConfig
-from dino_exp.data.cifar import COLLECTIONS, fetch_cifar, load_cifar
+from dino_exp.data.cifar import COLLECTIONS, check_place, fetch_cifar, load_cifar
 from dino_exp.data.datasets import ArrayDataset
 from dino_exp.data.files.listing import Progress
 from dino_exp.errors import ConfigError
@@ -22,8 +22,8 @@ def build_cifar(data: CifarDataConfig, how: Preparation) -> tuple[ArrayDataset, 
     if data.root is None:
         raise ConfigError(f"{how.root_key} is null: where is {data.name}? Give {how.root_key}=<folder>")
     cifar, root = COLLECTIONS[data.name], Path(data.root)
-    if root.exists() and not root.is_dir():
-        raise ConfigError(f"{how.root_key}={root}: is no folder; expected the one that holds {cifar.title}, or will")
+    fetches = data.download and not how.looks_only
+    check_place(cifar, root, fetches=fetches, root_key=how.root_key)
 
     def fetch(progress: Progress) -> None:
         def tell(done: int, num_bytes: int) -> None:
@@ -32,6 +32,6 @@ def build_cifar(data: CifarDataConfig, how: Preparation) -> tuple[ArrayDataset, 
         if how.ranks is None or how.ranks.place.is_first:
             fetch_cifar(cifar, root, tell)
 
-    if data.download and not how.looks_only:
+    if fetches:
         in_turn(how, fetch)
     return load_cifar(cifar, root, root_key=how.root_key)

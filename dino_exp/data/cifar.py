@@ -124,6 +124,14 @@ def fetch_cifar(cifar: Cifar, root: Path, tell: Tell) -> None:
         download(cifar.address, root / cifar.archive, md5=cifar.md5, most_bytes=_MOST_BYTES, tell=tell)
 
 
+def check_place(cifar: Cifar, root: Path, *, fetches: bool, root_key: str = "data.root") -> None:
+    """Raise ConfigError, in the words of the setting `root_key`, where `root` cannot hold it, or does not and is to."""
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"{root_key}={root}: is no folder; expected the one that holds {cifar.title}, or will")
+    if not fetches and not is_there(cifar, root):
+        raise ConfigError(_absent(cifar, root, root_key))
+
+
 def load_cifar(cifar: Cifar, root: Path, *, root_key: str = "data.root") -> tuple[ArrayDataset, ArrayDataset]:
     """The images to train on and the held-out ones, (N, 3, 32, 32) uint8, as published.
 
@@ -132,8 +140,7 @@ def load_cifar(cifar: Cifar, root: Path, *, root_key: str = "data.root") -> tupl
     is there, saying `root_key`, by which a user names the folder; DataError for files that are not the published ones,
     OSError.
     """
-    if not is_there(cifar, root):
-        raise ConfigError(_absent(cifar, root, root_key))
+    check_place(cifar, root, fetches=False, root_key=root_key)
     archive = root / cifar.archive
     contents = _read_archive(cifar, archive) if archive.is_file() else _read_folder(cifar, root / cifar.folder)
     places = {split: cifar.places(split) for split in SPLITS}

@@ -39,7 +39,9 @@ def test_a_run_on_cifar_is_moved_continued_and_evaluated(lab: Lab, cifar: Path) 
     assert baselines["pixel_knn_top1"] == baselines["init_knn_1shot"] == 1.0
     cifar.rename(lab.directory / "moved")
     lab.settings = ()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     told = lab.train(f"resume={run}", "train.stop_after_steps=2", code=2)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert f"CIFAR-10 is not in data.root={cifar}" in told
     assert "data.download=true" in told
     lab.train(f"resume={run}", "data.root=moved", "train.stop_after_steps=2")
@@ -56,7 +58,10 @@ def test_without_the_data_there_is_no_run(lab: Lab) -> None:
     lab.settings = (*SMALL, "data=cifar100")
     told = lab.train(code=2)
     assert "cifar-100-binary.tar.gz" in told
-    assert not list(lab.outputs.rglob("run.json"))
+    assert not lab.outputs.exists()
+    (lab.directory / "file").write_text("")
+    assert "is no folder" in lab.train("data.root=file", "data.download=true", code=2)
+    assert not lab.outputs.exists()
 
 
 @pytest.fixture

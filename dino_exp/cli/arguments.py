@@ -18,6 +18,10 @@ RunAtArgument = Annotated[
     str,
     typer.Argument(help=f"{_RUN_HELP}; `@latest`, `@best` or `@<step>` may follow. Or a manifest's path."),
 ]
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(help=f"{_RUN_HELP}, with `@latest`, `@best` or `@<step>` behind it. Or a manifest's path."),
+]
 OutputsOption = Annotated[Path, typer.Option("--outputs", metavar="DIR", help="Where runs lie.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 OUTPUTS = Path("outputs")

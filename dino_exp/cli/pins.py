@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dino_exp.checkpoint import pins
-from dino_exp.cli.arguments import OUTPUTS, Named, OutputsOption, RunAtArgument, named
+from dino_exp.cli.arguments import OUTPUTS, CheckpointArgument, Named, OutputsOption, named
 from dino_exp.cli.owning import own
 from dino_exp.cli.show import plain
 from dino_exp.errors import DinoExpError, UsageError
@@ -18,7 +18,7 @@ from dino_exp.runs.layout import RunPaths
 
 
 def pin(
-    checkpoint: RunAtArgument,
+    checkpoint: CheckpointArgument,
     note: Annotated[
         str | None, typer.Option("--note", metavar="TEXT", help="Why it is kept, for whoever finds it pinned.")
     ] = None,
@@ -45,7 +45,7 @@ def pin(
     print(plain(_told(f"step {step} of {wanted.paths.directory}", before, note)))
 
 
-def unpin(checkpoint: RunAtArgument, outputs: OutputsOption = OUTPUTS) -> None:
+def unpin(checkpoint: CheckpointArgument, outputs: OutputsOption = OUTPUTS) -> None:
     """Let the policy decide again about a pinned checkpoint. Nothing is dropped now.
 
     \b

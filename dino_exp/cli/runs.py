@@ -31,6 +31,7 @@ from dino_exp.catalogue.query import (
 from dino_exp.cli.arguments import OUTPUTS, JsonOption, OutputsOption
 from dino_exp.cli.show import plain, print_json, print_table
 from dino_exp.errors import UsageError
+from dino_exp.runs.record import STATES
 from dino_exp.words import age_text, count_text, with_short_digests
 
 PUBLIC = (
@@ -47,7 +48,10 @@ _HASH = re.compile(r"[0-9a-f]{1,64}")
 WhereOption = Annotated[
     list[str], typer.Option("--where", metavar="KEY=VALUE", help="Only runs of this setting; may be repeated.")
 ]
-StateOption = Annotated[list[str], typer.Option("--state", help="Only runs in this state; may be repeated.")]
+StateOption = Annotated[
+    list[str],
+    typer.Option("--state", metavar=f"<{'|'.join(STATES)}>", help="Only runs in this state; may be repeated."),
+]
 TagOption = Annotated[list[str], typer.Option("--tag", help="Only runs with this tag; may be repeated.")]
 LimitOption = Annotated[
     int | None, typer.Option("--limit", min=0, help=f"At most so many; 0: all. Tables show {_SHOWN}, JSON all.")
@@ -101,7 +105,10 @@ def list_all(
 
 def best(
     metric: Annotated[str, typer.Option("--metric", help="What is compared.")] = "knn_top1",
-    mode: Annotated[str | None, typer.Option("--mode", help="max or min; by default min for losses, else max.")] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option("--mode", metavar=f"<{'|'.join(_MODES)}>", help="By default min for losses, else max."),
+    ] = None,
     group: Annotated[bool, typer.Option("--group", help="Average over seeds: mean, spread, number of runs.")] = False,
     commit: Annotated[
         str | None,

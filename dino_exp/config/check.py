@@ -13,6 +13,7 @@ from dino_exp.config.schema import AskedConfig, Config
 from dino_exp.errors import ConfigError
 
 AnySection = TypeVar("AnySection", bound=Section)
+_ALIKE = 0.66  # from here on: a letter too many in a name of one letter is two thirds alike
 MISSING = "???"  # OmegaConf's mark of a value that must be given
 
 
@@ -77,7 +78,7 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """
     scores = {name: _score(word, name) for name in candidates}
     best = max(scores.values(), default=0.0)
-    near = [name for name in scores if scores[name] >= max(best - 0.02, 0.7)]
+    near = [name for name in scores if scores[name] >= max(best - 0.02, _ALIKE)]
     near.sort(key=lambda name: -_likeness(word, name))
     return f"; did you mean {', or '.join(near[:3])}?" if near else ""
 

@@ -131,7 +131,10 @@ def _schedule_rules(config: Config) -> Iterator[str]:
     }
     for key, epochs in warmups.items():
         if epochs > config.train.epochs:
-            yield f"{key}={epochs} is longer than train.epochs={config.train.epochs}: shorten the warm-up"
+            yield (
+                f"{key}={epochs} is longer than train.epochs={config.train.epochs}: shorten the warm-up, such as "
+                f"{key}={config.train.epochs // 2}"
+            )
 
 
 def _origin_rules(config: Config) -> Iterator[str]:

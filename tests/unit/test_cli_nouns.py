@@ -25,6 +25,22 @@ def test_a_noun_lists_its_verbs_and_each_explains_itself_with_examples(noun: str
         assert re.search(rf"Examples:\s+dino-exp {noun} {verb}\b", found.out)
 
 
+@pytest.mark.parametrize(
+    ("noun", "verb", "says"),
+    [
+        ("runs", "list", "<running|stopped|completed|preempted|failed|interrupted>"),
+        ("runs", "best", "<max|min>"),
+        ("checkpoints", "pin", "with`@latest`,`@best`or`@<step>`behindit"),
+        ("checkpoints", "unpin", "with`@latest`,`@best`or`@<step>`behindit"),
+        ("checkpoints", "list", "mayfollow"),
+    ],
+)
+def test_help_says_what_can_be_given(noun: str, verb: str, says: str) -> None:
+    out = cli(verb, "--help", noun=noun).out
+    first_column = "".join(line[: line.find("  Only")] if "  Only" in line else line for line in out.splitlines())
+    assert says in re.sub(r"[\s│]", "", first_column)
+
+
 @pytest.mark.parametrize("noun", NOUNS)
 def test_a_verb_that_is_none_is_told_beside_the_likely_ones(noun: str) -> None:
     found = cli("lists", noun=noun)

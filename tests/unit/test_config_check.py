@@ -165,6 +165,7 @@ def test_milestones_over_nothing_and_up_to_the_end(text: str, is_one: int) -> No
         ({"data__local_size": 20}, "data.local_size=20 is larger than data.image_size=16"),
         ({"data__num_classes": 3}, "data.num_classes=3 applies to data=synthetic only"),
         ({"scheduler__warmup_epochs": 46}, "scheduler.warmup_epochs=46 is longer than train.epochs=45"),
+        ({"train__epochs": 2}, "shorten the warm-up, such as scheduler.warmup_epochs=1"),
         ({"loss__warmup_teacher_temp_epochs": 46}, "loss.warmup_teacher_temp_epochs=46 is longer"),
         ({"train__batch_size": 1438}, "train.batch_size=1438 is more than the 1437 training images"),
         ({"train__batch_size": 1}, "train.batch_size=1 with loss.use_bn=true"),

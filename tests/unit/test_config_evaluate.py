@@ -62,6 +62,7 @@ def test_one_or_a_list():
             ("of=last", "+evaluation.lrr=1", "evaluation=linear"),
             "evaluation.lrr: there is no such setting; did you mean",
         ),
+        (("of=last", "evaluation.kk=3"), "evaluation.kk: there is no such setting; did you mean evaluation.k?"),
         (("of=last", "prat=student"), "prat: there is no such setting; did you mean part?"),
         (("of=last", "evaluation=linea"), "there are attention, crops, features, knn, linear; did you mean linear?"),
         (

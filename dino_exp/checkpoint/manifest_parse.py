@@ -72,6 +72,7 @@ def _parse_without_tensors(text: bytes, what: str) -> Manifest:
 
 def _to_manifest(body: dict[str, JSON], what: str, *, with_tensors: bool) -> Manifest:
     version = _check_version(body, what)
+    _need(version > 1 or not _NEW_IN_2 & body.keys(), what, "format 1 with keys of format 2")
     packs = {pack.name: pack for pack in (_pack(item, what) for item in _list(body, "packs", what))}
     _need(len(packs) == len(body["packs"]), what, "a pack comes twice")
     tensors = _dict(body, "tensors", what) if with_tensors else {}

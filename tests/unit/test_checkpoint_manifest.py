@@ -141,6 +141,7 @@ HOSTILE = {
     "other state digest": at("state_digest", "s1:zz"),
     "no format": at("format_version", None),
     "negative format": at("format_version", -1),
+    "format 1 with keys of format 2": at("format_version", 1),
 }
 
 

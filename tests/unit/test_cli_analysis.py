@@ -207,7 +207,7 @@ def test_runs_compare_shortens_the_digest_of_an_origin_for_people(run: RunPaths,
     assert "origin s1:01234567 " in told.out
     assert max(map(len, told.lines)) < 130
     assert "origin s1:01234567<" in picture.read_text()
-    assert {one["name"] for one in cli(*words, "--json", noun="runs").json} == {"origin None", f"origin {origin}"}
+    assert {one["name"] for one in cli(*words, "--json", noun="runs").json} == {"origin null", f"origin {origin}"}
 
 
 def test_runs_compare_tells_copies_apart_and_takes_a_run_once(run: RunPaths, tmp_path: Path) -> None:

@@ -22,8 +22,6 @@ def build_cifar(data: CifarDataConfig, how: Preparation) -> tuple[ArrayDataset, 
     if data.root is None:
         raise ConfigError(f"{how.root_key} is null: where is {data.name}? Give {how.root_key}=<folder>")
     cifar, root = COLLECTIONS[data.name], Path(data.root)
-    fetches = data.download and not how.looks_only
-    check_place(cifar, root, fetches=fetches, root_key=how.root_key)
 
     def fetch(progress: Progress) -> None:
         def tell(done: int, num_bytes: int) -> None:
@@ -32,6 +30,7 @@ def build_cifar(data: CifarDataConfig, how: Preparation) -> tuple[ArrayDataset, 
         if how.ranks is None or how.ranks.place.is_first:
             fetch_cifar(cifar, root, tell)
 
-    if fetches:
+    if data.download and not how.looks_only:
+        check_place(cifar, root, fetches=True, root_key=how.root_key)
         in_turn(how, fetch)
     return load_cifar(cifar, root, root_key=how.root_key)

@@ -11,7 +11,7 @@ W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -113,6 +113,7 @@ class DinoAugment:
     solarise_probability: float
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    _faster_way: threads.FasterWay = field(default_factory=threads.FasterWay, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_areas(global_area=self.global_area, local_area=self.local_area)
@@ -211,7 +212,7 @@ class DinoAugment:
             for places in alike(recipe, max(_PART_PIXELS // bytes_NCHW[0, 0].numel(), 1))
         ]
         parts.sort(key=lambda part: len(part[1]) * cuts[part[0]][0].numel(), reverse=True)
-        threads.over_threads(colour, parts)
+        self._faster_way.work(colour, parts)
         return coloured
 
     def _changed(self, crops: Tensor, recipe: Recipe) -> Tensor:
